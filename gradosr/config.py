@@ -1,0 +1,284 @@
+"""Jobs as frozen models: what a YAML file may say.
+
+All settings stand here, away from the code they configure, so that a faulty config is refused in
+a tenth of a second, before torch (2 to 8 s) is imported.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from gradosr.errors import ConfigError
+from gradosr.settings import Settings, SettingsT, load_settings
+
+MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
+DECODER = "torchvision.io+pillow/1"
+"""How gradosr.images makes pixels; part of a run's fingerprint, counted up when the same bytes give other pixels."""
+
+
+class S3Settings(Settings):
+    """How to reach one S3-compatible store. Credentials come from the standard AWS chain only."""
+
+    endpoint_url: str | None = None
+    """URL of the S3 server; none for AWS itself."""
+    region: str | None = None
+    """Region name; none takes the AWS chain's, else us-east-1."""
+    addressing_style: Literal["auto", "path", "virtual"] = "auto"
+    """Bucket in the path or in the host name; many S3-compatible servers need `path`."""
+    checksums: Literal["when_supported", "when_required"] = "when_supported"
+    """Request and response checksums; some S3-compatible servers need `when_required`."""
+    read_timeout: PositiveFloat = 30.0
+    """Seconds without a byte after which a read is tried again."""
+
+
+class TransformSettings(Settings):
+    """From a decoded image to the classifier's input; part of the run's fingerprint."""
+
+    resize: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+    """Pixels of the shorter side, or [height, width]; none leaves the size alone."""
+    crop: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+    """Centre crop, a side or [height, width] in pixels, after the resize; zero-padded where the image is smaller."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Per channel, of pixels in 0..1."""
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
+    """Per channel, of pixels in 0..1."""
+    interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
+    """Of the resize; bilinear and bicubic are antialiased."""
+
+    @model_validator(mode="after")
+    def _one_size(self) -> "TransformSettings":
+        if self.crop is None and not isinstance(self.resize, tuple):
+            raise ValueError("images of a batch need one size: give crop, or resize as [height, width]")
+        return self
+
+
+class LabelNames(Settings):
+    """Shared by the input kinds: where integer labels get their names."""
+
+    label_names: str | tuple[str, ...] | None = None
+    """Names of integer labels, in order: a list, or the URI of a JSON list."""
+
+
+class ParquetInput(LabelNames):
+    """Images in Parquet files, one shard per file."""
+
+    kind: Literal["parquet"] = "parquet"
+    uri: str
+    """Folder, prefix, glob or brace range of .parquet files."""
+    image_column: str = "image"
+    """Column of encoded images: binary, or Hugging Face's struct<bytes, path>."""
+    label_column: str | None = None
+    """Column of labels: strings, or integers into label_names."""
+
+
+class TarInput(LabelNames):
+    """Images in WebDataset tar files, one shard per file; `KEY.cls` holds a label name or an index into label_names."""
+
+    kind: Literal["tar"] = "tar"
+    uri: str
+    """Folder, prefix, glob or brace range of .tar, .tar.gz or .tgz files."""
+
+
+class ImagesInput(LabelNames):
+    """Single image files, recorded in groups that are one shard each; the folder an image lies in is its label."""
+
+    kind: Literal["images"] = "images"
+    uri: str
+    """Folder, prefix, glob or brace range of image files."""
+    group_size: PositiveInt = 1000
+    """Images per group; a group once recorded keeps its images."""
+
+
+Input = Annotated[ParquetInput | TarInput | ImagesInput, Field(discriminator="kind")]
+
+
+class TrainSettings(Settings):
+    """A plain recipe for those who bring no classifier: SGD with momentum, one-cycle rate, crop and flip."""
+
+    epochs: PositiveInt = 20
+    batch_size: PositiveInt = 128
+    learning_rate: PositiveFloat = 0.1
+    """The highest of the one-cycle schedule."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    crop_padding: int = Field(0, ge=0)
+    """Random crops after padding by this many pixels on each side (the CIFAR recipe takes 4)."""
+    flip: bool = False
+    """Mirror half of the images."""
+    seed: int = 0
+
+
+class ClassifierSettings(Settings):
+    """The classifier: architecture, weights, classes, transform."""
+
+    arch: str
+    """torchvision:NAME, timm:NAME, or package.module:factory (imported because this config names it)."""
+    args: dict[str, Any] = {}
+    """Keyword arguments of the architecture; none that fetch or read files."""
+    weights: str | None = None
+    """URI of a .safetensors file or a torch checkpoint of plain tensors; none with a `train` section."""
+    classes: tuple[str, ...] | str | None = None
+    """Class names in logit order, or the URI of a JSON list; none takes `known`."""
+    transform: TransformSettings
+
+
+ObjectiveName = str
+"""all_hot, all_zero, n_hot:N, predicted or uniform; see gradosr.gradients.objectives."""
+
+
+class TransferSettings(Settings):
+    """The paper's detector (section 3): trained on a class split with classifier 1, moved to classifier 2.
+
+    Stated by the paper: the split by class, one binary detector of two fully connected layers, the
+    confounding-label objective. Everything else below is our choice, where the paper is silent.
+    """
+
+    kind: Literal["transfer"] = "transfer"
+    objectives: tuple[ObjectiveName, ...] = ("all_hot",)
+    """One backward pass each."""
+    pseudo_unknown: PositiveInt | tuple[str, ...] | None = None
+    """Known classes played as unknown: names, or how many (drawn by seed); none takes a third."""
+    hidden: PositiveInt = 64
+    """Width of the first of the two fully connected layers (ours)."""
+    epochs: PositiveInt = 30
+    learning_rate: PositiveFloat = 1e-3
+    """Adam's (ours)."""
+    weight_decay: float = Field(1e-2, ge=0)
+    """AdamW's; strong, because the low-variance directions do not move between classifiers (ours)."""
+    batch_size: PositiveInt = 256
+    seed: int = 0
+    """Draws the class split and initialises the detector."""
+
+
+class OneClassSettings(Settings):
+    """A detector for a classifier trained elsewhere, fitted on known images alone."""
+
+    kind: Literal["one_class"] = "one_class"
+    objectives: tuple[ObjectiveName, ...] = ("all_hot", "predicted")
+    """One backward pass each."""
+    logits: bool = True
+    """Add the max logit to the score."""
+
+
+Detector = Annotated[TransferSettings | OneClassSettings, Field(discriminator="kind")]
+
+
+class StoreFields(Settings):
+    """How s3:// URIs are reached."""
+
+    store: S3Settings = S3Settings()
+    """For every s3:// URI."""
+    stores: dict[str, S3Settings] = {}
+    """By URI prefix, the longest match first; `store` serves the rest."""
+
+    @field_validator("stores")
+    @classmethod
+    def _prefixes(cls, stores: dict[str, S3Settings]) -> dict[str, S3Settings]:
+        if wrong := [prefix for prefix in stores if not prefix.startswith("s3://")]:
+            raise ValueError(f"a store's prefix begins with s3://: {', '.join(wrong)}")
+        return stores
+
+
+class FitJob(StoreFields):
+    """Fit a detector to a classifier (trained here, or elsewhere) and save both as a bundle."""
+
+    classifier: ClassifierSettings
+    train: TrainSettings | None = None
+    """A recipe: instead of classifier.weights, and for the transfer detector's classifier 1."""
+    input: Input
+    """Labelled known images."""
+    known: tuple[str, ...] = ()
+    """Classes to keep; images of other classes are left out. Default: the classifier's classes."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] | str = 0.1
+    """Images that train nothing: a fraction, or the URI of a list of keys or source paths (JSON list, or one a line)."""
+    detector: Detector
+    false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of known images that may be called unknown: is_unknown = p_value <= this."""
+    bundle: str
+    """Folder or prefix where the bundle goes."""
+    batch_size: PositiveInt = 64
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_pixels: PositiveInt = MAX_PIXELS
+    seed: int = 0
+    """Draws the held-out fraction, and splits held-out images into fitting and calibration."""
+
+    @model_validator(mode="after")
+    def _trained_somewhere(self) -> "FitJob":
+        if self.classifier.weights is None and self.train is None:
+            raise ValueError("classifier.weights or a train section is required: one of them makes the classifier")
+        if self.classifier.weights is not None and self.train is not None and self.detector.kind != "transfer":
+            raise ValueError("classifier.weights and train exclude each other with a one_class detector")
+        if self.detector.kind == "transfer" and self.train is None:
+            raise ValueError("detector.kind transfer needs a train section: classifier 1 is trained by it")
+        return self
+
+
+class RaySettings(Settings):
+    """Which Ray cluster does the work."""
+
+    address: str = "local"
+    """local starts a Ray of its own and stops it; auto, ray://HOST:PORT or HOST:PORT attach to one."""
+
+
+class ScoreJob(StoreFields):
+    """Score every image of an archive into a results folder."""
+
+    bundle: str
+    """Folder or prefix of the bundle."""
+    input: Input
+    """The archive."""
+    output: str
+    """Results folder or prefix; the same command again finishes a run."""
+    workers: PositiveInt | Literal["auto"] = "auto"
+    """auto: one per GPU, else by cores."""
+    batch_size: PositiveInt = 64
+    """Images per forward pass."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["float32"] = "float32"
+    features: Literal["none", "unknown", "all"] = "none"
+    """Rows that store the penultimate features."""
+    representation: Literal["none", "unknown", "all"] = "none"
+    """Rows that store the gradient representation."""
+    max_pixels: PositiveInt = MAX_PIXELS
+    """Images of more pixels (by their header) are not decoded: status too_large."""
+    max_attempts: PositiveInt = 3
+    """Workers that may die over one shard before it is quarantined."""
+    shard_timeout: PositiveFloat = 3600.0
+    """Seconds after which a worker still busy with one shard is taken for hung and replaced."""
+    retry_quarantined: bool = False
+    """Try quarantined shards again."""
+    ray: RaySettings = RaySettings()
+    trust: tuple[str, ...] = ()
+    """package.module:factory names that the bundle may import; torchvision and timm need none."""
+    runtime_env: dict[str, Any] = {}
+    """Passed to Ray; its env_vars never reach run.json or a log."""
+
+
+class PackJob(StoreFields):
+    """Pack images into WebDataset tar shards."""
+
+    input: Input
+    output: str
+    """Folder or prefix of the shards."""
+    images_per_shard: PositiveInt = 1000
+
+
+def pack_job(source: str, target: str, overrides: Sequence[str] = ()) -> PackJob:
+    """The job of two URIs and overrides; images by default."""
+    document = yaml.safe_dump({"input": {"kind": "images", "uri": source}, "output": target})
+    return load_settings(PackJob, document, "pack", overrides)
+
+
+def load_job(model: type[SettingsT], path: str, overrides: Sequence[str] = ()) -> SettingsT:
+    """The job of a YAML file. Raises ConfigError with every fault, one a line."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
+    return load_settings(model, text, path, overrides)

@@ -1,0 +1,41 @@
+"""Unknown detectors: from what one pass through the classifier yields to an unknown score. Imports torch alone.
+
+One variant per file, one line each in DETECTORS. A detector is its arrays: `arrays()` is what a
+bundle stores and `from_arrays` brings back the same scores.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from gradosr.detectors.observation import Observation
+from gradosr.detectors.one_class import OneClassDetector
+from gradosr.detectors.transfer import TransferDetector
+
+
+class Detector(Protocol):
+    """Scores observations; higher = more unknown."""
+
+    def score(self, observation: Observation) -> Tensor:
+        """Unknown score [B], float32, finite for finite observations."""
+        ...
+
+    def arrays(self) -> dict[str, Tensor]: ...
+
+    def dropped(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Coordinates that carried nothing on held-out images, by name."""
+        ...
+
+
+def restore(kind: str, arrays: Mapping[str, Tensor]) -> Detector:
+    """The detector of a bundle. Raises KeyError for a kind or an array that is not there."""
+    return DETECTORS[kind].from_arrays(arrays)
+
+
+DETECTORS: dict[str, type[OneClassDetector] | type[TransferDetector]] = {
+    "one_class": OneClassDetector,
+    "transfer": TransferDetector,
+}
+
+__all__ = ["DETECTORS", "Detector", "Observation", "OneClassDetector", "TransferDetector", "restore"]

@@ -1,0 +1,66 @@
+"""Every fault a user can be told in one line: what, where, what to do.
+
+GradosrError
+├── ConfigError             the config or the command line is wrong
+│   └── FingerprintMismatch the output folder belongs to a run of other settings
+├── InputError              something the config names cannot be used: missing, unreadable, unfit
+│   ├── BundleError         a bundle that is damaged, of another version, or names what may not be loaded
+│   ├── ClassifierError     an architecture, weights or forward pass that cannot serve
+│   └── StoreError          the store did not do what was asked, after retries
+│       ├── NotFound        no such bucket, object or path
+│       ├── AccessDenied    wrong, missing or expired credentials, or a policy that forbids it
+│       └── ObjectChanged   the object was replaced or removed after it was listed
+├── ShardUnreadable         a verdict on a shard's content: nothing of it can be read, now or later
+└── RunFailed               the run stopped or ended with failed shards; the same command resumes it
+
+Foreign errors become one of these at one boundary each (`raise ... from error`). All carry one
+message and nothing else, so they survive pickling between Ray processes. jobs/ turns them into exit codes.
+"""
+
+
+class GradosrError(Exception):
+    """Anything a user can be told in one line."""
+
+
+class ConfigError(GradosrError):
+    """The config or the command line is wrong."""
+
+
+class FingerprintMismatch(ConfigError):
+    """The output folder belongs to a run of other settings."""
+
+
+class InputError(GradosrError):
+    """Something the config names cannot be used."""
+
+
+class BundleError(InputError):
+    """A bundle is damaged, of another version, or names what may not be loaded."""
+
+
+class ClassifierError(InputError):
+    """An architecture, its weights or its forward pass cannot serve."""
+
+
+class StoreError(InputError):
+    """The store did not do what was asked, after retries."""
+
+
+class NotFound(StoreError):
+    """No such bucket, object or path."""
+
+
+class AccessDenied(StoreError):
+    """Wrong, missing or expired credentials, or a policy that forbids the request."""
+
+
+class ObjectChanged(StoreError):
+    """The object was replaced or removed after it was listed."""
+
+
+class ShardUnreadable(GradosrError):
+    """Nothing of the shard can be read, now or later."""
+
+
+class RunFailed(GradosrError):
+    """The run stopped or ended with failed shards; the same command resumes it."""

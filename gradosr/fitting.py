@@ -1,0 +1,177 @@
+"""Fitting: from a fit job to a bundle."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradosr.bundle import Bundle
+from gradosr.calibration import Calibration
+from gradosr.classifier import build_classifier, load_weights, read_weights
+from gradosr.config import FitJob, OneClassSettings, TrainSettings, TransferSettings
+from gradosr.detectors import Detector, Observation, OneClassDetector, TransferDetector
+from gradosr.errors import ConfigError
+from gradosr.known_images import CALIBRATION, FITTING, TRAINING, KnownImages, read_known
+from gradosr.manifest import Manifest
+from gradosr.parts import software
+from gradosr.readers import resolve_names
+from gradosr.scorer import Observer, pick_device
+from gradosr.store import Store, join
+from gradosr.telemetry import Notes
+from gradosr.training import train
+
+
+def fit(job: FitJob, notes: Notes) -> Bundle:
+    """The bundle of a fit job, not saved yet. Raises ConfigError, InputError or ClassifierError."""
+    store, device = Store(job.store, job.stores), pick_device(job.device)
+    classes = class_names(job, store)
+    classifier = _build(job, job.classifier.args, len(classes))
+    if job.classifier.weights:
+        load_weights(classifier, read_weights(store, job.classifier.weights), job.classifier.weights)
+    observer = Observer(classifier, job.classifier.transform, job.detector.objectives, device)
+    observer.check(len(classes))  # before the images are read
+    known = read_known(job, store, classes, keep_training=job.train is not None)
+    notes.say(f"{len(classes)} known classes; images: {_listed(known.counts())}")
+    if job.train and not job.classifier.weights:
+        _train(classifier, known.of(TRAINING), job.train, job, notes, "classifier")
+    fitting, calibration = (observe(observer, known.of(use), job.batch_size) for use in (FITTING, CALIBRATION))
+    detector = _fit_detector(job, known, fitting, classes, notes)
+    scores = detector.score(calibration).cpu().numpy()
+    correct = torch.cat([_correct(fitting, known.of(FITTING)), _correct(calibration, known.of(CALIBRATION))])
+    measured = {
+        "held_out_accuracy": float(correct.float().mean()),
+        "dropped_coordinates": list(detector.dropped(observer.coordinates)),
+    }
+    notes.say(f"closed-set accuracy on {len(correct)} held-out images: {measured['held_out_accuracy']:.4f}")
+    manifest = _manifest(job, classes, _provenance(job, known) | measured)
+    return Bundle(manifest, classifier, detector, Calibration.of(scores, job.false_alarm_rate))
+
+
+def record_job(store: Store, job: FitJob) -> None:
+    """Write fit.json beside the bundle to be: what made it, and proof that the place can be written before hours of work.
+
+    Raises StoreError when it cannot.
+    """
+    record = job.model_dump(mode="json", exclude={"store", "stores"})
+    store.write(join(job.bundle, "fit.json"), json.dumps(record, indent=2).encode())
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+def _correct(observation: Observation, known: KnownImages) -> Tensor:
+    return observation.logits_BK.argmax(1).cpu() == known.labels_N
+
+
+def _manifest(job: FitJob, classes: tuple[str, ...], provenance: dict[str, Any]) -> Manifest:
+    return Manifest(
+        arch=job.classifier.arch,
+        args=job.classifier.args,
+        classes=classes,
+        transform=job.classifier.transform,
+        detector=job.detector.kind,
+        objectives=job.detector.objectives,
+        false_alarm_rate=job.false_alarm_rate,
+        provenance=provenance,
+    )
+
+
+def _provenance(job: FitJob, known: KnownImages) -> dict[str, Any]:
+    """Where the bundle comes from; nothing of store settings or environment."""
+    return {
+        "input": job.input.model_dump(mode="json"),
+        "weights": job.classifier.weights,
+        "train": job.train.model_dump(mode="json") if job.train else None,
+        "detector": job.detector.model_dump(mode="json"),
+        "held_out": job.held_out,
+        "seed": job.seed,
+        "images": known.counts(),
+        "left_out": dict(known.left_out),
+        "software": software(),
+    }
+
+
+def class_names(job: FitJob, store: Store) -> tuple[str, ...]:
+    """The classifier's classes in logit order. Raises ConfigError when none are named or `known` has others."""
+    classes = resolve_names(job.classifier.classes, store) or job.known
+    if len(classes) < 2 or len(set(classes)) != len(classes):
+        raise ConfigError("classifier.classes or known: name at least two classes, each once, in logit order")
+    if other := [name for name in job.known if name not in classes]:
+        raise ConfigError(f"known: {', '.join(other)} not among the classifier's classes ({', '.join(classes)})")
+    return classes
+
+
+def _build(job: FitJob, args: Mapping[str, Any], classes: int) -> nn.Module:
+    # The fit config itself names the architecture, and so trusts it.
+    with torch.random.fork_rng():
+        torch.manual_seed(job.train.seed if job.train else job.seed)
+        return build_classifier(job.classifier.arch, args, classes, trusted=(job.classifier.arch,))
+
+
+def observe(observer: Observer, known: KnownImages, batch_size: int) -> Observation:
+    """What the detector sees of these images."""
+    observed = [observer(images).observation for images in known.images_NCHW.split(batch_size)]
+    return Observation(torch.cat([o.log_norms_BC for o in observed]), torch.cat([o.logits_BK for o in observed]))
+
+
+def _fit_detector(
+    job: FitJob, known: KnownImages, fitting: Observation, classes: Sequence[str], notes: Notes
+) -> Detector:
+    if isinstance(job.detector, OneClassSettings):
+        return OneClassDetector.fit(fitting, logits=job.detector.logits)
+    return _fit_transfer(job, job.detector, known, classes, notes).moved(fitting)
+
+
+def _fit_transfer(
+    job: FitJob, settings: TransferSettings, known: KnownImages, classes: Sequence[str], notes: Notes
+) -> TransferDetector:
+    """Classifier 1 on the pseudo-known classes; its representations of all training images train the detector."""
+    if job.train is None:
+        raise ConfigError("detector.kind transfer needs a train section: classifier 1 is trained by it")
+    unknown = pseudo_unknown(settings, classes)
+    pseudo_known = [index for index in range(len(classes)) if index not in unknown]
+    notes.say(f"transfer: pseudo-unknown classes {', '.join(classes[index] for index in unknown)}")
+    classifier = _build(job, {**job.classifier.args, "num_classes": len(pseudo_known)}, len(pseudo_known))
+    _train(classifier, known.of(TRAINING).of_classes(pseudo_known), job.train, job, notes, "classifier 1")
+    observer = Observer(classifier, job.classifier.transform, settings.objectives, pick_device(job.device))
+    observer.check(len(pseudo_known))
+    training = known.of(TRAINING)
+    held_out = observe(observer, known.of(FITTING).of_classes(pseudo_known), job.batch_size)
+    observation = observe(observer, training, job.batch_size)
+    return TransferDetector.fit(
+        observation,
+        torch.isin(training.labels_N, torch.tensor(unknown)).to(observer.device),
+        held_out,
+        **settings.model_dump(include={"hidden", "epochs", "learning_rate", "weight_decay", "batch_size", "seed"}),
+    )
+
+
+def pseudo_unknown(settings: TransferSettings, classes: Sequence[str]) -> list[int]:
+    """Indices of the classes played as unknown. Raises ConfigError unless both sides keep a class, the known two."""
+    chosen = settings.pseudo_unknown
+    if isinstance(chosen, tuple):
+        if other := [name for name in chosen if name not in classes]:
+            raise ConfigError(f"detector.pseudo_unknown: {', '.join(other)} not among the classes")
+        indices = [index for index, name in enumerate(classes) if name in chosen]
+    else:
+        count = chosen if chosen is not None else max(1, len(classes) // 3)
+        order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(settings.seed)).tolist()
+        indices = sorted(order[:count])
+    if not 1 <= len(indices) <= len(classes) - 2:
+        raise ConfigError(
+            f"detector.pseudo_unknown: {len(indices)} of {len(classes)}; keep at least two known, one unknown"
+        )
+    return indices
+
+
+def _train(
+    classifier: nn.Module, known: KnownImages, recipe: TrainSettings, job: FitJob, notes: Notes, what: str
+) -> None:
+    def observe_epoch(epoch: int, loss: float) -> None:
+        notes.step(f"training {what}: epoch {epoch + 1}/{recipe.epochs}, loss {loss:.3f}")
+
+    device = pick_device(job.device)
+    train(classifier, known.images_NCHW, known.labels_N, recipe, job.classifier.transform, device, observe_epoch)

@@ -1,0 +1,62 @@
+"""Objectives: what is backpropagated. One line each in OBJECTIVES.
+
+B batch, K known classes. Each maps logits_BK to a loss per sample, [B], in nats; no reduction over
+the batch, so the gradient of the summed loss holds each sample's own.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gradosr.errors import ConfigError
+
+Objective = Callable[[Tensor], Tensor]
+
+
+def confounding_label(classes: int, hot: int, seed: int = 0) -> Tensor:
+    """The 0/1 vector [K] with `hot` ones at seeded places; the paper allows every count but one."""
+    if hot == 1 or not 0 <= hot <= classes:
+        raise ConfigError(
+            f"objective n_hot:{hot}: a confounding label of {classes} classes has 0 or 2 to {classes} ones"
+        )
+    order = torch.randperm(classes, generator=torch.Generator().manual_seed(seed))
+    label_K = torch.zeros(classes)
+    label_K[order[:hot]] = 1.0
+    return label_K
+
+
+def confounding_loss(logits_BK: Tensor, label_K: Tensor) -> Tensor:
+    """Binary cross entropy of the sigmoids against one confounding label, averaged over classes (section 2 of the paper)."""
+    target_BK = label_K.to(logits_BK).expand_as(logits_BK)
+    return F.binary_cross_entropy_with_logits(logits_BK, target_BK, reduction="none").mean(1)
+
+
+def predicted_loss(logits_BK: Tensor) -> Tensor:
+    """Cross entropy against the predicted class."""
+    return F.cross_entropy(logits_BK, logits_BK.argmax(1), reduction="none")
+
+
+def uniform_loss(logits_BK: Tensor) -> Tensor:
+    """Cross entropy against the uniform distribution (GradNorm, Huang et al., NeurIPS 2021)."""
+    return -F.log_softmax(logits_BK, 1).mean(1)
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "all_hot": lambda logits_BK: confounding_loss(logits_BK, confounding_label(logits_BK.shape[1], logits_BK.shape[1])),
+    "all_zero": lambda logits_BK: confounding_loss(logits_BK, confounding_label(logits_BK.shape[1], 0)),
+    "predicted": predicted_loss,
+    "uniform": uniform_loss,
+}
+
+
+def objective(name: str) -> Objective:
+    """The objective of a name: a key of OBJECTIVES, or `n_hot:N` or `n_hot:N:SEED`. Raises ConfigError."""
+    if name in OBJECTIVES:
+        return OBJECTIVES[name]
+    kind, *numbers = name.split(":")
+    if kind == "n_hot" and 1 <= len(numbers) <= 2 and all(number.isdecimal() for number in numbers):
+        hot, seed = int(numbers[0]), int(numbers[1]) if len(numbers) == 2 else 0
+        return lambda logits_BK: confounding_loss(logits_BK, confounding_label(logits_BK.shape[1], hot, seed))
+    raise ConfigError(f"objective {name}: unknown (valid: {', '.join(OBJECTIVES)}, n_hot:N, n_hot:N:SEED)")

@@ -1,0 +1,187 @@
+"""Bytes to pixels, or the reason why not; and pixels to the classifier's input size.
+
+JPEG goes through libjpeg-turbo by torchvision (three times Pillow's speed), all else and CMYK through Pillow. Pillow
+reads every header first, without decoding, so that `max_pixels` holds before memory is asked for. The formats are
+opened by their own classes, not by Image.open: that keeps the exotic ones out (EPS would start Ghostscript), and
+leaves `max_pixels` the only limit, without a change to Pillow's process-wide one. Pillow keeps its own limit of
+179 million pixels for WebP and TIFF, and warns of TIFF from half of that.
+"""
+
+import io
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+from PIL.ImageFile import ImageFile
+from torch import Tensor
+from torchvision.io import ImageReadMode
+from torchvision.transforms.v2 import InterpolationMode, functional
+
+from gradosr.config import TransformSettings
+from gradosr.readers import EMPTY, Fault, reason
+
+# What torchvision.io.decode_jpeg calls, less its deprecation warning with every image (which -W error would turn into
+# an unsupported image). Looked up here, so that a torchvision without it fails at once, not image by image.
+_decode_jpeg = torch.ops.image.decode_jpeg
+
+_FORMATS: tuple[tuple[re.Pattern[bytes], Callable[[io.BytesIO], ImageFile]], ...] = tuple(
+    (re.compile(magic, re.DOTALL), opened)
+    for magic, opened in (
+        (rb"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
+        (rb"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
+        (rb"GIF8[79]a", GifImagePlugin.GifImageFile),
+        (rb"RIFF....WEBP", WebPImagePlugin.WebPImageFile),
+        (rb"II[*+]\0|MM\0[*+]", TiffImagePlugin.TiffImageFile),
+        (rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", BmpImagePlugin.BmpImageFile),
+        (rb"P[1-6]\s+[\d#]", PpmImagePlugin.PpmImageFile),
+        (rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", Jpeg2KImagePlugin.Jpeg2KImageFile),
+    )
+)
+_NO_DECODER = re.compile(rb"....ftyp(avif|avis|heic|heix|hevc|heim|mif1|msf1)", re.DOTALL)
+_CUT = re.compile(r"truncated|incomplete", re.IGNORECASE)  # as libjpeg by torchvision, and Pillow, say it
+
+_ORIENTATION = 0x0112  # EXIF tag
+_UPRIGHT: dict[int, Callable[[Tensor], Tensor]] = {  # of [3, H, W]; what undoes each orientation (EXIF 2.3, 4.6.4.A)
+    1: lambda pixels: pixels,
+    2: lambda pixels: pixels.flip(2),
+    3: lambda pixels: pixels.flip(1, 2),
+    4: lambda pixels: pixels.flip(1),
+    5: lambda pixels: pixels.transpose(1, 2),
+    6: lambda pixels: pixels.transpose(1, 2).flip(2),
+    7: lambda pixels: pixels.transpose(1, 2).flip(1, 2),
+    8: lambda pixels: pixels.transpose(1, 2).flip(1),
+}
+_MAX_ASPECT = 100
+
+
+class Decoded(NamedTuple):
+    """An image's pixels, or why there are none."""
+
+    pixels: Tensor | None
+    """uint8 [3, height, width], RGB, upright."""
+    width: int | None
+    """After EXIF orientation; known from the header on, also where decoding failed."""
+    height: int | None
+    fault: Fault | None
+
+
+class _Refused(Exception):  # noqa: N818 - a verdict on an image, not an error
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(*fault)
+        self.fault = fault
+
+
+def decode(data: bytes, max_pixels: int) -> Decoded:
+    """The image as RGB, or a fault: empty, truncated, not_an_image, unsupported or too_large. Raises nothing.
+
+    Alpha is dropped, 16 bits become 8 by scaling, of an animation the first frame counts.
+    """
+    width, height = None, None
+    try:
+        image = _open(data)
+        orientation = _orientation(image)
+        width, height = image.size if orientation < 5 else (image.height, image.width)
+        pixels = _UPRIGHT[orientation](_pixels(image, data, max_pixels))
+    except _Refused as refused:
+        return Decoded(None, width, height, refused.fault)
+    except Exception as error:  # decoders raise anything: OSError, ValueError, SyntaxError, RuntimeError, MemoryError
+        return Decoded(None, width, height, _fault(error))
+    return Decoded(pixels, pixels.shape[2], pixels.shape[1], None)
+
+
+def to_input_size(pixels: Tensor, transform: TransformSettings) -> Tensor:
+    """uint8 [3, H, W] resized and centre-cropped to uint8 [3, h, w]; normalising is left to the device.
+
+    Bytes, not floats, go to the device: a quarter of the copy, and a fast integer kernel for the resize.
+    """
+    if transform.resize is not None:
+        size = [transform.resize] if isinstance(transform.resize, int) else list(transform.resize)
+        if len(size) == 1:
+            # A 1 x 60,000 strip whose shorter side became 256 would take 12 GB; the crop sees its centre only.
+            height, width = pixels.shape[1:]
+            pixels = functional.center_crop(
+                pixels, [min(height, _MAX_ASPECT * width), min(width, _MAX_ASPECT * height)]
+            )
+        pixels = functional.resize(pixels, size, InterpolationMode(transform.interpolation), antialias=True)
+    if transform.crop is not None:
+        crop = [transform.crop] * 2 if isinstance(transform.crop, int) else list(transform.crop)
+        pixels = functional.center_crop(pixels, crop)
+    return pixels.contiguous()
+
+
+def _open(data: bytes) -> ImageFile:
+    """The image with its header read and no pixel decoded."""
+    if not data:
+        raise _Refused(EMPTY)
+    opened = next((opened for magic, opened in _FORMATS if magic.match(data)), None)
+    if opened is None:
+        if found := _NO_DECODER.match(data):
+            raise _Refused(Fault("unsupported", f"no decoder for {found[1].decode()}"))
+        raise _Refused(Fault("not_an_image", "not in a known image format"))
+    stream = io.BytesIO(data)
+    try:
+        return opened(stream)
+    except Image.DecompressionBombError:
+        raise
+    except Exception as error:
+        cut = _riff_size(data) > len(data) if data.startswith(b"RIFF") else stream.tell() >= len(data)
+        raise _Refused(Fault("truncated" if cut else "unsupported", reason(error))) from error
+
+
+def _riff_size(data: bytes) -> int:
+    return 8 + int.from_bytes(data[4:8], "little")
+
+
+def _orientation(image: ImageFile) -> int:
+    if "exif" not in image.info:  # of a TIFF, Pillow applies the tag itself
+        return 1
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception:  # damaged EXIF data says nothing about the pixels
+        return 1
+    return orientation if orientation in _UPRIGHT else 1
+
+
+def _pixels(image: ImageFile, data: bytes, max_pixels: int) -> Tensor:
+    if image.width * image.height > max_pixels:
+        text = f"{image.width} x {image.height} pixels are more than max_pixels, {max_pixels}"
+        raise _Refused(Fault("too_large", text))
+    if image.format == "JPEG" and image.mode in ("RGB", "L"):
+        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        pixels: Tensor = _decode_jpeg(encoded, ImageReadMode.RGB.value)
+        return pixels
+    return torch.from_numpy(_rgb(image)).permute(2, 0, 1)
+
+
+def _rgb(image: ImageFile) -> NDArray[np.uint8]:
+    """[H, W, 3] by Pillow."""
+    image.load()
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        # Pillow's own conversion clips at 255, which leaves white.
+        grey = ((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)
+        return np.repeat(grey[:, :, np.newaxis], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise _Refused(Fault("unsupported", f"pixels of 32 bits (mode {image.mode}) have no known range"))
+    image.info.pop("transparency", None)  # it changes no colour, but makes Pillow warn
+    return np.array(image.convert("RGB"))
+
+
+def _fault(error: Exception) -> Fault:
+    if isinstance(error, Image.DecompressionBombError):
+        return Fault("too_large", reason(error))
+    cut = isinstance(error, EOFError) or _CUT.search(str(error))
+    return Fault("truncated" if cut else "unsupported", reason(error))

@@ -1,0 +1,134 @@
+"""Known images for fitting: read, kept or left out, and split three ways by key.
+
+training      trains a classifier (and the transfer detector)
+fitting       held out of training: standardises, fits the one_class detector
+calibration   held out of everything: p-values alone
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradosr.config import FitJob, ImagesInput
+from gradosr.errors import InputError
+from gradosr.loading import PreparedImage, prepared_batches
+from gradosr.readers import READERS, EncodedImage, resolve_names
+from gradosr.shards import list_groups, list_shards
+from gradosr.store import Store
+
+TRAINING, FITTING, CALIBRATION = 0, 1, 2
+USES = {"training": TRAINING, "fitting": FITTING, "calibration": CALIBRATION}
+
+
+@dataclass(frozen=True)
+class KnownImages:
+    """Labelled images of the known classes, at the classifier's input size."""
+
+    images_NCHW: Tensor
+    """uint8."""
+    labels_N: Tensor
+    """Index into the classes."""
+    use_N: Tensor
+    """TRAINING, FITTING or CALIBRATION."""
+    left_out: Mapping[str, int]
+    """Counts of what was read and not kept, by reason."""
+
+    def of(self, *uses: int) -> "KnownImages":
+        """The images of these uses."""
+        rows = torch.isin(self.use_N, torch.tensor(uses))
+        return KnownImages(self.images_NCHW[rows], self.labels_N[rows], self.use_N[rows], self.left_out)
+
+    def of_classes(self, classes: Sequence[int]) -> "KnownImages":
+        """The images of these classes (ascending indices), labelled by their place among them."""
+        rows = torch.isin(self.labels_N, torch.tensor(classes))
+        labels_N = torch.searchsorted(torch.tensor(classes), self.labels_N[rows])
+        return KnownImages(self.images_NCHW[rows], labels_N, self.use_N[rows], self.left_out)
+
+    def counts(self) -> dict[str, int]:
+        """Images by use."""
+        return {name: int((self.use_N == use).sum()) for name, use in USES.items()}
+
+
+def read_known(job: FitJob, store: Store, classes: Sequence[str], *, keep_training: bool) -> KnownImages:
+    """Read the input. Raises InputError when images of a use or labels are missing."""
+    wanted = {name: index for index, name in enumerate(classes) if not job.known or name in job.known}
+    split = _Split(job, store)
+    left_out = {"other_classes": 0, "unlabelled": 0, "unreadable": 0}
+    pixels: list[Tensor] = []
+    facts: list[tuple[int, int]] = []
+    for image in _prepared(job, store):
+        label = image.encoded.label
+        if label not in wanted:
+            left_out["unlabelled" if label is None else "other_classes"] += 1
+        elif image.pixels is None:
+            left_out["unreadable"] += 1
+        elif (use := split.use(image.encoded)) != TRAINING or keep_training:
+            pixels.append(image.pixels)
+            facts.append((wanted[label], use))
+    if not facts:
+        raise InputError(
+            f"{job.input.uri}: no images of the known classes ({_reasons(left_out)}); check known and labels"
+        )
+    labels_N, use_N = torch.tensor(facts).unbind(1)
+    for name, use in USES.items():
+        if not (use_N == use).any() and (use != TRAINING or keep_training):
+            raise InputError(
+                f"{job.input.uri}: no images left for {name}; check held_out ({split.matched} images matched)"
+            )
+    return KnownImages(torch.stack(pixels), labels_N, use_N, left_out)
+
+
+def _reasons(left_out: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in left_out.items())
+
+
+def _prepared(job: FitJob, store: Store) -> Iterator[PreparedImage]:
+    source = job.input
+    names = resolve_names(source.label_names, store)
+    shards = list_groups(source, store, [])[0] if isinstance(source, ImagesInput) else list_shards(source, store)
+    READERS[source.kind].check(shards[0], store, source)
+    for shard in shards:
+        images = READERS[source.kind].read(shard, store, source, names)
+        transform, threads = job.classifier.transform, torch.get_num_threads()
+        for batch in prepared_batches(images, transform, job.max_pixels, job.batch_size, threads):
+            yield from batch
+
+
+class _Split:
+    """Which use an image has: by a list or a hash of its key, never by its place."""
+
+    def __init__(self, job: FitJob, store: Store) -> None:
+        self._seed = job.seed
+        self._fraction = job.held_out if isinstance(job.held_out, float) else None
+        self._listed = frozenset[str]() if isinstance(job.held_out, float) else _read_list(store, job.held_out)
+        self.matched = 0
+
+    def use(self, image: EncodedImage) -> int:
+        if self._fraction is not None:
+            held_out = _unit(self._seed, "held out", image.key) < self._fraction
+        else:
+            held_out = image.key in self._listed or image.source in self._listed
+        if not held_out:
+            return TRAINING
+        self.matched += 1
+        return FITTING if _unit(self._seed, "fitting", image.key) < 0.5 else CALIBRATION
+
+
+def _unit(seed: int, salt: str, key: str) -> float:
+    """A number in [0, 1) that depends on nothing but its arguments."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{salt}/{key}".encode()).digest()[:8], "big") / 2**64
+
+
+def _read_list(store: Store, uri: str) -> frozenset[str]:
+    try:
+        text = store.read(uri).decode()
+        names = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
+    except ValueError as error:
+        raise InputError(f"{uri}: expected keys or source paths, a JSON list or one a line") from error
+    if not all(isinstance(name, str) for name in names):
+        raise InputError(f"{uri}: expected keys or source paths, found something else in the list")
+    return frozenset(name.strip() for name in names if name.strip())

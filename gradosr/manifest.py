@@ -1,0 +1,52 @@
+"""bundle.json: what a bundle says of itself. Read without torch, so that a run can be planned without it."""
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from gradosr.config import TransformSettings
+from gradosr.errors import BundleError, NotFound
+from gradosr.settings import Settings
+from gradosr.store import Store, join
+
+VERSION: Literal[1] = 1
+MANIFEST = "bundle.json"
+
+
+class Manifest(Settings):
+    """bundle.json."""
+
+    version: Literal[1] = VERSION
+    arch: str
+    args: dict[str, Any]
+    classes: tuple[str, ...]
+    """In logit order."""
+    transform: TransformSettings
+    detector: str
+    """A key of gradosr.detectors.DETECTORS."""
+    objectives: tuple[str, ...]
+    """Backpropagated in this order; the representation is their norms side by side."""
+    false_alarm_rate: float
+    """is_unknown = p_value <= this."""
+    files: dict[str, str] = {}
+    """SHA-256 of each other file."""
+    provenance: dict[str, Any] = {}
+    """Where it comes from: data, counts, seed, versions, measured closed-set accuracy."""
+
+
+def read_manifest(store: Store, uri: str) -> tuple[Manifest, str]:
+    """The manifest and its digest. Raises BundleError in one line."""
+    try:
+        body = store.read(join(uri, MANIFEST))
+    except NotFound as error:
+        raise BundleError(f"{uri}: no bundle there (no {MANIFEST}); `gradosr fit` makes one") from error
+    try:
+        document = json.loads(body)
+        version = document.get("version")
+        if version != VERSION:
+            raise BundleError(f"{uri}: bundle version {version}; this gradosr reads version {VERSION}, fit it again")
+        return Manifest.model_validate(document), hashlib.sha256(body).hexdigest()
+    except (ValueError, AttributeError, ValidationError) as error:
+        raise BundleError(f"{uri}: {MANIFEST} is damaged: {str(error).splitlines()[0]}") from error

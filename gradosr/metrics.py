@@ -1,0 +1,38 @@
+"""Open-set metrics from scores with known truth. Scores: higher = more unknown.
+
+N known classes; label -1 (or any other name outside them) is unknown.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import auc, f1_score, roc_auc_score, roc_curve
+
+Scores = NDArray[np.floating]
+Flags = NDArray[np.bool_]
+
+
+def auroc(scores: Scores, unknown: Flags) -> float:
+    """Area under the ROC curve, unknown against known; chance is .5."""
+    return float(roc_auc_score(unknown, scores))
+
+
+def fpr_at_95_tpr(scores: Scores, unknown: Flags) -> float:
+    """Share of unknown images taken for known when at least 95 % of the known are accepted; lower is better."""
+    false_positives, true_positives, _ = roc_curve(~unknown, -scores, drop_intermediate=False)
+    return float(false_positives[np.argmax(true_positives >= 0.95)])
+
+
+def oscr(scores: Scores, unknown: Flags, correct: Flags) -> float:
+    """Area under correct-classification rate of knowns against false-positive rate of unknowns (Dhamija et al., 2018)."""
+    order = np.argsort(scores, kind="stable")
+    last_of_ties = np.append(np.diff(scores[order]) > 0, True)
+    rate_correct = np.cumsum((correct & ~unknown)[order])[last_of_ties] / max(1, (~unknown).sum())
+    rate_false = np.cumsum(unknown[order])[last_of_ties] / max(1, unknown.sum())
+    return float(auc(np.append(0.0, rate_false), np.append(0.0, rate_correct)))
+
+
+def macro_f1(labels: Sequence[str], predicted: Sequence[str]) -> float:
+    """F1 averaged over the N known classes and `unknown`."""
+    return float(f1_score(labels, predicted, average="macro", zero_division=0.0))

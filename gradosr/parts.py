@@ -1,0 +1,115 @@
+"""The result schema, and a part in the making.
+
+Footer metadata of a part (JSON values): gradosr.schema_version, gradosr.counts, gradosr.shard,
+gradosr.fingerprint, gradosr.seconds, gradosr.worker, gradosr.software.
+"""
+
+import json
+import platform
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gradosr.shards import Shard
+
+SCHEMA_VERSION = 1
+STATUSES = ("ok", "empty", "truncated", "not_an_image", "unsupported", "too_large", "non_finite")
+SPOOL_BYTES = 64 << 20
+"""A part larger than this grows on local disk instead of in memory."""
+ROW_GROUP = 10_000
+
+_COLUMNS: dict[str, pa.DataType] = {
+    "key": pa.string(),
+    "source": pa.string(),
+    "shard": pa.string(),
+    "row": pa.int32(),
+    "status": pa.string(),
+    "error": pa.string(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "predicted_class": pa.string(),
+    "predicted_index": pa.int32(),
+    "confidence": pa.float32(),
+    "max_logit": pa.float32(),
+    "energy": pa.float32(),
+    "unknown_score": pa.float32(),
+    "p_value": pa.float32(),
+    "is_unknown": pa.bool_(),
+    "open_set_class": pa.string(),
+    "label": pa.string(),
+}
+_REQUIRED = ("key", "shard", "row", "status")
+
+
+def schema(representation: int = 0, features: int = 0) -> pa.Schema:
+    """Columns of a part; with the widths of the representation and features where they are stored, else 0."""
+    fields = [pa.field(name, kind, nullable=name not in _REQUIRED) for name, kind in _COLUMNS.items()]
+    if representation:
+        fields.append(pa.field("representation", pa.list_(pa.float32(), representation)))
+    if features:
+        fields.append(pa.field("features", pa.list_(pa.float16(), features)))
+    return pa.schema(fields)
+
+
+Row = dict[str, Any]
+
+
+class PartBuilder:
+    """One part in the making: rows in input order, nothing visible until it is put."""
+
+    def __init__(self, shard: Shard, columns: pa.Schema) -> None:
+        self._shard, self._schema = shard, columns
+        self._body = tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115 - closed with the part
+        self._writer = pq.ParquetWriter(self._body, columns, compression="zstd")
+        self._rows: list[Row] = []
+        self.counts: Counter[str] = Counter()
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Append rows; absent columns are null."""
+        for row in rows:
+            self._rows.append({**row, "shard": self._shard.name, "row": self.counts["rows"]})
+            self.counts["rows"] += 1
+            self.counts[row["status"]] += 1
+            self.counts["unknown"] += bool(row.get("is_unknown"))
+        if len(self._rows) >= ROW_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        arrays = [pa.array([row.get(f.name) for row in self._rows], f.type) for f in self._schema]
+        self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
+        self._rows = []
+
+    def finish(self, metadata: Mapping[str, Any]) -> BinaryIO:
+        """The whole file from its beginning, with `metadata` and the counts in the footer."""
+        self._flush()
+        facts = {"gradosr.schema_version": SCHEMA_VERSION, "gradosr.counts": dict(self.counts), **metadata}
+        self._writer.add_key_value_metadata({name: json.dumps(value) for name, value in facts.items()})
+        self._writer.close()
+        self._body.seek(0)
+        return cast("BinaryIO", self._body)
+
+    def close(self) -> None:
+        """Drop the memory and the spool file."""
+        self._body.close()
+
+
+def stored_values(wanted: str, unknown: np.ndarray, values: np.ndarray | None) -> list[np.ndarray | None]:
+    """Per row, what `none | unknown | all` says is stored of an array [B, ...]."""
+    if values is None:
+        return [None] * len(unknown)
+    return [
+        value if wanted == "all" or (wanted == "unknown" and flag) else None
+        for value, flag in zip(values, unknown, strict=True)
+    ]
+
+
+def software() -> dict[str, str]:
+    """Versions that scores may depend on."""
+    names = ("gradosr", "torch", "torchvision", "pyarrow", "pillow", "ray")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}

@@ -1,0 +1,47 @@
+"""Where a run stands and what became of its shards: small facts that workers, driver and display share."""
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Progress:
+    """Of the shards that were pending when the run started."""
+
+    total: int
+    done: int = 0
+    workers: int = 0
+    """Ready ones."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """rows, unknown and one per status, of the shards done."""
+    first_ready: float | None = None
+    """time.monotonic() when the first worker was ready: start-up is not part of the rate."""
+
+    @property
+    def seconds(self) -> float:
+        """Since the first worker was ready."""
+        return 0.0 if self.first_ready is None else time.monotonic() - self.first_ready
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """What a worker sends back: small, no rows."""
+
+    part: str
+    counts: dict[str, int]
+    """rows, unknown, and one per status."""
+    seconds: dict[str, float]
+    """By stage: read (as far as scoring waited for reading and decoding), score, write."""
+    worker: str
+
+
+@dataclass
+class Outcome:
+    """What became of the pending shards."""
+
+    reports: list[ShardReport] = field(default_factory=list)
+    quarantined: dict[str, str] = field(default_factory=dict)
+    """Part name -> reason."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Shard name -> reason; retried by the next run."""

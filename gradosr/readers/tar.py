@@ -1,0 +1,186 @@
+"""Images of a WebDataset tar: one row per image member, in memory one sample at a time."""
+
+import gzip
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import BinaryIO, NamedTuple, TypeAlias
+
+from gradosr.config import TarInput
+from gradosr.errors import ShardUnreadable, StoreError
+from gradosr.readers import EMPTY, MAX_ENCODED, EncodedImage, Fault, label_of, reason, too_large
+from gradosr.shards import IMAGE_SUFFIXES, Shard, as_text
+from gradosr.store import Store
+
+_BLOCK = tarfile.BLOCKSIZE
+_MAX_SAMPLE = 64 * 2**20  # bytes of images kept back until their sample's label comes
+_MAX_LABEL = 64 * 2**10
+_MAX_HEADER = 128 * 2**10  # bytes of a long name or a pax header, which tarfile reads whole and searches slowly
+_LONG_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, b"K")
+
+
+def read(shard: Shard, store: Store, _source: TarInput, label_names: tuple[str, ...] | None) -> Iterator[EncodedImage]:
+    """The image members in archive order, then one `truncated` row where the archive breaks off.
+
+    The label is the text of `KEY.cls` in the same sample: consecutive members whose names agree up to the first
+    dot of the last path step. Key: SHARD#MEMBER; a name that comes again gets #2, #3 ... behind it.
+    Raises ShardUnreadable when it is no tar at all.
+    """
+    with store.open(shard.stored) as file:
+        stream: _Stream = gzip.GzipFile(fileobj=file) if shard.uri.lower().endswith((".gz", ".tgz")) else file
+        _check_first_block(shard, stream)
+        yield from _images(shard, _entries(stream), label_names)
+
+
+def check(_shard: Shard, _store: Store, _source: TarInput) -> None:
+    """Nothing of a tar depends on the settings."""
+
+
+_Stream: TypeAlias = BinaryIO | gzip.GzipFile
+
+
+class _Entry(NamedTuple):
+    name: str
+    data: bytes
+    fault: Fault | None = None
+
+
+def _images(shard: Shard, entries: Iterator[_Entry], label_names: tuple[str, ...] | None) -> Iterator[EncodedImage]:
+    times: dict[str, int] = {}
+    waiting: list[EncodedImage] = []  # images of this sample, as long as its label is not known
+    sample, label, held = "", None, 0
+    for entry in entries:
+        if _sample(entry.name) != sample:
+            yield from waiting
+            waiting, sample, label, held = [], _sample(entry.name), None, 0
+        if entry.fault is None and _is_label(entry.name):
+            label = label_of(entry.data.decode(errors="backslashreplace").strip() or None, label_names)
+            yield from (replace(image, label=label) for image in waiting)
+            waiting = []
+            continue
+        key = _unique(f"{shard.name}#{entry.name}", times)
+        waiting.append(EncodedImage(key, entry.data, label, fault=entry.fault or (None if entry.data else EMPTY)))
+        held += len(entry.data)
+        if label is not None or held > _MAX_SAMPLE:
+            yield from waiting
+            waiting, held = [], 0
+    yield from waiting
+
+
+def _sample(name: str) -> str:
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.partition(".")[0]
+
+
+def _is_label(name: str) -> bool:
+    return name.removeprefix(_sample(name)).lower() == ".cls"
+
+
+def _unique(name: str, times: dict[str, int]) -> str:
+    key = name
+    while key in times:
+        times[name] += 1
+        key = f"{name}#{times[name]}"
+    times[key] = 1
+    return key
+
+
+class _Cut(Exception):  # noqa: N818 - an end, not an error of ours
+    """The archive breaks off, or goes on as something that is no tar."""
+
+
+def _entries(stream: _Stream) -> Iterator[_Entry]:
+    """Images and labels in archive order, and one last entry with a fault where the archive is cut."""
+    reading = ""  # the member whose bytes are being read
+    try:
+        for archive, member in _members(stream):
+            name = as_text(member.name)
+            while name.startswith("./"):
+                name = name[2:]
+            if not member.isreg() or not (name.lower().endswith(IMAGE_SUFFIXES) or _is_label(name)):
+                continue
+            if fault := _refusal(name, member):
+                yield _Entry(name, b"", fault)
+                continue
+            reading = name
+            data = _content(archive, member, _MAX_LABEL if _is_label(name) else MAX_ENCODED)
+            reading = ""
+            yield _Entry(name, data)
+    except _Cut as cut:
+        yield _Entry(reading or "truncated", b"", Fault("truncated", f"archive cut or damaged: {cut}"))
+
+
+def _refusal(name: str, member: tarfile.TarInfo) -> Fault | None:
+    """Why a member is not to be read, if so. A sparse one may have a map that tarfile follows for ever."""
+    if member.issparse():
+        return Fault("unsupported", "a sparse tar member")
+    return too_large(member.size) if member.size > MAX_ENCODED and not _is_label(name) else None
+
+
+def _members(stream: _Stream) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    with _cuts():
+        archive = _Archive(fileobj=stream, mode="r", encoding="utf-8")
+    while True:
+        with _cuts():
+            member = archive.next()
+        if member is None:
+            return
+        if archive.offset <= member.offset:  # a size below zero, which tarfile of older Pythons follows for ever
+            raise _Cut("a header that leads backwards")
+        archive.members.clear()  # tarfile keeps them all otherwise
+        yield archive, member
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo, limit: int) -> bytes:
+    with _cuts():
+        file = archive.extractfile(member)
+        return file.read(min(member.size, limit)) if file else b""
+
+
+class _Header(tarfile.TarInfo):
+    """A strict header: behind the first member, tarfile takes a cut or garbled one for the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> "_Header":
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # a block of zeros: the end as it should be
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"no end mark: {error}") from error
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0 or (header.type in _LONG_HEADERS and header.size > _MAX_HEADER):
+            raise tarfile.HeaderError(f"a header of {header.size} bytes")
+        return header
+
+
+class _Archive(tarfile.TarFile):
+    tarinfo = _Header
+    members: list[tarfile.TarInfo]
+
+
+def _check_first_block(shard: Shard, stream: _Stream) -> None:
+    """Decides whether this is a tar at all: whatever fails later is a cut."""
+    try:
+        with _cuts():
+            block = stream.read(_BLOCK)
+            stream.seek(0)
+            if block != bytes(_BLOCK):
+                _Header.frombuf(block, "utf-8", "surrogateescape")
+    except _Cut as error:
+        raise ShardUnreadable(f"{shard.uri}: not a tar archive: {error if shard.size else 'empty file'}") from error
+
+
+@contextmanager
+def _cuts() -> Iterator[None]:
+    """Whatever a damaged archive makes tarfile, gzip or zlib raise is a cut; the store's own errors never are."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except Exception as error:  # header parsing raises anything: ValueError, IndexError, RecursionError, zlib.error
+        raise _Cut(reason(error)) from error

@@ -1,0 +1,176 @@
+"""The run folder: what is done, what is not, and which parts make up the table.
+
+RUN/run.json        the fingerprint, written once before the first part
+RUN/parts/          one Parquet object per shard version; its presence is the completion mark
+RUN/quarantine/     one JSON per shard version that can never be read, or kills its workers
+RUN/groups/         which single images form which shard (kind: images)
+RUN/superseded/     parts whose shard changed or vanished
+RUN/stats.json      counts by part
+RUN/_SUCCESS        the parts that make up the table, and their merged counts
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gradosr.errors import FingerprintMismatch, InputError, NotFound
+from gradosr.parts import SCHEMA_VERSION
+from gradosr.shards import Shard
+from gradosr.store import Store, join
+
+
+@dataclass
+class Listing:
+    """What one LIST of a run folder showed."""
+
+    parts: set[str] = field(default_factory=set)
+    """Names without folder and ending."""
+    quarantined: set[str] = field(default_factory=set)
+    groups: list[str] = field(default_factory=list)
+    """URIs of the group records, in order."""
+    finished: bool = False
+    """Whether _SUCCESS is there."""
+    claimed: bool = False
+    """Whether run.json is there."""
+
+
+class RunFolder:
+    """One results folder."""
+
+    def __init__(self, store: Store, uri: str) -> None:
+        self._store, self.uri = store, uri
+
+    def path(self, *names: str) -> str:
+        """URI of something inside."""
+        return join(self.uri, "/".join(names))
+
+    def claim(self, fingerprint: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        """Write run.json. Raises FingerprintMismatch when another run was first, StoreError when nothing can be written."""
+        document = {"schema_version": SCHEMA_VERSION, "fingerprint": fingerprint, **about}
+        if not self._store.write(self.path("run.json"), json.dumps(document, indent=2).encode(), if_absent=True):
+            self.check(fingerprint)
+
+    def check(self, fingerprint: Mapping[str, Any]) -> None:
+        """Raise FingerprintMismatch with each difference to the folder's own fingerprint."""
+        theirs = self.fingerprint()
+        ours = json.loads(json.dumps(fingerprint))
+        different = [key for key in sorted({*theirs, *ours}) if theirs.get(key) != ours.get(key)]
+        if different:
+            changes = "; ".join(f"{key} was {theirs.get(key)!r}, is {ours.get(key)!r}" for key in different)
+            raise FingerprintMismatch(f"{self.uri}: holds a run of other settings ({changes}); choose another output")
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The fingerprint in run.json. Raises InputError when there is no run."""
+        return cast("dict[str, Any]", self.about()["fingerprint"])
+
+    def about(self) -> dict[str, Any]:
+        """run.json. Raises InputError when there is no run."""
+        try:
+            document = json.loads(self._store.read(self.path("run.json")))
+            return {"fingerprint": document["fingerprint"], "classes": document["classes"]}
+        except NotFound as error:
+            raise InputError(f"{self.uri}: no results there (no run.json); `gradosr score` makes them") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{self.uri}: run.json is damaged; choose another output") from error
+
+    def look(self) -> Listing:
+        """One listing of everything in the folder."""
+        listing = Listing()
+        start = len(self.path(""))
+        for stored in self._store.list(self.path("")):
+            folder, _, name = stored.uri[start:].rpartition("/")
+            if folder == "parts" and name.endswith(".parquet"):
+                listing.parts.add(name.removesuffix(".parquet"))
+            elif folder == "quarantine" and name.endswith(".json"):
+                listing.quarantined.add(name.removesuffix(".json"))
+            elif folder == "groups":
+                listing.groups.append(stored.uri)
+            elif not folder:
+                listing.finished |= name == "_SUCCESS"
+                listing.claimed |= name == "run.json"
+        return listing
+
+    def recorded_groups(self, listing: Listing) -> list[list[str]]:
+        """Names of the images of every group recorded so far."""
+        return [group for uri in sorted(listing.groups) for group in json.loads(self._store.read(uri))]
+
+    def record_groups(self, listing: Listing, groups: Sequence[Sequence[str]]) -> bool:
+        """Append groups to the record; False when another driver did so first (list again)."""
+        body = json.dumps(groups).encode()
+        return self._store.write(self.path("groups", f"{len(listing.groups):06}.json"), body, if_absent=True)
+
+    def put_part(self, part: str, body: BinaryIO) -> None:
+        """The commit. A part that is there already counts: same name, same rows."""
+        self._store.write(self.path("parts", f"{part}.parquet"), body, if_absent=True)
+
+    def quarantine(self, shard: Shard, reason: str, attempts: int) -> None:
+        """Write the terminal mark of a shard version."""
+        mark = {"shard": shard.uri, "version": shard.version, "reason": reason, "attempts": attempts}
+        self._store.write(self.path("quarantine", f"{shard.part}.json"), json.dumps(mark, indent=2).encode())
+
+    def reopen(self) -> None:
+        """Take the old _SUCCESS away: the table it names is about to be outdated."""
+        self._store.move(self.path("_SUCCESS"), self.path("superseded", "_SUCCESS"))
+
+    def supersede(self, folder: str, names: Iterable[str], ending: str) -> None:
+        """Move parts or marks out of the table."""
+        for name in sorted(names):
+            self._store.move(self.path(folder, name + ending), self.path("superseded", name + ending))
+
+    def counts(self, parts: Iterable[str], fresh: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+        """Counts of every part: as just reported, else from stats.json, else from the part's footer."""
+        known = {**self._recorded_counts(), **fresh}
+        wanted = sorted(parts)
+        with ThreadPoolExecutor(16, "footers") as pool:
+            read = dict(
+                zip(wanted, pool.map(lambda part: known.get(part) or self._footer_counts(part), wanted), strict=True)
+            )
+        return {part: dict(counts) for part, counts in read.items()}
+
+    def _recorded_counts(self) -> dict[str, dict[str, int]]:
+        try:
+            return cast("dict[str, dict[str, int]]", json.loads(self._store.read(self.path("stats.json")))["parts"])
+        except (NotFound, ValueError, KeyError):  # never the only record: the footers are
+            return {}
+
+    def _footer_counts(self, part: str) -> dict[str, int]:
+        with self._store.open(self._store.stat(self.path("parts", f"{part}.parquet"))) as body:
+            metadata = pq.read_metadata(body).metadata
+        return cast("dict[str, int]", json.loads(metadata[b"gradosr.counts"]))
+
+    def finish(self, summary: Mapping[str, Any], parts: Mapping[str, Mapping[str, int]], *, success: bool) -> None:
+        """Write stats.json and, when the table is whole, _SUCCESS last."""
+        self._store.write(self.path("stats.json"), json.dumps({**summary, "parts": parts}).encode())
+        if success:
+            self._store.write(self.path("_SUCCESS"), json.dumps({**summary, "parts": sorted(parts)}).encode())
+
+    def table(self, columns: Sequence[str]) -> tuple[pa.Table, bool]:
+        """Rows of the parts that make up the table, and whether the run is finished (else: the parts there are)."""
+        self.fingerprint()
+        listing = self.look()
+        parts = sorted(listing.parts)
+        if listing.finished:
+            parts = json.loads(self._store.read(self.path("_SUCCESS")))["parts"]
+        if not parts:
+            raise InputError(f"{self.uri}: no finished parts yet; run `gradosr score` first")
+        with ThreadPoolExecutor(8, "parts") as pool:
+            tables = list(pool.map(lambda part: self._read_part(part, columns), parts))
+        return pa.concat_tables(tables), listing.finished
+
+    def _read_part(self, part: str, columns: Sequence[str]) -> pa.Table:
+        with self._store.open(self._store.stat(self.path("parts", f"{part}.parquet"))) as body:
+            return pq.read_table(body, columns=list(columns))
+
+
+def merged(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Counts of several parts added up."""
+    total: Counter[str] = Counter()
+    for counts in parts:
+        total.update(counts)
+    return dict(total)

@@ -1,0 +1,186 @@
+"""A scoring run from the outside: what is to be done, and what is left when it is. Needs neither Ray nor torch."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from gradosr.config import DECODER, ImagesInput, ScoreJob
+from gradosr.errors import ConfigError, GradosrError, InputError, NotFound, RunFailed
+from gradosr.manifest import Manifest, read_manifest
+from gradosr.parts import SCHEMA_VERSION, software
+from gradosr.progress import Outcome
+from gradosr.readers import READERS, resolve_names
+from gradosr.results import Listing, RunFolder, merged
+from gradosr.shards import Shard, list_groups, list_shards
+from gradosr.store import Store
+
+T = TypeVar("T")
+
+
+@dataclass
+class Plan:
+    """A run that can start; nothing is written yet."""
+
+    job: ScoreJob
+    folder: RunFolder
+    fingerprint: dict[str, Any]
+    classes: tuple[str, ...]
+    shards: Sequence[Shard]
+    """The archive as listed."""
+    new_groups: Sequence[Sequence[str]]
+    """Groups of single images that are not recorded yet."""
+    listing: Listing
+    pending: Sequence[Shard]
+    """Shards without a part or a quarantine mark."""
+
+    def claim(self) -> None:
+        """Make the output folder ours, and say that its table is being changed.
+
+        Raises FingerprintMismatch or RunFailed when another driver was first, StoreError when it cannot be written.
+        """
+        if not self.listing.claimed:
+            self.folder.claim(self.fingerprint, {"classes": self.classes, "software": software()})
+        if self.new_groups and not self.folder.record_groups(self.listing, self.new_groups):
+            raise RunFailed(f"{self.folder.uri}: another driver recorded groups of images meanwhile; run this again")
+        if self.pending and self.listing.finished:
+            self.folder.reopen()
+
+    def facts(self) -> dict[str, Any]:
+        """What would be done."""
+        return {
+            "output": self.folder.uri,
+            "shards": len(self.shards),
+            "bytes": sum(shard.size for shard in self.shards),
+            "pending_shards": len(self.pending),
+            "pending_bytes": sum(shard.size for shard in self.pending),
+            "fingerprint": self.fingerprint,
+        }
+
+
+@dataclass
+class Summary:
+    """What a run left."""
+
+    output: str
+    shards: int
+    scored: int
+    """Shards scored now."""
+    counts: dict[str, int]
+    """Of the whole table: rows, unknown, one per status."""
+    superseded: int
+    """Parts moved out of the table."""
+    quarantined: tuple[str, ...]
+    failed: dict[str, str]
+    """Shard -> reason."""
+
+
+def prepare(job: ScoreJob) -> Plan:
+    """Check everything that can be checked before work starts, and list the archive. Writes nothing.
+
+    Raises ConfigError or InputError that lists every fault, one a line.
+    """
+    store = Store(job.store, job.stores)
+    folder = RunFolder(store, job.output)
+    faults: list[GradosrError] = []
+
+    def attempt(step: Callable[[], T]) -> T | None:
+        try:
+            return step()
+        except (ConfigError, InputError) as error:
+            faults.append(error)
+            return None
+
+    manifest = attempt(lambda: _trusted(job, *read_manifest(store, job.bundle)))
+    attempt(lambda: resolve_names(job.input.label_names, store))
+    listing = attempt(lambda: _listing(folder)) or Listing()
+    listed = attempt(lambda: _shards(job, store, folder, listing))
+    if faults or manifest is None or listed is None:
+        raise type(faults[0])("\n".join(dict.fromkeys(str(fault) for fault in faults)))
+    fingerprint = fingerprint_of(job, *manifest)
+    if listing.claimed:
+        folder.check(fingerprint)
+    skipped = listing.parts | (set() if job.retry_quarantined else listing.quarantined)
+    pending = [shard for shard in listed[0] if shard.part not in skipped]
+    return Plan(job, folder, fingerprint, manifest[0].classes, *listed, listing, pending)
+
+
+def _trusted(job: ScoreJob, manifest: Manifest, digest: str) -> tuple[Manifest, str]:
+    source = manifest.arch.partition(":")[0]
+    if source not in ("torchvision", "timm") and manifest.arch not in job.trust:
+        raise ConfigError(
+            f"{job.bundle}: its architecture {manifest.arch} is code of its own; "
+            f"to import it, say so in the config: `trust: [{manifest.arch}]`"
+        )
+    return manifest, digest
+
+
+def _listing(folder: RunFolder) -> Listing:
+    try:
+        return folder.look()
+    except NotFound:
+        if folder.uri.startswith("s3://"):
+            raise
+        return Listing()  # a local folder that will be made
+
+
+def _shards(job: ScoreJob, store: Store, folder: RunFolder, listing: Listing) -> tuple[list[Shard], list[list[str]]]:
+    if isinstance(job.input, ImagesInput):
+        return list_groups(job.input, store, folder.recorded_groups(listing))
+    shards = list_shards(job.input, store)
+    _check_samples(job, store, shards)
+    return shards, []
+
+
+def _check_samples(job: ScoreJob, store: Store, shards: Sequence[Shard]) -> None:
+    """One bad shard is quarantined when its turn comes; settings that fit none of three are a mistake in the config."""
+    samples = {0, len(shards) // 2, len(shards) - 1}
+    faults: list[InputError] = []
+    for index in sorted(samples):
+        try:
+            READERS[job.input.kind].check(shards[index], store, job.input)
+        except InputError as error:
+            faults.append(error)
+    if len(faults) == len(samples):
+        raise faults[0]
+
+
+def fingerprint_of(job: ScoreJob, manifest: Manifest, digest: str) -> dict[str, Any]:
+    """What the scores of a run depend on; a folder holds runs of one fingerprint."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "bundle": digest,
+        "input": job.input.model_dump(mode="json", exclude={"group_size"}),
+        "transform": manifest.transform.model_dump(mode="json"),
+        "decoder": DECODER,
+        "max_pixels": job.max_pixels,
+        "precision": job.precision,
+        "features": job.features,
+        "representation": job.representation,
+    }
+
+
+def finish(plan: Plan, outcome: Outcome) -> Summary:
+    """Bring the table in line with the archive as listed; _SUCCESS last, and only when nothing failed."""
+    folder, listing, current = plan.folder, plan.listing, {shard.part for shard in plan.shards}
+    fresh = {report.part: report.counts for report in outcome.reports}
+    table = (listing.parts | set(fresh)) & current
+    marks = ((listing.quarantined | set(outcome.quarantined)) - table) & current
+    outdated_parts, outdated_marks = listing.parts - current, listing.quarantined - marks
+    counts = folder.counts(table, fresh)
+    summary = Summary(
+        output=folder.uri,
+        shards=len(plan.shards),
+        scored=len(fresh),
+        counts=merged(counts.values()),
+        superseded=0 if outcome.failed else len(outdated_parts),
+        quarantined=tuple(shard.name for shard in plan.shards if shard.part in marks),
+        failed=outcome.failed,
+    )
+    if listing.finished and not (plan.pending or outdated_parts or outdated_marks):
+        return summary  # nothing to do, nothing touched
+    if not outcome.failed:
+        folder.supersede("parts", outdated_parts, ".parquet")
+        folder.supersede("quarantine", outdated_marks, ".json")
+    document = {"shards": len(plan.shards), "counts": summary.counts, "quarantined": sorted(marks)}
+    folder.finish(document, counts, success=not outcome.failed)
+    return summary

@@ -1,0 +1,125 @@
+"""Images to scores: no Ray, no I/O.
+
+B batch, K classes, C coordinates of the representation (objectives * parameter tensors), F features.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from gradosr.bundle import Bundle
+from gradosr.classifier import check_logits, input_size, normalise
+from gradosr.config import TransformSettings
+from gradosr.detectors import Observation, restore
+from gradosr.errors import ClassifierError, ConfigError
+from gradosr.gradients import GradientEngine
+from gradosr.representations import coordinate_names, log_norms, representation
+
+Floats = NDArray[np.float32]
+
+
+def pick_device(wanted: str) -> torch.device:
+    """auto takes CUDA where there is one. Raises ConfigError when CUDA is asked for in vain."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: cuda, but torch finds no CUDA device here; use device: auto or cpu")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One batch, after the pass through the classifier; tensors on its device."""
+
+    observation: Observation
+    representation_BC: Tensor
+    """The squared norms themselves."""
+    features_BF: Tensor | None
+
+
+class Observer:
+    """A classifier with the objectives that make its representation."""
+
+    def __init__(
+        self, classifier: nn.Module, transform: TransformSettings, objectives: Sequence[str], device: torch.device
+    ) -> None:
+        self.device = device
+        self.engine = GradientEngine(classifier.to(device))
+        self.transform = transform
+        self.objectives = tuple(objectives)
+        self.coordinates = coordinate_names(self.objectives, self.engine.names)
+
+    def check(self, classes: int) -> Observed:
+        """One blank image through everything. Raises ClassifierError when the classifier cannot serve."""
+        blank = torch.zeros(1, 3, *input_size(self.transform), dtype=torch.uint8)
+        try:
+            observed = self(blank)
+        except (RuntimeError, TypeError, ValueError) as error:
+            size = "x".join(map(str, input_size(self.transform)))
+            raise ClassifierError(f"the classifier fails on a {size} image: {str(error).splitlines()[0]}") from error
+        check_logits(observed.observation.logits_BK, classes)
+        return observed
+
+    def __call__(self, images_BCHW: Tensor) -> Observed:
+        """uint8 pixels [B, 3, H, W] at the classifier's input size."""
+        norms = self.engine(normalise(images_BCHW.to(self.device), self.transform), self.objectives)
+        observation = Observation(log_norms(norms), norms[0].logits_BK)
+        return Observed(observation, representation(norms), norms[0].features_BF)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One row per image, as in the result schema; on the CPU."""
+
+    finite: NDArray[np.bool_]
+    """False: a logit or a norm is not a finite number, the row has no score."""
+    predicted_index: NDArray[np.int32]
+    confidence: Floats
+    """Highest softmax probability."""
+    max_logit: Floats
+    energy: Floats
+    """-logsumexp of the logits (Liu et al., NeurIPS 2020); higher = more unknown."""
+    unknown_score: Floats
+    """Higher = more unknown."""
+    p_value: Floats
+    """Split-conformal; small = unlike the known."""
+    is_unknown: NDArray[np.bool_]
+    representation_BC: Floats
+    features_BF: NDArray[np.float16] | None
+
+
+class Scorer:
+    """A bundle on a device."""
+
+    def __init__(self, bundle: Bundle, device: str = "auto") -> None:
+        self.bundle = bundle
+        manifest = bundle.manifest
+        self.observer = Observer(bundle.classifier, manifest.transform, manifest.objectives, pick_device(device))
+        arrays = {name: array.to(self.observer.device) for name, array in bundle.detector.arrays().items()}
+        self._detector = restore(manifest.detector, arrays)
+        checked = self.observer.check(len(manifest.classes))
+        self.feature_count = 0 if checked.features_BF is None else checked.features_BF.shape[1]
+
+    def score(self, images_BCHW: Tensor) -> Scores:
+        """Scores of uint8 images [B, 3, H, W] at the classifier's input size; B may be 0."""
+        observed = self.observer(images_BCHW)
+        logits_BK = observed.observation.logits_BK.float()
+        unknown_score = self._detector.score(observed.observation).float().cpu().numpy()
+        finite = torch.isfinite(logits_BK).all(1).cpu().numpy() & np.isfinite(unknown_score)
+        p_value = self.bundle.calibration.p_values(unknown_score)
+        confidence, predicted = logits_BK.softmax(1).max(1)
+        features = observed.features_BF
+        return Scores(
+            finite=finite,
+            predicted_index=predicted.int().cpu().numpy(),
+            confidence=confidence.cpu().numpy(),
+            max_logit=logits_BK.amax(1).cpu().numpy(),
+            energy=-logits_BK.logsumexp(1).cpu().numpy(),
+            unknown_score=unknown_score,
+            p_value=p_value,
+            is_unknown=p_value <= self.bundle.manifest.false_alarm_rate,
+            representation_BC=observed.representation_BC.float().cpu().numpy(),
+            features_BF=None if features is None else features.half().cpu().numpy(),
+        )

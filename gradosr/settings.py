@@ -1,0 +1,106 @@
+"""Strict, frozen settings, and how a YAML document becomes them: every fault at once, each in one line."""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from gradosr.errors import ConfigError
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def load_settings(model: type[SettingsT], text: str, source: str, overrides: Sequence[str] = ()) -> SettingsT:
+    """Settings from YAML `text`, after `key.path=value` overrides whose values are YAML too.
+
+    `source` names the document in messages. Raises ConfigError that lists every fault, one a line.
+    """
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
+    if document is None:
+        document = {}
+    if not isinstance(document, dict):
+        raise ConfigError(f"{source}: expected a mapping of settings, found {type(document).__name__}")
+    for override in overrides:
+        _apply(document, override)
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        faults = [f"{source}: {fault}" for fault in _faults(model, error)]
+        raise ConfigError("\n".join(faults)) from error
+
+
+def _apply(document: dict[str, Any], override: str) -> None:
+    path, separator, value = override.partition("=")
+    keys = path.strip().split(".")
+    if not separator or not all(keys):
+        raise ConfigError(f"--set {override}: expected key=value or key.path=value")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not valid YAML") from error
+    for key in keys[:-1]:
+        inner = document.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {override}: {key} is not a section")
+        document = inner
+    document[keys[-1]] = parsed
+
+
+def _faults(model: type[BaseModel], error: ValidationError) -> list[str]:
+    return [_fault(model, dict(fault)) for fault in error.errors(include_url=False)]
+
+
+def _fault(model: type[BaseModel], fault: dict[str, Any]) -> str:
+    path, owner = _resolve(model, fault["loc"])
+    kind, message = fault["type"], fault["msg"].removeprefix("Value error, ")
+    if kind == "missing":
+        return f"{path}: required"
+    if kind == "extra_forbidden":
+        valid = sorted(owner.model_fields)
+        close = difflib.get_close_matches(str(fault["loc"][-1]), valid, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return f"{path}: unknown key{hint} (valid: {', '.join(valid)})"
+    found = fault.get("input")
+    shown = f", found {found!r}" if isinstance(found, str | int | float | bool) else ""
+    return f"{path}: {message}{shown}" if path else message
+
+
+def _resolve(model: type[BaseModel], loc: tuple[str | int, ...]) -> tuple[str, type[BaseModel]]:
+    """The dotted path as the user wrote it (union tags left out) and the model that holds its last key."""
+    names: list[str] = []
+    owner = model
+    current: type[BaseModel] | None = model
+    choices: list[type[BaseModel]] = []
+    for step in loc:
+        if choices and (tagged := next((c for c in choices if _tag(c) == step or c.__name__ == step), None)):
+            current, choices = tagged, []
+            continue
+        owner = current or owner
+        names.append(str(step))
+        field = owner.model_fields.get(str(step))
+        choices = _models(field.annotation) if field else []
+        current = choices[0] if choices else None
+    return ".".join(names), owner
+
+
+def _tag(model: type[BaseModel]) -> str | None:
+    kind = model.model_fields.get("kind")
+    return kind.default if kind else None
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models(argument)]

@@ -1,0 +1,205 @@
+"""Objects in S3-compatible stores. boto3 stays in this file and s3_errors.py, and none of its errors gets out."""
+
+import io
+import os
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from operator import attrgetter
+from typing import Any, BinaryIO, TypeVar
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, IncompleteReadError
+
+from gradosr.config import S3Settings
+from gradosr.errors import ConfigError, NotFound, ObjectChanged, StoreError
+from gradosr.store import StoredObject
+from gradosr.store.blocks import open_blocks
+from gradosr.store.s3_errors import FOREIGN, UnsupportedRequest, is_transient, translated
+
+ATTEMPTS = 6
+BACKOFF_SECONDS = 0.5  # doubled with each attempt; the wait is drawn between nothing and this ("full jitter")
+MAX_BACKOFF_SECONDS = 10.0
+CONNECT_SECONDS = 5.0
+PART_BYTES = 64 * 2**20  # one PUT up to here, a multipart upload beyond
+READ_BYTES = 2**20
+CONNECTIONS = 32  # kept open; more threads than these reconnect
+
+_NEVER = threading.Event()
+_JITTER = random.Random()  # our own: drawing from the global generator would change a seeded program's results
+
+T = TypeVar("T")
+
+
+class S3Backend:
+    """See Backend. An object's version is its ETag without quotes. One client serves all threads.
+
+    boto3's own retries are off, because they end where a body begins: each request is tried ATTEMPTS times here,
+    together with reading its body.
+    """
+
+    def __init__(self, settings: S3Settings) -> None:
+        self._server = settings.endpoint_url or "AWS S3"
+        self._client = _connect(settings, self._server)
+        self._conditional = True  # until the store refuses a conditional write
+
+    def list(self, uri: str) -> Iterator[StoredObject]:
+        """Sorted in memory, because not all stores do it: SeaweedFS lists `a/b` before `a-b`, S3 Express anyhow."""
+        return iter(sorted(self._listed(uri), key=attrgetter("uri")))
+
+    def stat(self, uri: str) -> StoredObject:
+        """One HEAD, whose answer does not tell a missing bucket from a missing object."""
+        head = self._try(uri, self._client.head_object, **_target(uri))
+        return StoredObject(uri, head["ContentLength"], _version(head))
+
+    def read(self, uri: str) -> bytes:
+        """One GET, so never half of one version and half of another."""
+
+        def get() -> bytes:
+            with closing(self._client.get_object(**_target(uri))["Body"]) as body:
+                content: bytes = body.read()
+            return content
+
+        return self._try(uri, get)
+
+    def open(self, stored: StoredObject) -> BinaryIO:
+        """Ranged GETs of the listed ETag; the first is sent by the first read."""
+
+        def fetch(start: int, stop: int, cancelled: threading.Event) -> bytearray:
+            try:
+                return self._try(stored.uri, self._get_range, stored, start, stop, cancelled, cancelled=cancelled)
+            except NotFound as error:
+                raise ObjectChanged(f"{stored.uri}: removed after it was listed") from error
+
+        return open_blocks(stored.size, fetch)
+
+    def write(self, uri: str, body: bytes | BinaryIO, *, if_absent: bool = False) -> bool:
+        """One PUT, or a multipart upload that is aborted on failure; `if_absent` is If-None-Match."""
+        stream = io.BytesIO(body) if isinstance(body, bytes) else body
+        if if_absent and self._conditional:
+            try:
+                return self._put(uri, stream, IfNoneMatch="*")
+            except UnsupportedRequest:
+                self._conditional = False
+        return self._put(uri, stream)
+
+    def move(self, source: str, target: str) -> None:
+        """A copy inside the store, then a delete; CopyObject ends at 5 GiB, far beyond any part."""
+        self._try(source, self._client.copy_object, CopySource=_target(source), **_target(target))
+        self._try(source, self._client.delete_object, **_target(source))
+
+    def _listed(self, uri: str) -> Iterator[StoredObject]:
+        bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+        query: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
+        while True:
+            page = self._try(uri, self._client.list_objects_v2, **query)
+            for item in page.get("Contents", ()):
+                if not item["Key"].endswith("/"):  # what consoles put to show an empty folder
+                    yield StoredObject(f"s3://{bucket}/{item['Key']}", item["Size"], _version(item))
+            if not page.get("IsTruncated"):
+                return
+            query["ContinuationToken"] = page["NextContinuationToken"]
+
+    def _get_range(self, stored: StoredObject, start: int, stop: int, cancelled: threading.Event) -> bytearray:
+        """Bytes [start, stop) of the listed version, in one attempt."""
+        span = f"{start}-{stop - 1}"
+        wanted = {"Range": f"bytes={span}", "IfMatch": f'"{stored.version}"'}
+        answer = self._client.get_object(**_target(stored.uri), **wanted)
+        with closing(answer["Body"]) as body:
+            # Checked here too, because a store that ignores a header still answers.
+            if _version(answer) != stored.version:
+                raise ObjectChanged(f"{stored.uri}: replaced after it was listed")
+            if not answer.get("ContentRange", "").startswith(f"bytes {span}/"):
+                raise StoreError(f"{stored.uri}: {self._server} does not serve ranges of bytes")
+            return _read_exactly(body, stop - start, cancelled)
+
+    def _put(self, uri: str, stream: BinaryIO, **condition: Any) -> bool:
+        """Whether the condition held, and so the object is written."""
+        stream.seek(0, os.SEEK_END)
+        single = stream.tell() <= PART_BYTES
+        stream.seek(0)
+        try:
+            if single:
+                self._try(uri, self._client.put_object, Body=stream.read(), **_target(uri), **condition)
+            else:
+                self._put_parts(uri, stream, condition)
+        except ObjectChanged:
+            return False
+        return True
+
+    def _put_parts(self, uri: str, stream: BinaryIO, condition: dict[str, Any]) -> None:
+        client, target = self._client, _target(uri)
+        target["UploadId"] = self._try(uri, client.create_multipart_upload, **target)["UploadId"]
+        parts: list[dict[str, Any]] = []
+        try:
+            while body := stream.read(PART_BYTES):
+                number = len(parts) + 1
+                part = self._try(uri, client.upload_part, PartNumber=number, Body=body, **target)
+                parts.append({"PartNumber": number, "ETag": part["ETag"]})
+            whole: dict[str, Any] = {"MultipartUpload": {"Parts": parts}}
+            self._try(uri, client.complete_multipart_upload, **target, **whole, **condition)
+        except BaseException:
+            with suppress(StoreError):  # unseen parts cost money until they are gone, but the first error says more
+                self._try(uri, client.abort_multipart_upload, **target)
+            raise
+
+    def _try(
+        self, uri: str, call: Callable[..., T], *args: Any, cancelled: threading.Event = _NEVER, **kwargs: Any
+    ) -> T:
+        """The result of a boto3 call: the one place where transient errors are retried and all are translated."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return call(*args, **kwargs)
+            except FOREIGN as error:
+                if attempt == ATTEMPTS or not is_transient(error):
+                    raise translated(error, uri, self._server, attempt) from error
+            longest = min(MAX_BACKOFF_SECONDS, BACKOFF_SECONDS * 2 ** (attempt - 1))
+            if cancelled.wait(_JITTER.uniform(0, longest)):
+                break
+        raise StoreError(f"{uri}: closed while being read")
+
+
+def _connect(settings: S3Settings, server: str) -> Any:
+    """A client with a session of its own: the default session is not made for threads. Opens no socket yet."""
+    config = Config(
+        connect_timeout=CONNECT_SECONDS,
+        read_timeout=settings.read_timeout,
+        retries={"mode": "standard", "total_max_attempts": 1},
+        max_pool_connections=CONNECTIONS,
+        s3={"addressing_style": settings.addressing_style},
+        request_checksum_calculation=settings.checksums,
+        response_checksum_validation=settings.checksums,
+    )
+    try:
+        session = boto3.session.Session(region_name=settings.region)
+        return session.client("s3", endpoint_url=settings.endpoint_url, config=config)
+    except ValueError as error:  # botocore's word for an unfit URL or region
+        raise ConfigError(f"store: {' '.join(str(error).split())}") from error
+    except BotoCoreError as error:
+        raise translated(error, server, server, 1) from error
+
+
+def _target(uri: str) -> dict[str, Any]:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if not bucket or not key:
+        raise NotFound(f"{uri}: names no object: s3://BUCKET/KEY")
+    return {"Bucket": bucket, "Key": key}
+
+
+def _version(answer: dict[str, Any]) -> str:
+    return str(answer["ETag"]).strip('"')
+
+
+def _read_exactly(body: Any, size: int, cancelled: threading.Event) -> bytearray:
+    content = bytearray(size)
+    filled = 0
+    while filled < size:
+        if cancelled.is_set():
+            raise StoreError("closed while being read")
+        count = body.readinto(memoryview(content)[filled : filled + READ_BYTES])
+        if count == 0:
+            raise IncompleteReadError(actual_bytes=filled, expected_bytes=size)
+        filled += count
+    return content

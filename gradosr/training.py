@@ -1,0 +1,70 @@
+"""A plain recipe for those who bring no classifier: SGD with Nesterov momentum, one-cycle rate, crop and flip.
+
+N images, B batch, K classes.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gradosr.classifier import normalise
+from gradosr.config import TrainSettings, TransformSettings
+
+
+def train(
+    classifier: nn.Module,
+    images_NCHW: Tensor,
+    labels_N: Tensor,
+    recipe: TrainSettings,
+    transform: TransformSettings,
+    device: torch.device,
+    observe: Callable[[int, float], None],
+) -> None:
+    """Train in place, and leave in eval mode. uint8 images at input size; `observe(epoch, mean loss in nats)`."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    classifier.to(device).train()
+    optimiser = torch.optim.SGD(
+        classifier.parameters(),
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.momentum > 0,
+    )
+    # The incomplete last batch is left out: BatchNorm cannot train on one image, and order is drawn anew each epoch.
+    batch = min(recipe.batch_size, len(images_NCHW))
+    steps = len(images_NCHW) // batch
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, recipe.learning_rate, total_steps=recipe.epochs * steps, pct_start=0.2
+    )
+    for epoch in range(recipe.epochs):
+        total = 0.0
+        order_N = torch.randperm(len(images_NCHW), generator=generator)
+        for rows in order_N[: steps * batch].split(batch):
+            images_BCHW = normalise(augment(images_NCHW[rows], recipe, generator).to(device), transform)
+            logits_BK = classifier(images_BCHW)
+            loss = F.cross_entropy(logits_BK, labels_N[rows].to(device), label_smoothing=recipe.label_smoothing)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            total += float(loss.detach()) * len(rows)
+        observe(epoch, total / (steps * batch))
+    classifier.eval()
+
+
+def augment(images_BCHW: Tensor, recipe: TrainSettings, generator: torch.Generator) -> Tensor:
+    """Each image shifted by up to crop_padding pixels (zeros come in) and, with `flip`, half of them mirrored."""
+    batch, _, height, width = images_BCHW.shape
+    if recipe.flip:
+        mirrored = torch.rand(batch, 1, 1, 1, generator=generator) < 0.5
+        images_BCHW = torch.where(mirrored, images_BCHW.flip(3), images_BCHW)
+    if pad := recipe.crop_padding:
+        padded = F.pad(images_BCHW, [pad] * 4)
+        top, left = torch.randint(0, 2 * pad + 1, (2, batch, 1), generator=generator)
+        rows, columns = top + torch.arange(height), left + torch.arange(width)
+        channels = torch.arange(images_BCHW.shape[1]).view(1, -1, 1, 1)
+        samples = torch.arange(batch).view(-1, 1, 1, 1)
+        images_BCHW = padded[samples, channels, rows[:, None, :, None], columns[:, None, None, :]]
+    return images_BCHW

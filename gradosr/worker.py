@@ -1,0 +1,137 @@
+"""Turns shards into parts, one at a time. A plain class: it knows nothing of Ray and runs without it."""
+
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch
+
+from gradosr.bundle import load_bundle
+from gradosr.config import ScoreJob
+from gradosr.loading import PreparedImage, prepared_batches
+from gradosr.parts import PartBuilder, Row, schema, software, stored_values
+from gradosr.progress import ShardReport
+from gradosr.readers import READERS, resolve_names
+from gradosr.results import RunFolder
+from gradosr.scorer import Scorer, Scores
+from gradosr.shards import Shard
+from gradosr.store import Store
+
+T = TypeVar("T")
+
+
+class ShardWorker:
+    """Scores one shard at a time: reads it, scores it, publishes one part."""
+
+    def __init__(self, job: ScoreJob, fingerprint: Mapping[str, Any], threads: int) -> None:
+        self._job, self._fingerprint, self._threads = job, dict(fingerprint), threads
+        self.name = f"{socket.gethostname()}:{os.getpid()}"
+
+    def ready(self) -> str:
+        """Load everything; the worker's name. Not done at construction: a failing constructor hides its cause from Ray.
+
+        Raises FingerprintMismatch, BundleError, ClassifierError, ConfigError or StoreError.
+        """
+        torch.set_num_threads(self._threads)
+        job, self._store = self._job, Store(self._job.store, self._job.stores)
+        self._folder = RunFolder(self._store, job.output)
+        self._folder.check(self._fingerprint)
+        self._label_names = resolve_names(job.input.label_names, self._store)
+        self._scorer = Scorer(load_bundle(self._store, job.bundle, job.trust), job.device)
+        self._manifest = self._scorer.bundle.manifest
+        coordinates = len(self._scorer.observer.coordinates) if job.representation != "none" else 0
+        self._schema = schema(coordinates, self._scorer.feature_count if job.features != "none" else 0)
+        return self.name
+
+    def process(self, shard: Shard) -> ShardReport:
+        """Publish the shard's part.
+
+        Raises ShardUnreadable when nothing of it can ever be read, StoreError when the store failed.
+        """
+        seconds = dict.fromkeys(("read", "score", "write"), 0.0)
+        part = PartBuilder(shard, self._schema)
+        try:
+            for batch in _timed(self._batches(shard), seconds, "read"):
+                with _Clock(seconds, "score"):
+                    part.add(self._rows(batch))
+            with _Clock(seconds, "write"):
+                self._folder.put_part(shard.part, part.finish(self._footer(shard, seconds)))
+        finally:
+            part.close()
+        return ShardReport(shard.part, dict(part.counts), seconds, self.name)
+
+    def _batches(self, shard: Shard) -> Iterator[list[PreparedImage]]:
+        images = READERS[self._job.input.kind].read(shard, self._store, self._job.input, self._label_names)
+        transform, max_pixels = self._manifest.transform, self._job.max_pixels
+        return prepared_batches(images, transform, max_pixels, self._job.batch_size, self._threads)
+
+    def _rows(self, batch: list[PreparedImage]) -> Iterator[Row]:
+        pixels = [image.pixels for image in batch if image.pixels is not None]
+        scored = iter(self._scored(torch.stack(pixels)) if pixels else ())
+        for image in batch:
+            encoded = image.encoded
+            facts: Row = {"key": encoded.key, "source": encoded.source, "label": encoded.label}
+            facts |= {"width": image.width, "height": image.height}
+            if image.fault is not None:
+                yield {**facts, "status": image.fault.status, "error": image.fault.error}
+            else:
+                yield facts | next(scored)
+
+    def _scored(self, images_BCHW: torch.Tensor) -> Iterator[Row]:
+        scores = self._scorer.score(images_BCHW)
+        representation = stored_values(self._job.representation, scores.is_unknown, scores.representation_BC)
+        features = stored_values(self._job.features, scores.is_unknown, scores.features_BF)
+        for b, finite in enumerate(scores.finite):
+            if not finite:
+                yield {"status": "non_finite", "error": "a logit or a gradient norm is not a finite number"}
+            else:
+                yield self._row(scores, b) | {"representation": representation[b], "features": features[b]}
+
+    def _row(self, scores: Scores, b: int) -> Row:
+        predicted, unknown = self._manifest.classes[scores.predicted_index[b]], bool(scores.is_unknown[b])
+        return {
+            "status": "ok",
+            "predicted_class": predicted,
+            "predicted_index": int(scores.predicted_index[b]),
+            "confidence": float(scores.confidence[b]),
+            "max_logit": float(scores.max_logit[b]),
+            "energy": float(scores.energy[b]),
+            "unknown_score": float(scores.unknown_score[b]),
+            "p_value": float(scores.p_value[b]),
+            "is_unknown": unknown,
+            "open_set_class": "unknown" if unknown else predicted,
+        }
+
+    def _footer(self, shard: Shard, seconds: Mapping[str, float]) -> dict[str, Any]:
+        return {
+            "gradosr.shard": {"uri": shard.uri, "version": shard.version},
+            "gradosr.fingerprint": self._fingerprint,
+            "gradosr.seconds": seconds,
+            "gradosr.worker": self.name,
+            "gradosr.software": software(),
+        }
+
+
+class _Clock:
+    """Adds the seconds spent in its block to a stage."""
+
+    def __init__(self, seconds: dict[str, float], stage: str) -> None:
+        self._seconds, self._stage = seconds, stage
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._seconds[self._stage] += time.perf_counter() - self._start
+
+
+def _timed(items: Iterator[T], seconds: dict[str, float], stage: str) -> Iterator[T]:
+    end = object()
+    while True:
+        with _Clock(seconds, stage):
+            item = next(items, end)
+        if item is end:
+            return
+        yield item  # type: ignore[misc]

@@ -1,0 +1,55 @@
+"""gradosr demo: the whole way on a real S3 server and a real Ray, by the commands a user would type."""
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+
+KNOWN = ("0", "1", "2", "3", "4", "5")
+
+
+@click.command()
+@click.option(
+    "--folder", default="demo", show_default=True, type=click.Path(path_type=Path), help="Where everything goes."
+)
+def demo(folder: Path) -> int:
+    """Train on six kinds of handwritten digits, then find the other four in an archive on S3."""
+    from gradosr.demo_data import write_configs, write_digits
+    from gradosr.seaweedfs import SeaweedFS
+
+    for part in ("images", "s3", "bundle", "results"):  # of an earlier demo
+        shutil.rmtree(folder / part, ignore_errors=True)
+    write_digits(folder / "images", KNOWN)
+    write_configs(folder, KNOWN)
+    click.echo("# A real S3 server (SeaweedFS) starts on loopback", err=True)
+    with SeaweedFS(folder / "s3") as server:
+        environment = {**os.environ, **server.environment()}
+        server.create_bucket("demo")
+        commands = (
+            ["pack", str(folder / "images" / "known"), "s3://demo/known/"],
+            ["pack", str(folder / "images" / "archive"), "s3://demo/archive/", "--set", "images_per_shard=200"],
+            ["fit", str(folder / "fit.yaml")],
+            ["score", str(folder / "score.yaml")],
+            ["evaluate", str(folder / "results")],
+        )
+        for arguments in commands:
+            if code := _run(arguments, environment):
+                return code
+    click.echo(f"\nbundle   {folder / 'bundle'}\nresults  {folder / 'results' / 'parts'} (Parquet)", err=True)
+    click.echo(f"images   {folder / 'images' / 'archive'}", err=True)
+    return 0
+
+
+def _run(arguments: list[str], environment: Mapping[str, str]) -> int:
+    """Run one gradosr command as a user would; it dies with this process."""
+    from gradosr.seaweedfs import bound_to_parent
+
+    click.echo(f"\n$ gradosr {shlex.join(arguments)}", err=True)
+    command = bound_to_parent([sys.executable, "-m", "gradosr.jobs.cli", *arguments], signal.SIGTERM)
+    return subprocess.run(command, env=dict(environment), check=False).returncode  # noqa: S603 - our own arguments

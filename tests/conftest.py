@@ -1,0 +1,44 @@
+"""A real S3 server for all tests, and a bucket of its own for each."""
+
+import os
+
+# Before anything imports ray: neither tokens left in the home directory nor usage reports belong in a test.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from gradosr.config import S3Settings
+from gradosr.seaweedfs import SeaweedFS
+from gradosr.store import Store
+
+
+@pytest.fixture(scope="session")
+def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
+    with SeaweedFS(tmp_path_factory.mktemp("seaweedfs")) as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(seaweedfs: SeaweedFS, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URI of a fresh bucket; the AWS chain of this process and its children finds the keys to it."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in seaweedfs.environment().items():
+        monkeypatch.setenv(name, value)
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    seaweedfs.create_bucket(name)
+    return f"s3://{name}"
+
+
+@pytest.fixture
+def s3_settings(seaweedfs: SeaweedFS) -> S3Settings:
+    return S3Settings(endpoint_url=seaweedfs.endpoint_url, addressing_style="path")
+
+
+@pytest.fixture
+def store(s3_settings: S3Settings) -> Store:
+    return Store(s3_settings)
