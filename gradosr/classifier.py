@@ -82,7 +82,7 @@ def _check_listed(library: str, name: str, listed: Collection[str]) -> None:
 
 
 def _factory(arch: str, trusted: Collection[str]) -> Any:
-    """The callable of package.module:factory; the working directory counts as a place to import from, as with python -m."""
+    """The callable of package.module:factory; as with python -m, the working directory is a place to import from."""
     if arch not in trusted:
         raise ConfigError(f"{arch}: not trusted; a bundle imports no code unless the config says `trust: [{arch}]`")
     module, _, name = arch.partition(":")

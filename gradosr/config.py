@@ -194,7 +194,7 @@ class FitJob(StoreFields):
     known: tuple[str, ...] = ()
     """Classes to keep; images of other classes are left out. Default: the classifier's classes."""
     held_out: Annotated[float, Field(gt=0, lt=1)] | str = 0.1
-    """Images that train nothing: a fraction, or the URI of a list of keys or source paths (JSON list, or one a line)."""
+    """Images that train nothing: a fraction, or the URI of keys or source paths (a JSON list, or one a line)."""
     detector: Detector
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of known images that may be called unknown: is_unknown = p_value <= this."""

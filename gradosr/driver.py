@@ -196,7 +196,7 @@ class Driver:
         self._idle.append(actor)
 
     def _lose(self, shard: Shard, reason: str) -> None:
-        """A worker died over a shard: another worker starts, and the shard goes to the back until it has killed enough."""
+        """A worker died over a shard: another starts, and the shard goes to the back until it has killed enough."""
         self._deaths[shard.part] += 1
         if self._deaths[shard.part] >= self._job.max_attempts:
             self._quarantine(shard, f"{reason} ({self._deaths[shard.part]} times)", self._deaths[shard.part])

@@ -50,7 +50,7 @@ def fit(job: FitJob, notes: Notes) -> Bundle:
 
 
 def record_job(store: Store, job: FitJob) -> None:
-    """Write fit.json beside the bundle to be: what made it, and proof that the place can be written before hours of work.
+    """Write fit.json where the bundle will be: what made it, and proof before hours of work that it can be written.
 
     Raises StoreError when it cannot.
     """

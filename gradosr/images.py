@@ -79,7 +79,7 @@ class Decoded(NamedTuple):
     fault: Fault | None
 
 
-class _Refused(Exception):  # noqa: N818 - a verdict on an image, not an error
+class _Refused(Exception):
     def __init__(self, fault: Fault) -> None:
         super().__init__(*fault)
         self.fault = fault

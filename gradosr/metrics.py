@@ -25,7 +25,7 @@ def fpr_at_95_tpr(scores: Scores, unknown: Flags) -> float:
 
 
 def oscr(scores: Scores, unknown: Flags, correct: Flags) -> float:
-    """Area under correct-classification rate of knowns against false-positive rate of unknowns (Dhamija et al., 2018)."""
+    """Area under correctly classified knowns against falsely accepted unknowns, as rates (Dhamija et al., 2018)."""
     order = np.argsort(scores, kind="stable")
     last_of_ties = np.append(np.diff(scores[order]) > 0, True)
     rate_correct = np.cumsum((correct & ~unknown)[order])[last_of_ties] / max(1, (~unknown).sum())

@@ -18,7 +18,7 @@ _FORMATS = ((b"\xff\xd8\xff", ".jpg"), (b"\x89PNG", ".png"), (b"GIF8", ".gif"), 
 
 
 def pack_shards(job: PackJob, notes: Notes) -> dict[str, int]:
-    """Write shards of `images_per_shard`; counts of images and shards. Images are copied as they are, never re-encoded."""
+    """Write shards of `images_per_shard` images, copied as they are; returns counts of images and shards."""
     store = Store(job.store, job.stores)
     images, counts, times = _images(job, store), Counter[str](), Counter[str]()
     while batch := list(islice(images, job.images_per_shard)):

@@ -51,7 +51,7 @@ class RunFolder:
         return join(self.uri, "/".join(names))
 
     def claim(self, fingerprint: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-        """Write run.json. Raises FingerprintMismatch when another run was first, StoreError when nothing can be written."""
+        """Write run.json. Raises FingerprintMismatch when another run was first, StoreError when it cannot."""
         document = {"schema_version": SCHEMA_VERSION, "fingerprint": fingerprint, **about}
         if not self._store.write(self.path("run.json"), json.dumps(document, indent=2).encode(), if_absent=True):
             self.check(fingerprint)

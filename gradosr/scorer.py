@@ -23,7 +23,7 @@ Floats = NDArray[np.float32]
 
 
 def pick_device(wanted: str) -> torch.device:
-    """auto takes CUDA where there is one. Raises ConfigError when CUDA is asked for in vain."""
+    """Auto takes CUDA where there is one. Raises ConfigError when CUDA is asked for in vain."""
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device: cuda, but torch finds no CUDA device here; use device: auto or cpu")
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")

@@ -53,7 +53,7 @@ class SeaweedFS:
         return f"http://{HOST}:{self._port}"
 
     def environment(self) -> dict[str, str]:
-        """The AWS_* variables with which the standard AWS chain finds the server and the key pair, and asks nobody else."""
+        """The AWS_* variables with which the standard AWS chain finds the server and the keys, and asks nobody else."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint_url,
             "AWS_ACCESS_KEY_ID": self.access_key,

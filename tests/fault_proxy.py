@@ -72,7 +72,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.pass_on(body, fault)
 
-    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = forward  # noqa: N815 - http.server's names
+    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = forward
 
     def pass_on(self, body: bytes, fault: Fault | None) -> None:
         upstream = http.client.HTTPConnection(self.server.upstream, timeout=30)

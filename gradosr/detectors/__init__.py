@@ -21,7 +21,9 @@ class Detector(Protocol):
         """Unknown score [B], float32, finite for finite observations."""
         ...
 
-    def arrays(self) -> dict[str, Tensor]: ...
+    def arrays(self) -> dict[str, Tensor]:
+        """By name, for the bundle."""
+        ...
 
     def dropped(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Coordinates that carried nothing on held-out images, by name."""

@@ -28,7 +28,7 @@ def confounding_label(classes: int, hot: int, seed: int = 0) -> Tensor:
 
 
 def confounding_loss(logits_BK: Tensor, label_K: Tensor) -> Tensor:
-    """Binary cross entropy of the sigmoids against one confounding label, averaged over classes (section 2 of the paper)."""
+    """Binary cross entropy of the sigmoids with one confounding label, averaged over classes (the paper, section 2)."""
     target_BK = label_K.to(logits_BK).expand_as(logits_BK)
     return F.binary_cross_entropy_with_logits(logits_BK, target_BK, reduction="none").mean(1)
 

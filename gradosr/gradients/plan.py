@@ -68,8 +68,11 @@ def make_plan(classifier: nn.Module, images_BCHW: Tensor) -> Plan:
 
 
 def _precise_copy(classifier: nn.Module) -> nn.Module:
-    """In float64, every parameter moved a little: where gradients vanish (a head or a residual scale that starts
-    at zero, a dead activation) nothing could be measured or verified."""
+    """In float64, every parameter moved a little.
+
+    Where gradients vanish (a head or a residual scale that starts at zero, a dead activation) nothing
+    could be measured or verified.
+    """
     precise = copy.deepcopy(classifier).double()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

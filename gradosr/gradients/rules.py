@@ -82,6 +82,7 @@ def _bias_gradient(grad: Tensor, channel_dim: int) -> Tensor:
 
 
 def bind_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Call:
+    """Of torch.nn.functional.linear."""
     return Call(x, weight, bias, feature_dims=1)
 
 
@@ -218,9 +219,10 @@ def bind_batch_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     training: bool = False,
-    momentum: float = 0.1,
+    momentum: float = 0.1,  # noqa: ARG001 - of the signature
     eps: float = 1e-5,
 ) -> Call:
+    """Of torch.nn.functional.batch_norm. Raises ClassifierError in training mode."""
     if training or running_mean is None or running_var is None:
         raise ClassifierError(
             "a BatchNorm uses the statistics of its batch: images would influence each other's gradients; "
@@ -244,6 +246,7 @@ def bind_layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Call:
+    """Of torch.nn.functional.layer_norm."""
     return Call(x, weight, bias, len(normalized_shape), {"shape": list(normalized_shape), "eps": eps})
 
 
@@ -256,6 +259,7 @@ def layer_norm_gradients(call: Call, x: Tensor, grad: Tensor) -> Gradients:
 def bind_group_norm(
     x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Call:
+    """Of torch.nn.functional.group_norm."""
     return Call(x, weight, bias, x.dim() - 1, {"groups": num_groups, "eps": eps})
 
 

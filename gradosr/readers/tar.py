@@ -86,7 +86,7 @@ def _unique(name: str, times: dict[str, int]) -> str:
     return key
 
 
-class _Cut(Exception):  # noqa: N818 - an end, not an error of ours
+class _Cut(Exception):
     """The archive breaks off, or goes on as something that is no tar."""
 
 
