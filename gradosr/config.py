@@ -4,12 +4,13 @@ All settings stand here, away from the code they configure, so that a faulty con
 a tenth of a second, before torch (2 to 8 s) is imported.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from gradosr.errors import ConfigError
 from gradosr.settings import Settings, SettingsT, load_settings
@@ -17,6 +18,15 @@ from gradosr.settings import Settings, SettingsT, load_settings
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
 DECODER = "torchvision.io+pillow/1"
 """How gradosr.images makes pixels; part of a run's fingerprint, counted up when the same bytes give other pixels."""
+
+
+def _absolute(uri: str) -> str:
+    """A local path made absolute: a worker's working directory is not the user's."""
+    return uri if "://" in uri or not uri else os.path.abspath(uri) + ("/" if uri.endswith("/") else "")  # noqa: PTH100 - links stay
+
+
+Uri = Annotated[str, AfterValidator(_absolute)]
+"""A local path, file:// or s3:// URI."""
 
 
 class S3Settings(Settings):
@@ -58,7 +68,7 @@ class TransformSettings(Settings):
 class LabelNames(Settings):
     """Shared by the input kinds: where integer labels get their names."""
 
-    label_names: str | tuple[str, ...] | None = None
+    label_names: Uri | tuple[str, ...] | None = None
     """Names of integer labels, in order: a list, or the URI of a JSON list."""
 
 
@@ -66,7 +76,7 @@ class ParquetInput(LabelNames):
     """Images in Parquet files, one shard per file."""
 
     kind: Literal["parquet"] = "parquet"
-    uri: str
+    uri: Uri
     """Folder, prefix, glob or brace range of .parquet files."""
     image_column: str = "image"
     """Column of encoded images: binary, or Hugging Face's struct<bytes, path>."""
@@ -78,7 +88,7 @@ class TarInput(LabelNames):
     """Images in WebDataset tar files, one shard per file; `KEY.cls` holds a label name or an index into label_names."""
 
     kind: Literal["tar"] = "tar"
-    uri: str
+    uri: Uri
     """Folder, prefix, glob or brace range of .tar, .tar.gz or .tgz files."""
 
 
@@ -86,7 +96,7 @@ class ImagesInput(LabelNames):
     """Single image files, recorded in groups that are one shard each; the folder an image lies in is its label."""
 
     kind: Literal["images"] = "images"
-    uri: str
+    uri: Uri
     """Folder, prefix, glob or brace range of image files."""
     group_size: PositiveInt = 1000
     """Images per group; a group once recorded keeps its images."""
@@ -119,9 +129,9 @@ class ClassifierSettings(Settings):
     """torchvision:NAME, timm:NAME, or package.module:factory (imported because this config names it)."""
     args: dict[str, Any] = {}
     """Keyword arguments of the architecture; none that fetch or read files."""
-    weights: str | None = None
+    weights: Uri | None = None
     """URI of a .safetensors file or a torch checkpoint of plain tensors; none with a `train` section."""
-    classes: tuple[str, ...] | str | None = None
+    classes: tuple[str, ...] | Uri | None = None
     """Class names in logit order, or the URI of a JSON list; none takes `known`."""
     transform: TransformSettings
 
@@ -193,12 +203,12 @@ class FitJob(StoreFields):
     """Labelled known images."""
     known: tuple[str, ...] = ()
     """Classes to keep; images of other classes are left out. Default: the classifier's classes."""
-    held_out: Annotated[float, Field(gt=0, lt=1)] | str = 0.1
+    held_out: Annotated[float, Field(gt=0, lt=1)] | Uri = 0.1
     """Images that train nothing: a fraction, or the URI of keys or source paths (a JSON list, or one a line)."""
     detector: Detector
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of known images that may be called unknown: is_unknown = p_value <= this."""
-    bundle: str
+    bundle: Uri
     """Folder or prefix where the bundle goes."""
     batch_size: PositiveInt = 64
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -227,11 +237,11 @@ class RaySettings(Settings):
 class ScoreJob(StoreFields):
     """Score every image of an archive into a results folder."""
 
-    bundle: str
+    bundle: Uri
     """Folder or prefix of the bundle."""
     input: Input
     """The archive."""
-    output: str
+    output: Uri
     """Results folder or prefix; the same command again finishes a run."""
     workers: PositiveInt | Literal["auto"] = "auto"
     """auto: one per GPU, else by cores."""
@@ -262,7 +272,7 @@ class PackJob(StoreFields):
     """Pack images into WebDataset tar shards."""
 
     input: Input
-    output: str
+    output: Uri
     """Folder or prefix of the shards."""
     images_per_shard: PositiveInt = 1000
 

@@ -7,7 +7,7 @@ calibration   held out of everything: p-values alone
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,27 +58,30 @@ def read_known(job: FitJob, store: Store, classes: Sequence[str], *, keep_traini
     wanted = {name: index for index, name in enumerate(classes) if not job.known or name in job.known}
     split = _Split(job, store)
     left_out = {"other_classes": 0, "unlabelled": 0, "unreadable": 0}
+
+    def keep(image: EncodedImage) -> bool:
+        """Before decoding, which costs most."""
+        if image.label not in wanted:
+            left_out["unlabelled" if image.label is None else "other_classes"] += 1
+            return False
+        return keep_training or split.use(image) != TRAINING
+
     pixels: list[Tensor] = []
     facts: list[tuple[int, int]] = []
-    for image in _prepared(job, store):
-        label = image.encoded.label
-        if label not in wanted:
-            left_out["unlabelled" if label is None else "other_classes"] += 1
-        elif image.pixels is None:
+    for image in _prepared(job, store, keep):
+        if image.pixels is None:
             left_out["unreadable"] += 1
-        elif (use := split.use(image.encoded)) != TRAINING or keep_training:
+        else:
             pixels.append(image.pixels)
-            facts.append((wanted[label], use))
+            facts.append((wanted[image.encoded.label or ""], split.use(image.encoded)))
     if not facts:
         raise InputError(
-            f"{job.input.uri}: no images of the known classes ({_reasons(left_out)}); check known and labels"
+            f"{job.input.uri}: no images to fit with ({_reasons(left_out)}); check known, labels and held_out"
         )
     labels_N, use_N = torch.tensor(facts).unbind(1)
     for name, use in USES.items():
         if not (use_N == use).any() and (use != TRAINING or keep_training):
-            raise InputError(
-                f"{job.input.uri}: no images left for {name}; check held_out ({split.matched} images matched)"
-            )
+            raise InputError(f"{job.input.uri}: no images left for {name}; check held_out")
     return KnownImages(torch.stack(pixels), labels_N, use_N, left_out)
 
 
@@ -86,13 +89,13 @@ def _reasons(left_out: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in left_out.items())
 
 
-def _prepared(job: FitJob, store: Store) -> Iterator[PreparedImage]:
+def _prepared(job: FitJob, store: Store, keep: Callable[[EncodedImage], bool]) -> Iterator[PreparedImage]:
     source = job.input
     names = resolve_names(source.label_names, store)
     shards = list_groups(source, store, [])[0] if isinstance(source, ImagesInput) else list_shards(source, store)
     READERS[source.kind].check(shards[0], store, source)
     for shard in shards:
-        images = READERS[source.kind].read(shard, store, source, names)
+        images = filter(keep, READERS[source.kind].read(shard, store, source, names))
         transform, threads = job.classifier.transform, torch.get_num_threads()
         for batch in prepared_batches(images, transform, job.max_pixels, job.batch_size, threads):
             yield from batch
@@ -105,7 +108,6 @@ class _Split:
         self._seed = job.seed
         self._fraction = job.held_out if isinstance(job.held_out, float) else None
         self._listed = frozenset[str]() if isinstance(job.held_out, float) else _read_list(store, job.held_out)
-        self.matched = 0
 
     def use(self, image: EncodedImage) -> int:
         if self._fraction is not None:
@@ -114,7 +116,6 @@ class _Split:
             held_out = image.key in self._listed or image.source in self._listed
         if not held_out:
             return TRAINING
-        self.matched += 1
         return FITTING if _unit(self._seed, "fitting", image.key) < 0.5 else CALIBRATION
 
 

@@ -9,6 +9,7 @@ import platform
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Any, BinaryIO, cast
 
@@ -95,7 +96,9 @@ class PartBuilder:
         return cast("BinaryIO", self._body)
 
     def close(self) -> None:
-        """Drop the memory and the spool file."""
+        """Drop the memory and the spool file, finished or not."""
+        with suppress(OSError):  # an unfinished writer wants to end its file: the spool disk may be full
+            self._writer.close()
         self._body.close()
 
 

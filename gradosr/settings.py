@@ -59,39 +59,51 @@ def _apply(document: dict[str, Any], override: str) -> None:
 
 
 def _faults(model: type[BaseModel], error: ValidationError) -> list[str]:
-    return [_fault(model, dict(fault)) for fault in error.errors(include_url=False)]
+    """One line per place in the document; what each alternative of a union wants is joined by "or"."""
+    wants: dict[str, list[str]] = {}
+    found: dict[str, str] = {}
+    for fault in error.errors(include_url=False):
+        path, want, shown = _fault(model, dict(fault))
+        wants.setdefault(path, []).append(want)
+        found[path] = shown
+    return [(f"{path}: " if path else "") + " or ".join(dict.fromkeys(wants[path])) + found[path] for path in wants]
 
 
-def _fault(model: type[BaseModel], fault: dict[str, Any]) -> str:
+def _fault(model: type[BaseModel], fault: dict[str, Any]) -> tuple[str, str, str]:
+    """Path as the user wrote it, what is wanted there, and what stands there."""
     path, owner = _resolve(model, fault["loc"])
-    kind, message = fault["type"], fault["msg"].removeprefix("Value error, ")
-    if kind == "missing":
-        return f"{path}: required"
-    if kind == "extra_forbidden":
+    if fault["type"] == "missing":
+        return path, "required", ""
+    if fault["type"] == "extra_forbidden":
         valid = sorted(owner.model_fields)
         close = difflib.get_close_matches(str(fault["loc"][-1]), valid, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        return f"{path}: unknown key{hint} (valid: {', '.join(valid)})"
-    found = fault.get("input")
-    shown = f", found {found!r}" if isinstance(found, str | int | float | bool) else ""
-    return f"{path}: {message}{shown}" if path else message
+        return path, f"unknown key{hint} (valid: {', '.join(valid)})", ""
+    value = fault.get("input")
+    shown = f", found {value!r}" if isinstance(value, str | int | float | bool) else ""
+    return path, str(fault["msg"]).removeprefix("Value error, "), shown
 
 
 def _resolve(model: type[BaseModel], loc: tuple[str | int, ...]) -> tuple[str, type[BaseModel]]:
-    """The dotted path as the user wrote it (union tags left out) and the model that holds its last key."""
+    """The dotted path as the user wrote it (tags of unions left out) and the model that holds its last key."""
     names: list[str] = []
-    owner = model
-    current: type[BaseModel] | None = model
-    choices: list[type[BaseModel]] = []
+    owner: type[BaseModel] = model
+    choices: list[type[BaseModel]] = [model]
+    within = True  # the next step is a key of a model, not an index or a tag inside a plain field
     for step in loc:
-        if choices and (tagged := next((c for c in choices if _tag(c) == step or c.__name__ == step), None)):
-            current, choices = tagged, []
+        if tagged := next(
+            (choice for choice in choices if len(choices) > 1 and step in (_tag(choice), choice.__name__)), None
+        ):
+            choices = [tagged]
             continue
-        owner = current or owner
+        if within and choices:
+            owner = choices[0]
+        elif not isinstance(step, int):
+            continue
         names.append(str(step))
-        field = owner.model_fields.get(str(step))
+        field = owner.model_fields.get(str(step)) if within else None
         choices = _models(field.annotation) if field else []
-        current = choices[0] if choices else None
+        within = bool(choices)
     return ".".join(names), owner
 
 

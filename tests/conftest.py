@@ -5,6 +5,8 @@ import os
 # Before anything imports ray: neither tokens left in the home directory nor usage reports belong in a test.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Ray workers and commands started by tests import the tests' own networks and workers.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.path.dirname(__file__), os.environ.get("PYTHONPATH")]))
 
 import uuid
 from collections.abc import Iterator

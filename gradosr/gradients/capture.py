@@ -3,14 +3,28 @@
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from gradosr.errors import ClassifierError
 from gradosr.gradients.rules import RULES, Call, Rule
+
+
+def _always_open(function: Any) -> Callable[..., Any]:
+    """The same code without its dispatch to a mode, which would take the mode away from the calls inside."""
+    own = {**function.__globals__, "has_torch_function": lambda _: False}
+    return FunctionType(function.__code__, own, function.__name__, function.__defaults__)
+
+
+COMPOSITES: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.multi_head_attention_forward: _always_open(F.multi_head_attention_forward),
+}
+"""Functions that make ruled calls of their own."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +57,20 @@ class Capture(TorchFunctionMode):
     def __init__(self, wanted: Container[int] | None = None) -> None:
         super().__init__()
         self.records: dict[int, Record] = {}
+        self.count = 0
         self._wanted = wanted
-        self._count = 0
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func in COMPOSITES:
+            with self:
+                return COMPOSITES[func](*args, **kwargs)
         rule = RULES.get(func)
         if rule is None:
             return func(*args, **kwargs)
-        number, self._count = self._count, self._count + 1
+        number, self.count = self.count, self.count + 1
         if self._wanted is not None and number not in self._wanted:
             return func(*args, **kwargs)
         call = rule.bind(*_input_first(args, kwargs), **{k: v for k, v in kwargs.items() if k != "input"})

@@ -5,7 +5,7 @@ B batch, K classes, P parameter tensors, F penultimate features.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gradosr.errors import ClassifierError
 from gradosr.gradients.capture import Capture, only_requiring_grad
 from gradosr.gradients.objectives import Objective, objective
-from gradosr.gradients.plan import Plan, check_mode, forward, make_plan, norms_of_records
+from gradosr.gradients.plan import Plan, check_mode, forward, make_plan, named, norms_of_records
 from gradosr.gradients.rules import squared_norm
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,11 @@ class SquaredNorms:
     logits_BK: Tensor
     features_BF: Tensor | None
     """Input of the linear layer that makes the logits; None where no such layer does."""
+
+    def none(self) -> "SquaredNorms":
+        """The same of no image."""
+        features = None if self.features_BF is None else self.features_BF[:0]
+        return replace(self, values_BP=self.values_BP[:0], logits_BK=self.logits_BK[:0], features_BF=features)
 
 
 def squared_norms(classifier: nn.Module, images_BCHW: Tensor, objective: str = "all_hot") -> SquaredNorms:
@@ -70,10 +75,15 @@ class GradientEngine:
         """One SquaredNorms per objective, in order, from one forward pass and one backward pass each."""
         losses = [objective(name) for name in objectives]
         if images_BCHW.dim() != 4 or not images_BCHW.is_floating_point():
-            raise ClassifierError(f"expected floating-point images [B, C, H, W], found {tuple(images_BCHW.shape)}")
+            found = f"{tuple(images_BCHW.shape)} of {str(images_BCHW.dtype).removeprefix('torch.')}"
+            raise ClassifierError(f"expected floating-point images [B, C, H, W], found {found}")
+        if not len(images_BCHW):
+            blank = images_BCHW.new_zeros(1, *images_BCHW.shape[1:])
+            return [one.none() for one in self(blank, objectives)]
         check_mode(self.classifier)
-        plan = self.plan(images_BCHW)
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
+            images_BCHW = images_BCHW.clone() if images_BCHW.is_inference() else images_BCHW.detach()
+            plan = self.plan(images_BCHW)
             norms, logits, features = self._ruled(plan, images_BCHW, losses)
             if plan.fallback:
                 for ruled, extra in zip(norms, self._fallback(plan, images_BCHW, losses), strict=True):
@@ -89,6 +99,7 @@ class GradientEngine:
         with only_requiring_grad(self.classifier):
             with Capture(wanted) as capture:
                 logits = forward(self.classifier, images_BCHW.detach().requires_grad_())
+            self._check_calls(plan, capture)
             last = len(losses) - 1
             norms = [
                 norms_of_records(
@@ -99,11 +110,23 @@ class GradientEngine:
         penultimate = capture.records.get(plan.penultimate) if plan.penultimate is not None else None
         return norms, logits.detach(), penultimate.call.x.detach() if penultimate else None
 
+    def _check_calls(self, plan: Plan, capture: Capture) -> None:
+        """Raise ClassifierError when the classifier took another path than the planned one."""
+        names = {id(parameter): name for name, parameter in self.classifier.named_parameters()}
+        if plan.uses and (
+            capture.count != plan.calls
+            or any(named(capture.records[number], names) != use.names for number, use in plan.uses.items())
+        ):
+            raise ClassifierError(
+                "the classifier calls other layers for this batch than for a batch it was tried with; "
+                "its path must not depend on pixels or on the size of the batch"
+            )
+
     def _fallback(self, plan: Plan, images_BCHW: Tensor, losses: Sequence[Objective]) -> list[dict[str, Tensor]]:
         """Batches of one, for the parameters without a rule alone."""
         parameters = {name: p for name, p in self.classifier.named_parameters() if name in plan.fallback}
         with only_requiring_grad(self.classifier, plan.fallback):
-            rows = [self._one_image(image_CHW[None], losses, parameters) for image_CHW in images_BCHW.detach()]
+            rows = [self._one_image(image_CHW[None], losses, parameters) for image_CHW in images_BCHW]
         columns = [torch.stack([row[i] for row in rows]) for i in range(len(losses))]
         return [dict(zip(parameters, column_BP.unbind(1), strict=True)) for column_BP in columns]
 
@@ -113,6 +136,6 @@ class GradientEngine:
         logits = forward(self.classifier, image_1CHW)
         tensors, norms = list(parameters.values()), []
         for loss in losses:
-            gradients = torch.autograd.grad(loss(logits).sum(), tensors, retain_graph=True)
+            gradients = torch.autograd.grad(loss(logits).sum(), tensors, retain_graph=True, materialize_grads=True)
             norms.append(torch.cat([squared_norm(gradient.reshape(1, -1)) for gradient in gradients]))
         return norms

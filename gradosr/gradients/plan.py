@@ -46,6 +46,8 @@ class Plan:
     """Parameters that no gradient reaches: zero."""
     penultimate: int | None
     """Number of the linear call that makes the logits; its input is the features."""
+    calls: int
+    """Ruled calls of one forward pass."""
 
     @property
     def shared(self) -> frozenset[str]:
@@ -90,8 +92,11 @@ def check_mode(classifier: nn.Module) -> None:
 
 
 def forward(classifier: nn.Module, images_BCHW: Tensor) -> Tensor:
-    """Logits [B, K]. Raises ClassifierError when the output is anything else."""
-    logits = classifier(images_BCHW)
+    """Logits [B, K], from a copy of the images: the classifier may work on its input in place.
+
+    Raises ClassifierError when the output is anything else.
+    """
+    logits = classifier(images_BCHW.clone())
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != images_BCHW.shape[0]:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ClassifierError(
@@ -101,18 +106,18 @@ def forward(classifier: nn.Module, images_BCHW: Tensor) -> Tensor:
 
 
 def _plan(classifier: nn.Module, probe: Tensor, tolerance: float, floor: float) -> Plan:
-    reference = _autograd_norms(classifier, probe[EXCHANGED : EXCHANGED + 1])
     with only_requiring_grad(classifier):
         with Capture() as capture:
             logits = forward(classifier, probe.requires_grad_())
+        reference = _autograd_norms(classifier, probe.detach()[EXCHANGED : EXCHANGED + 1])
         layouts, penultimate = _layouts(classifier, probe, capture, logits), _penultimate(capture, logits)
         names = {id(parameter): name for name, parameter in classifier.named_parameters()}
         uses = {
             number: Use(before, roles)
             for number, before in layouts.items()
-            if (roles := _named(capture.records[number], names))
+            if (roles := named(capture.records[number], names))
         }
-        plan = Plan(uses, (), (), penultimate)
+        plan = Plan(uses, (), (), penultimate, capture.count)
         norms = norms_of_records(plan, capture.records, logits, OBJECTIVES["all_hot"](logits).sum(), PROBES)
     unused = tuple(name for name, expected in reference.items() if expected is None)
     used = {name: expected for name, expected in reference.items() if expected is not None}
@@ -123,7 +128,7 @@ def _plan(classifier: nn.Module, probe: Tensor, tolerance: float, floor: float) 
         if name in norms and abs(float(norms[name][EXCHANGED]) - expected) <= tolerance * expected + bound
     }
     kept = {number: use for number, use in uses.items() if right.intersection(use.names.values())}
-    return Plan(kept, tuple(name for name in used if name not in right), unused, penultimate)
+    return Plan(kept, tuple(name for name in used if name not in right), unused, penultimate, capture.count)
 
 
 def _autograd_norms(classifier: nn.Module, image_1CHW: Tensor) -> dict[str, float | None]:
@@ -182,7 +187,8 @@ def _batch_position(record: Record, other: Record) -> int | None:
     return possible[0] if len(possible) == 1 and changed.any() else None
 
 
-def _named(record: Record, names: Mapping[int, str]) -> dict[str, str]:
+def named(record: Record, names: Mapping[int, str]) -> dict[str, str]:
+    """Role -> name of the parameters that a call uses; `names` by id of the parameter."""
     return {role: names[id(tensor)] for role, tensor in record.call.parameters.items() if id(tensor) in names}
 
 

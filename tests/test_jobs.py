@@ -1,0 +1,420 @@
+"""The command line: what users type, what they get wrong, and what they are told."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from gradosr.jobs.cli import COMMANDS, cli, run
+from safetensors.torch import save_file
+from tiny import ARCH, CLASSES, TRANSFORM, labelled_tar, local_job, make_bundle, picture, run_here, write_archive
+from tiny_net import tiny
+
+from gradosr.config import S3Settings
+from gradosr.store import Store
+
+
+def gradosr(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr of a command run in this process."""
+    capsys.readouterr()
+    code = run([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def write(path: Path, document: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+@pytest.fixture
+def score_yaml(tmp_path: Path) -> Path:
+    """A score job that would run."""
+    write_archive(Store(), f"{tmp_path}/archive", shards=2)
+    make_bundle(Store(), f"{tmp_path}/bundle")
+    return write(
+        tmp_path / "score.yaml",
+        {
+            "bundle": f"{tmp_path}/bundle",
+            "input": {"kind": "tar", "uri": f"{tmp_path}/archive/"},
+            "output": f"{tmp_path}/results",
+            "trust": [ARCH],
+            "workers": 1,
+        },
+    )
+
+
+def fit_document(folder: Path) -> dict[str, Any]:
+    """A fit job that would run, on 120 labelled pictures."""
+    Store().write(f"{folder}/known/0.tar", labelled_tar(0, 120))
+    torch.manual_seed(0)
+    save_file(tiny(3).state_dict(), folder / "weights.safetensors")
+    return {
+        "classifier": {
+            "arch": ARCH,
+            "args": {"num_classes": 3},
+            "weights": f"{folder}/weights.safetensors",
+            "classes": list(CLASSES),
+            "transform": TRANSFORM.model_dump(mode="json"),
+        },
+        "input": {"kind": "tar", "uri": f"{folder}/known/"},
+        "held_out": 0.7,
+        "detector": {"kind": "one_class"},
+        "bundle": f"{folder}/bundle",
+    }
+
+
+# --- Mistakes in a score job: one line, the exit code of design, no results folder ---
+
+MISTAKES: dict[str, tuple[list[str], int, str]] = {
+    "unknown key": (["bundel=x"], 2, "bundel: unknown key; did you mean bundle? (valid: batch_size, bundle"),
+    "wrong type": (["batch_size=many"], 2, "batch_size: Input should be a valid integer"),
+    "unknown kind": (["input.kind=zip"], 2, "input: Input tag 'zip'"),
+    "workers": (["workers=0"], 2, "workers: Input should be greater than 0 or Input should be 'auto', found 0"),
+    "no separator": (["batch_size"], 2, "--set batch_size: expected key=value"),
+    "no bundle": (["bundle=nowhere"], 4, "nowhere: no bundle there"),
+    "empty prefix": (["input.uri=empty/"], 4, "empty"),
+    "missing archive": (["input.uri=missing/"], 4, "missing"),
+    "untrusted factory": (["trust=[]"], 2, "`trust: [tiny_net:tiny]`"),
+    "label names": (["input.label_names=nowhere.json"], 4, "nowhere.json"),
+    "unwritable": (["output=score.yaml/results"], 4, "score.yaml"),
+    "scheme": (["output=gs://bucket/x"], 2, "gs://"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_a_score_job_is_one_line(
+    mistake: str, score_yaml: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(score_yaml.parent)
+    (score_yaml.parent / "empty").mkdir()
+    overrides, code, message = MISTAKES[mistake]
+    arguments = [part for override in overrides for part in ("--set", override)]
+    found, out, err = gradosr(capsys, "score", score_yaml, *arguments)
+    assert (found, out) == (code, "")
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert "Traceback" not in err
+    assert not (score_yaml.parent / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "score.yaml: no such file"),
+        ("a: [", "not valid YAML"),
+        ("- a\n- b\n", "expected a mapping"),
+        ("", "bundle: required"),
+        ("bundle: !!python/object/apply:os.system [id]\n", "not valid YAML"),
+    ],
+)
+def test_an_unreadable_config_is_told(
+    text: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "score.yaml"
+    if text is not None:
+        path.write_text(text)
+    code, _, err = gradosr(capsys, "score", path)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gradosr(capsys, "score")[0] == 2
+    assert gradosr(capsys, "scroe")[0] == 2
+    assert gradosr(capsys, "evaluate", "x", "--sett")[0] == 2
+
+
+def test_a_folder_of_another_fingerprint_is_refused(score_yaml: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_here(local_job(score_yaml.parent))
+    code, _, err = gradosr(capsys, "score", score_yaml, "--set", "max_pixels=77")
+    assert code == 2
+    assert "max_pixels was 178956970, is 77" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_bundle_of_another_version_is_refused(score_yaml: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = score_yaml.parent / "bundle" / "bundle.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 99}))
+    code, _, err = gradosr(capsys, "score", score_yaml)
+    assert (code, len(err.splitlines())) == (4, 1)
+    assert "bundle version 99; this gradosr reads version 1" in err
+
+
+# --- The store ---
+
+
+@pytest.fixture
+def s3_overrides(s3_settings: S3Settings, bucket: str, score_yaml: Path) -> list[str]:
+    """--set arguments that put archive and output into the bucket."""
+    write_archive(Store(s3_settings), f"{bucket}/archive", shards=2)
+    values = {
+        "store.endpoint_url": s3_settings.endpoint_url,
+        "store.addressing_style": "path",
+        "input.uri": f"{bucket}/archive/",
+        "output": f"{bucket}/results/",
+    }
+    return [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "message"),
+    [
+        ("input.uri=s3://no-such-bucket-here/x/", 4, "no-such-bucket-here"),
+        ("output=s3://no-such-bucket-here/x/", 4, "no-such-bucket-here"),
+        ("input.uri=s3://{bucket}/nothing/", 4, "nothing"),
+        ("store.endpoint_url=http://127.0.0.1:9", 4, "127.0.0.1:9"),
+    ],
+)
+def test_a_mistake_about_the_store_is_told(
+    override: str, code: int, message: str, score_yaml: Path, s3_overrides: list[str], bucket: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    override = override.replace("{bucket}", bucket.removeprefix("s3://"))
+    found, out, err = gradosr(capsys, "score", score_yaml, *s3_overrides, "--set", override)
+    assert (found, out) == (code, "")
+    assert message in err
+    assert "Traceback" not in err
+    assert not (score_yaml.parent / "results").exists()
+
+
+def test_wrong_credentials_are_told(
+    score_yaml: Path, s3_overrides: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    code, _, err = gradosr(capsys, "score", score_yaml, *s3_overrides)
+    assert code == 4
+    assert "AWS_ACCESS_KEY_ID" in err
+    assert "wrong" not in err
+    assert "Traceback" not in err
+
+
+# --- Mistakes in a fit job ---
+
+FIT_MISTAKES: dict[str, tuple[dict[str, Any], int, str]] = {
+    "fetching argument": ({"classifier.args": {"num_classes": 3, "pretrained": True}}, 2, "pretrained would fetch"),
+    "fetching name": ({"classifier.arch": "timm:hf-hub:someone/net"}, 2, "hf-hub:someone/net would fetch"),
+    "unknown architecture": ({"classifier.arch": "torchvision:resnet19"}, 2, "did you mean resnet1"),
+    "no factory": ({"classifier.arch": "tiny_net:huge"}, 2, "tiny_net:huge: cannot be imported"),
+    "not a module": ({"classifier.arch": "tiny_net:not_a_module"}, 4, "returns str; expected a torch.nn.Module"),
+    "cut off": ({"classifier.arch": "tiny_net:cut_off"}, 4, "logits are cut off from its parameters"),
+    "class count": ({"classifier.classes": ["cat", "dog"]}, 4, "3 logits, but 2 classes are named"),
+    "missing weights": ({"classifier.weights": "nowhere.safetensors"}, 4, "nowhere.safetensors"),
+    "unfit weights": ({"classifier.args": {"num_classes": 4}}, 4, "2 of another shape: head.weight (3, 64) instead of"),
+    "no recipe": ({"detector": {"kind": "transfer"}}, 2, "transfer needs a train section"),
+    "no weights": ({"classifier.weights": None}, 2, "classifier.weights or a train section is required"),
+    "strange known": ({"known": ["bird", "cat", "dog"]}, 2, "bird not among the classifier's classes"),
+    "objective": ({"detector": {"kind": "one_class", "objectives": ["n_hot:1"]}}, 2, "has 0 or 2 to 3 ones"),
+    "too few": ({"held_out": 0.1}, 4, "calibration images"),
+    "no image": ({"input.uri": "nothing/"}, 4, "nothing"),
+}
+
+
+@pytest.mark.parametrize("mistake", FIT_MISTAKES)
+def test_a_mistake_in_a_fit_job_is_one_line(
+    mistake: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    changes, code, message = FIT_MISTAKES[mistake]
+    document = fit_document(tmp_path)
+    for path, value in changes.items():
+        section, _, key = path.rpartition(".")
+        (document[section] if section else document)[key] = value
+    found, out, err = gradosr(capsys, "fit", write(tmp_path / "fit.yaml", document))
+    assert found == code
+    assert out == ""
+    assert message in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert not (tmp_path / "bundle" / "bundle.json").exists()
+
+
+def test_weights_that_are_code_do_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = fit_document(tmp_path)
+
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "exploded"),)
+
+    torch.save({"head.weight": Bomb()}, tmp_path / "bomb.pt")
+    document["classifier"]["weights"] = str(tmp_path / "bomb.pt")
+    code, _, err = gradosr(capsys, "fit", write(tmp_path / "fit.yaml", document))
+    assert code == 4
+    assert "not a checkpoint of plain tensors" in err
+    assert not (tmp_path / "exploded").exists()
+
+
+# --- The way through ---
+
+
+def test_fit_with_given_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = gradosr(capsys, "fit", write(tmp_path / "fit.yaml", fit_document(tmp_path)), "--json")
+    assert code == 0, err
+    facts = json.loads(out)
+    assert facts["classes"] == list(CLASSES)
+    assert facts["images"]["training"] == 0
+    assert facts["images"]["fitting"] + facts["images"]["calibration"] > 60
+    manifest = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
+    assert manifest["provenance"]["weights"].endswith("weights.safetensors")
+    assert {path.name for path in (tmp_path / "bundle").iterdir()} == {
+        "bundle.json", "fit.json", "classifier.safetensors", "detector.safetensors", "calibration.safetensors",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["one_class", "transfer"])
+def test_fit_with_a_recipe(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = fit_document(tmp_path)
+    del document["classifier"]["weights"]
+    document |= {"train": {"epochs": 1, "flip": True, "crop_padding": 1}, "detector": {"kind": kind}, "held_out": 0.5}
+    code, out, err = gradosr(capsys, "fit", write(tmp_path / "fit.yaml", document), "--json")
+    assert code == 0, err
+    assert json.loads(out)["images"]["training"] > 30
+    assert ("pseudo-unknown" in err) == (kind == "transfer")
+
+
+def test_held_out_by_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = [f"0.tar#{i:05}.png" for i in range(80)]
+    (tmp_path / "held_out.json").write_text(json.dumps(keys))
+    document = fit_document(tmp_path) | {"held_out": f"{tmp_path}/held_out.json"}
+    code, out, _ = gradosr(capsys, "fit", write(tmp_path / "fit.yaml", document), "--json")
+    assert code == 0
+    images = json.loads(out)["images"]
+    assert images["fitting"] + images["calibration"] == 80
+
+
+def test_dry_run_touches_nothing(score_yaml: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = gradosr(capsys, "score", score_yaml, "--dry-run", "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert (facts["shards"], facts["pending_shards"]) == (2, 2)
+    assert facts["bytes"] == sum(path.stat().st_size for path in (score_yaml.parent / "archive").iterdir())
+    assert not (score_yaml.parent / "results").exists()
+    code, out, _ = gradosr(capsys, "score", score_yaml, "--dry-run")
+    assert "to be done   2 shards" in out
+
+
+def test_evaluate_counts_what_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_archive(Store(), f"{tmp_path}/archive")
+    run_here(local_job(tmp_path))
+    code, out, _ = gradosr(capsys, "evaluate", tmp_path / "results", "--known", "cat,dog", "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert (facts["known"], facts["unknown"], facts["left_out"], facts["finished"]) == (16, 8, 0, True)
+    assert set(facts["scores"]) == {"unknown score", "MSP", "max logit", "energy"}
+    assert all(0 <= metrics["auroc"] <= 1 for metrics in facts["scores"].values())
+    code, out, _ = gradosr(capsys, "evaluate", tmp_path / "results")
+    assert code == 0
+    assert "24 known and 0 unknown images" in out
+    assert gradosr(capsys, "evaluate", tmp_path / "results", "--known", "bird")[0] == 2
+    code, _, err = gradosr(capsys, "evaluate", tmp_path / "nowhere")
+    assert code == 4
+    assert "no results there" in err
+
+
+def test_evaluate_says_when_a_run_is_not_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_archive(Store(), f"{tmp_path}/archive")
+    run_here(local_job(tmp_path), only=2)
+    code, out, err = gradosr(capsys, "evaluate", tmp_path / "results", "--json")
+    assert code == 0
+    assert json.loads(out)["known"] == 12
+    assert "not finished" in err
+
+
+def test_evaluate_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "archive").mkdir()
+    (tmp_path / "archive" / "a.png").write_bytes(picture(0))
+    run_here(local_job(tmp_path, input={"kind": "images", "uri": f"{tmp_path}/archive"}))
+    code, _, err = gradosr(capsys, "evaluate", tmp_path / "results")
+    assert code == 4
+    assert "none of 1 rows has a score and a label" in err
+
+
+def test_pack_keeps_bytes_and_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(5):
+        folder = tmp_path / "images" / CLASSES[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"a.{i}.png").write_bytes(picture(i))
+    target = tmp_path / "archive"
+    code, out, _ = gradosr(
+        capsys, "pack", tmp_path / "images", target, "--set", "images_per_shard=2", "--json"
+    )  # fmt: skip
+    assert code == 0
+    assert json.loads(out) == {"images": 5, "shards": 3}
+    _, summary = run_here(local_job(tmp_path))
+    assert summary.counts["ok"] == 5
+    code, out, _ = gradosr(capsys, "evaluate", tmp_path / "results", "--json")
+    assert json.loads(out)["known"] == 5
+
+
+def test_bench_engine(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = gradosr(capsys, "bench", "engine", "--arch", "torchvision:squeezenet1_1", "--batch", 8, "--runs", 1,
+                           "--json")  # fmt: skip
+    facts = json.loads(out)
+    assert code == 0
+    assert set(facts["images_per_second"]) == {"forward", "training step", "gradosr", "batch-of-one loop"}
+    assert facts["of_training_step"]["training step"] == 1.0
+    assert facts["fallback_parameters"] == []
+
+
+# --- The command itself ---
+
+
+def test_every_command_is_listed_and_has_few_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = gradosr(capsys, "--help")
+    assert code == 0
+    for name in COMMANDS:
+        assert f"  {name} " in out
+        command = cli.get_command(None, name)  # type: ignore[arg-type]
+        assert command is not None
+        assert len(command.params) <= 5, f"{name}: a new knob is a config field"
+
+
+def test_help_needs_no_heavy_import() -> None:
+    code = (
+        "import sys; from gradosr.jobs.cli import run; run(['--help']); run(['score', '--help']);"
+        "heavy = {'torch', 'ray', 'pyarrow', 'boto3', 'pydantic', 'numpy'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)
+
+
+def test_a_config_is_refused_before_torch_is_imported(score_yaml: Path) -> None:
+    code = (
+        "import sys; from gradosr.jobs.cli import run;"
+        f"assert run(['score', {str(score_yaml)!r}, '--set', 'bundel=1']) == 2;"
+        f"assert run(['score', {str(score_yaml)!r}, '--set', 'bundle=nowhere']) == 4;"
+        "assert not {'torch', 'ray'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL, timeout=60)
+
+
+def test_score_by_subprocess_resumes_after_sigkill(tmp_path: Path) -> None:
+    """The driver really dies; the same command finishes the run and touches no finished part."""
+    write_archive(Store(), f"{tmp_path}/archive", shards=40, images=40)
+    make_bundle(Store(), f"{tmp_path}/bundle")
+    job = local_job(tmp_path, workers=1)
+    document = job.model_dump(mode="json", exclude={"stores", "runtime_env"})
+    config = write(tmp_path / "score.yaml", document)
+    command = [sys.executable, "-m", "gradosr.jobs.cli", "score", str(config)]
+    first = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    parts = tmp_path / "results" / "parts"
+    deadline = time.monotonic() + 120
+    while not (parts.exists() and len(list(parts.glob("part-*"))) >= 3):
+        assert first.poll() is None, "finished before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    first.kill()
+    first.wait()
+    time.sleep(1)
+    before = {path.name: path.stat().st_mtime_ns for path in parts.glob("part-*")}
+    assert 3 <= len(before) < 40
+    second = subprocess.run([*command, "--json"], check=True, capture_output=True, text=True, timeout=150)
+    summary = json.loads(second.stdout)
+    assert summary["counts"]["rows"] == 1600
+    assert summary["scored"] <= 40 - len(before)
+    assert before.items() <= {path.name: path.stat().st_mtime_ns for path in parts.glob("part-*")}.items()

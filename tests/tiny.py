@@ -1,0 +1,118 @@
+"""A real, tiny archive and bundle, and a run without Ray."""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from hostile import tar
+from PIL import Image
+from tiny_net import tiny
+
+from gradosr.bundle import Bundle
+from gradosr.calibration import Calibration
+from gradosr.config import ScoreJob, TransformSettings
+from gradosr.detectors import OneClassDetector
+from gradosr.errors import ShardUnreadable
+from gradosr.manifest import Manifest
+from gradosr.progress import Outcome
+from gradosr.run import Plan, Summary, finish, prepare
+from gradosr.scorer import Observer
+from gradosr.store import Store
+from gradosr.worker import ShardWorker
+
+CLASSES = ("cat", "dog", "ship")
+ARCH = "tiny_net:tiny"
+TRANSFORM = TransformSettings(resize=(16, 16), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+
+
+def picture(seed: int) -> bytes:
+    """A PNG of 16 x 16 random pixels: lossless, so that scores depend on nothing but the bytes."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    body = io.BytesIO()
+    Image.fromarray(pixels).save(body, "PNG")
+    return body.getvalue()
+
+
+def labelled_tar(first: int, count: int) -> bytes:
+    """`count` pictures with a label each."""
+    members = []
+    for seed in range(first, first + count):
+        members += [(f"{seed:05}.png", picture(seed)), (f"{seed:05}.cls", CLASSES[seed % 3].encode())]
+    return tar(members)
+
+
+def write_archive(store: Store, uri: str, shards: int = 4, images: int = 6) -> None:
+    """Tar shards at `uri`/00000.tar and on."""
+    for shard in range(shards):
+        store.write(f"{uri}/{shard:05}.tar", labelled_tar(shard * images, images))
+
+
+def make_bundle(store: Store, uri: str, *, seed: int = 0) -> Bundle:
+    """A bundle of an untrained network; its detector is fitted and calibrated on random pictures."""
+    torch.manual_seed(seed)
+    classifier = tiny(num_classes=len(CLASSES)).eval()
+    objectives = ("all_hot", "predicted")
+    observer = Observer(classifier, TRANSFORM, objectives, torch.device("cpu"))
+    images = torch.randint(0, 256, (80, 3, 16, 16), dtype=torch.uint8)
+    detector = OneClassDetector.fit(observer(images[:40]).observation, logits=True)
+    scores = detector.score(observer(images[40:]).observation).numpy()
+    manifest = Manifest(
+        arch=ARCH,
+        args={"num_classes": len(CLASSES)},
+        classes=CLASSES,
+        transform=TRANSFORM,
+        detector="one_class",
+        objectives=objectives,
+        false_alarm_rate=0.05,
+    )
+    bundle = Bundle(manifest, classifier, detector, Calibration.of(scores, 0.05))
+    bundle.save(store, uri)
+    return bundle
+
+
+def local_job(folder: Path, **changes: object) -> ScoreJob:
+    """A job over folder/archive, with the bundle made if it is not there."""
+    if not (folder / "bundle").exists():
+        make_bundle(Store(), str(folder / "bundle"))
+    document = {
+        "bundle": str(folder / "bundle"),
+        "input": {"kind": "tar", "uri": f"{folder}/archive/"},
+        "output": str(folder / "results"),
+        "trust": [ARCH],
+        "batch_size": 4,
+        "device": "cpu",
+    }
+    return ScoreJob.model_validate({**document, **changes})
+
+
+def run_here(job: ScoreJob, only: int | None = None) -> tuple[Plan, Summary]:
+    """The whole run in this process; `only` scores that many pending shards and then fails the rest."""
+    plan = prepare(job)
+    plan.claim()
+    outcome = Outcome()
+    if plan.pending:
+        worker = ShardWorker(job, plan.fingerprint, threads=1)
+        worker.ready()
+        for index, shard in enumerate(plan.pending):
+            if only is not None and index >= only:
+                outcome.failed[shard.name] = "left for later"
+                continue
+            try:
+                outcome.reports.append(worker.process(shard))
+            except ShardUnreadable as error:
+                plan.folder.quarantine(shard, str(error), 1)
+                outcome.quarantined[shard.part] = str(error)
+    return plan, finish(plan, outcome)
+
+
+def rows_of(folder: Path, columns: Sequence[str] = ("key", "unknown_score")) -> dict[str, tuple[object, ...]]:
+    """Key -> the other columns, of the parts that _SUCCESS names; every key once."""
+    parts = json.loads((folder / "_SUCCESS").read_text())["parts"]
+    rows = [row for part in parts for row in pq.read_table(folder / "parts" / f"{part}.parquet").to_pylist()]
+    keys = [row["key"] for row in rows]
+    assert len(keys) == len(set(keys))
+    return {row["key"]: tuple(row[name] for name in columns if name != "key") for row in rows}
