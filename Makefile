@@ -13,3 +13,33 @@ $(STAMP): requirements.lock pyproject.toml
 	.uv/bin/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
 
+demo: $(STAMP)  ## set-up and the main job: train, fit, score an S3 archive on Ray, evaluate
+	$(BIN)/gradosr demo
+
+test: $(STAMP)  ## set-up and the tests
+	$(BIN)/pytest -m "not slow"
+
+test-slow: $(STAMP)  ## the tests that take minutes
+	$(BIN)/pytest -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+check: lint types test  ## lint, strict types, tests
+
+bench: $(STAMP)  ## the speed table of the README, measured on this machine
+	$(BIN)/gradosr bench engine --arch torchvision:resnet18 --size 32 --batch 64
+	$(BIN)/gradosr bench engine --arch torchvision:resnet18 --size 224 --batch 16
+	$(BIN)/gradosr bench engine --arch torchvision:resnet50 --size 224 --batch 8
+
+lock:  ## pin the newest versions, with hashes and without any registry's address
+	.uv/bin/uv pip compile pyproject.toml --all-extras --generate-hashes --universal --python-version 3.10 \
+		--no-header --upgrade --output-file requirements.lock
+
+clean:
+	rm -rf .venv .uv build dist demo *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from gradosr.calibration import Calibration
 from gradosr.classifier import build_classifier, load_weights
 from gradosr.detectors import DETECTORS, Detector, restore
-from gradosr.errors import BundleError
+from gradosr.errors import BundleError, NotFound
 from gradosr.manifest import MANIFEST, Manifest, read_manifest
 from gradosr.store import Store, join
 
@@ -93,7 +93,10 @@ def load_bundle(store: Store, uri: str, trust: tuple[str, ...] = ()) -> Bundle:
 
 
 def _unpacked(store: Store, uri: str, name: str, manifest: Manifest) -> dict[str, Tensor]:
-    body = store.read(join(uri, name))
+    try:
+        body = store.read(join(uri, name))
+    except NotFound as error:
+        raise BundleError(f"{join(uri, name)}: missing, though {MANIFEST} names it; copy the bundle again") from error
     if hashlib.sha256(body).hexdigest() != manifest.files.get(name):
         raise BundleError(
             f"{join(uri, name)}: not the file that {MANIFEST} names (digest differs); copy the bundle again"

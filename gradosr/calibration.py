@@ -20,8 +20,8 @@ class Calibration:
     def of(cls, scores: Scores, rate: float) -> "Calibration":
         """Raises InputError when there are too few images to certify a false-alarm rate of `rate`."""
         finite = np.sort(scores[np.isfinite(scores)]).astype(np.float32)
-        needed = int(np.ceil(1 / rate)) - 1
-        if len(finite) < needed:
+        if _allowed(len(finite), rate) < 0:
+            needed = int(np.ceil(1 / rate - 1e-9)) - 1
             raise InputError(
                 f"{len(finite)} calibration images: the smallest p-value they allow is {1 / (len(finite) + 1):.3g}; "
                 f"a false-alarm rate of {rate:g} needs at least {needed}. Hold out more images"
@@ -31,10 +31,17 @@ class Calibration:
     def p_values(self, scores: Scores) -> NDArray[np.float32]:
         """(1 + calibration images scoring at least as high) / (n + 1); nan where the score is."""
         at_least = len(self.scores) - np.searchsorted(self.scores, scores.astype(np.float32), side="left")
-        p = ((1 + at_least) / (len(self.scores) + 1)).astype(np.float32)
-        return np.where(np.isnan(scores), np.float32(np.nan), p)
+        return np.where(np.isnan(scores), np.float32(np.nan), _p_value(at_least, len(self.scores)))
 
     def threshold(self, rate: float) -> float:
         """The highest unknown score that is still called known; p <= rate exactly where score > threshold."""
-        allowed = int(np.floor(rate * (len(self.scores) + 1) + 1e-9)) - 1
-        return float(self.scores[len(self.scores) - 1 - allowed])
+        return float(self.scores[len(self.scores) - 1 - _allowed(len(self.scores), rate)])
+
+
+def _p_value(at_least: NDArray[np.integer], n: int) -> NDArray[np.float32]:
+    return ((1 + at_least) / (n + 1)).astype(np.float32)
+
+
+def _allowed(n: int, rate: float) -> int:
+    """How many of n calibration images may score at least as high while p <= rate; -1: not even none."""
+    return int(np.searchsorted(_p_value(np.arange(n), n), np.float32(rate), side="right")) - 1

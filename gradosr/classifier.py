@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gradosr.config import TransformSettings
-from gradosr.errors import ClassifierError, ConfigError
+from gradosr.errors import ClassifierError, ConfigError, GradosrError, first_line
 from gradosr.store import Store
 
 LIBRARIES = ("torchvision", "timm")
@@ -39,8 +39,10 @@ def build_classifier(arch: str, args: Mapping[str, Any], classes: int, trusted: 
             classifier = _timm(name, {"num_classes": classes, **args})
         else:
             classifier = _factory(arch, trusted)(**args)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise ClassifierError(f"{arch} with args {dict(args)}: {error}") from error
+    except GradosrError:
+        raise
+    except Exception as error:  # whatever an architecture says to arguments it does not take
+        raise ClassifierError(f"{arch} with args {dict(args)}: {first_line(error)}") from error
     if not isinstance(classifier, nn.Module):
         raise ClassifierError(f"{arch} returns {type(classifier).__name__}; expected a torch.nn.Module")
     return classifier.eval()
@@ -91,8 +93,8 @@ def _factory(arch: str, trusted: Collection[str]) -> Any:
         sys.path.insert(0, here)
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{arch}: cannot be imported: {error}; put its folder on PYTHONPATH") from error
+    except Exception as error:  # its module runs here
+        raise ConfigError(f"{arch}: cannot be imported: {first_line(error)}; put its folder on PYTHONPATH") from error
 
 
 def read_weights(store: Store, uri: str) -> dict[str, Tensor]:
@@ -105,8 +107,13 @@ def read_weights(store: Store, uri: str) -> dict[str, Tensor]:
     except safetensors.SafetensorError as error:
         raise ClassifierError(f"{uri}: not a safetensors file: {error}") from error
     except Exception as error:  # torch.load raises whatever a damaged or hostile file makes its parts raise
-        raise ClassifierError(f"{uri}: not a checkpoint of plain tensors: {str(error).splitlines()[0]}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        # Not in torch's words, which advise to let the file run its code.
+        raise ClassifierError(
+            f"{uri}: damaged, or not a checkpoint of plain tensors; save it by torch.save(net.state_dict(), ...)"
+        ) from error
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
         raise ClassifierError(f"{uri}: expected a mapping of names to tensors (a state_dict), found something else")
     return state
 

@@ -8,10 +8,11 @@ the shard the worker held. An exception of our own code is a verdict on the shar
 import logging
 import os
 import signal
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ def connected(settings: RaySettings, runtime_env: Mapping[str, Any]) -> Iterator
     # Ray's own handler exits with 15 and says nothing.
     signal.signal(signal.SIGTERM, terminate)
     try:
-        yield
+        with redirect_stdout(sys.stderr):  # where Ray prints that a worker died; stdout is for data
+            yield
     finally:
         ray.shutdown()
 

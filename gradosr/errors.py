@@ -64,3 +64,8 @@ class ShardUnreadable(GradosrError):
 
 class RunFailed(GradosrError):
     """The run stopped or ended with failed shards; the same command resumes it."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a foreign error says, in one line; its type where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from gradosr.config import TransformSettings
-from gradosr.errors import BundleError, NotFound
+from gradosr.errors import BundleError, NotFound, first_line
 from gradosr.settings import Settings
 from gradosr.store import Store, join
 
@@ -48,5 +48,9 @@ def read_manifest(store: Store, uri: str) -> tuple[Manifest, str]:
         if version != VERSION:
             raise BundleError(f"{uri}: bundle version {version}; this gradosr reads version {VERSION}, fit it again")
         return Manifest.model_validate(document), hashlib.sha256(body).hexdigest()
-    except (ValueError, AttributeError, ValidationError) as error:
-        raise BundleError(f"{uri}: {MANIFEST} is damaged: {str(error).splitlines()[0]}") from error
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise BundleError(f"{uri}: {MANIFEST} is damaged: {where}: {fault['msg']}") from error
+    except (ValueError, AttributeError) as error:
+        raise BundleError(f"{uri}: {MANIFEST} is damaged: {first_line(error)}") from error

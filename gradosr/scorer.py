@@ -15,7 +15,7 @@ from gradosr.bundle import Bundle
 from gradosr.classifier import check_logits, input_size, normalise
 from gradosr.config import TransformSettings
 from gradosr.detectors import Observation, restore
-from gradosr.errors import ClassifierError, ConfigError
+from gradosr.errors import ClassifierError, ConfigError, GradosrError, first_line
 from gradosr.gradients import GradientEngine
 from gradosr.representations import coordinate_names, log_norms, representation
 
@@ -56,9 +56,11 @@ class Observer:
         blank = torch.zeros(1, 3, *input_size(self.transform), dtype=torch.uint8)
         try:
             observed = self(blank)
-        except (RuntimeError, TypeError, ValueError) as error:
+        except GradosrError:
+            raise
+        except Exception as error:  # whatever a classifier says to images it was not made for
             size = "x".join(map(str, input_size(self.transform)))
-            raise ClassifierError(f"the classifier fails on a {size} image: {str(error).splitlines()[0]}") from error
+            raise ClassifierError(f"the classifier fails on a {size} image: {first_line(error)}") from error
         check_logits(observed.observation.logits_BK, classes)
         return observed
 

@@ -87,23 +87,20 @@ def _fault(model: type[BaseModel], fault: dict[str, Any]) -> tuple[str, str, str
 def _resolve(model: type[BaseModel], loc: tuple[str | int, ...]) -> tuple[str, type[BaseModel]]:
     """The dotted path as the user wrote it (tags of unions left out) and the model that holds its last key."""
     names: list[str] = []
-    owner: type[BaseModel] = model
-    choices: list[type[BaseModel]] = [model]
-    within = True  # the next step is a key of a model, not an index or a tag inside a plain field
-    for step in loc:
-        if tagged := next(
-            (choice for choice in choices if len(choices) > 1 and step in (_tag(choice), choice.__name__)), None
-        ):
-            choices = [tagged]
-            continue
-        if within and choices:
-            owner = choices[0]
-        elif not isinstance(step, int):
-            continue
-        names.append(str(step))
-        field = owner.model_fields.get(str(step)) if within else None
-        choices = _models(field.annotation) if field else []
-        within = bool(choices)
+    owner = model
+    choices = [model]  # models that the next step may be a key of; none inside a plain field
+    for place, step in enumerate(loc):
+        tagged = [choice for choice in choices if len(choices) > 1 and step in (_tag(choice), choice.__name__)]
+        if tagged:
+            choices = tagged
+        elif choices:
+            names.append(str(step))
+            field = choices[0].model_fields.get(str(step))
+            if field or place == len(loc) - 1:  # else the key of a mapping of models
+                owner = choices[0]
+                choices = _models(field.annotation) if field else []
+        elif isinstance(step, int):
+            names.append(str(step))
     return ".".join(names), owner
 
 

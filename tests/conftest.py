@@ -1,12 +1,13 @@
 """A real S3 server for all tests, and a bucket of its own for each."""
 
 import os
+from pathlib import Path
 
 # Before anything imports ray: neither tokens left in the home directory nor usage reports belong in a test.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 # Ray workers and commands started by tests import the tests' own networks and workers.
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.path.dirname(__file__), os.environ.get("PYTHONPATH")]))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
 
 import uuid
 from collections.abc import Iterator

@@ -109,7 +109,6 @@ def _plan(classifier: nn.Module, probe: Tensor, tolerance: float, floor: float) 
     with only_requiring_grad(classifier):
         with Capture() as capture:
             logits = forward(classifier, probe.requires_grad_())
-        reference = _autograd_norms(classifier, probe.detach()[EXCHANGED : EXCHANGED + 1])
         layouts, penultimate = _layouts(classifier, probe, capture, logits), _penultimate(capture, logits)
         names = {id(parameter): name for name, parameter in classifier.named_parameters()}
         uses = {
@@ -119,6 +118,7 @@ def _plan(classifier: nn.Module, probe: Tensor, tolerance: float, floor: float) 
         }
         plan = Plan(uses, (), (), penultimate, capture.count)
         norms = norms_of_records(plan, capture.records, logits, OBJECTIVES["all_hot"](logits).sum(), PROBES)
+    reference = _autograd_norms(classifier, probe.detach()[EXCHANGED : EXCHANGED + 1])
     unused = tuple(name for name, expected in reference.items() if expected is None)
     used = {name: expected for name, expected in reference.items() if expected is not None}
     bound = floor * max(used.values())
@@ -205,8 +205,10 @@ def norms_of_records(
     """Squared norms [B] by parameter name, of the planned calls: one backward pass to their outputs."""
     numbers = [number for number in plan.uses if records[number].edge is not None]
     edges = [edge for number in numbers if (edge := records[number].edge) is not None]
-    if not edges:
+    if not edges or not loss.requires_grad:
         return {}
+    for number in numbers:  # before autograd, whose words for it are not the user's
+        records[number].check_input()
     gradients: tuple[Tensor | None, ...] = torch.autograd.grad(loss, edges, retain_graph=keep_graph, allow_unused=True)
     norms: dict[str, Tensor] = {}
     sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=logits_BK.device, dtype=logits_BK.dtype))
@@ -225,7 +227,6 @@ def norms_of_records(
 
 
 def _apply(record: Record, gradient: Tensor, use: Use, batch: int, *, materialise: bool) -> Gradients:
-    record.check_input()
     features = record.call.feature_dims
     x = _batch_first(record.call.x.detach(), features, use.before, batch)
     g = _batch_first(gradient, features, use.before, batch)

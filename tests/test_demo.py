@@ -1,0 +1,66 @@
+"""The demo, as a user runs it, and killed as a user kills it."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def mentioning(folder: Path) -> list[str]:
+    """Command lines of the processes that work below a folder, or were started from there."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            line = process.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            here = str(process.joinpath("cwd").readlink())
+        except OSError:
+            continue
+        if str(folder) in line or here.startswith(str(folder)):
+            found.append(line)
+    return found
+
+
+def start(folder: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "gradosr.jobs.cli", "demo", "--folder", str(folder / "demo")]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_the_demo_ends_with_the_table_and_leaves_nothing_running(tmp_path: Path) -> None:
+    process = start(tmp_path)
+    out, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, out
+    assert "$ gradosr score" in out
+    assert "unknown score" in out
+    assert "AUROC" in out
+    assert "1,065 rows" in out
+    assert wait_for_none(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=["KILL", "INT", "TERM"])
+@pytest.mark.parametrize("stage", ["$ gradosr fit", "starting Ray", "shards 0/"])
+def test_a_killed_demo_leaves_nothing_running(number: int, stage: str, tmp_path: Path) -> None:
+    process = start(tmp_path)
+    assert process.stdout
+    for line in process.stdout:
+        if stage in line:
+            break
+    else:
+        pytest.fail(f"the demo ended before {stage}")
+    time.sleep(1)
+    process.send_signal(number)
+    assert process.wait(timeout=60) != 0
+    process.stdout.close()
+    assert wait_for_none(tmp_path) == []
+
+
+def wait_for_none(folder: Path) -> list[str]:
+    """What is still running a minute later at most."""
+    deadline = time.monotonic() + 60
+    while (left := mentioning(folder)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return left

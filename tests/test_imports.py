@@ -1,0 +1,77 @@
+"""Imports go one way, and each foreign system has its room."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LIBRARY = sorted((ROOT / "gradosr").rglob("*.py"))
+JOBS = sorted((ROOT / "jobs").glob("*.py"))
+
+# From the bottom up; a module may import what stands on an earlier line, or beside it in its own room.
+LAYERS = (
+    "errors", "settings", "config", "store", "shards", "readers", "images", "loading", "calibration", "metrics",
+    "seaweedfs demo_data", "gradients", "representations", "detectors", "manifest", "classifier", "bundle", "scorer",
+    "parts", "progress", "results", "run", "worker", "evaluation", "telemetry", "driver", "benchmark", "training",
+    "packing", "known_images", "fitting",
+)  # fmt: skip
+ROOMS = {
+    "ray": {"driver.py"},
+    "boto3": {"store/s3.py"},
+    "botocore": {"store/s3.py", "store/s3_errors.py"},
+    "rich": {"telemetry.py"},
+    "timm": {"classifier.py"},
+    "click": set(),
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of all modules imported anywhere in a file."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names if node.module == "gradosr"}
+    return names
+
+
+def layer(module: str) -> int:
+    """Place of gradosr.X from the bottom."""
+    return next(i for i, line in enumerate(LAYERS) if module in line.split())
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way(path: Path) -> None:
+    relative = path.relative_to(ROOT / "gradosr")
+    own = relative.parts[0].removesuffix(".py")
+    if own == "__init__":
+        return
+    for name in imported(path):
+        parts = name.split(".")
+        if parts[0] == "gradosr" and len(parts) > 1 and parts[1] != own:
+            assert layer(parts[1]) < layer(own), f"{relative} imports {name}"
+
+
+@pytest.mark.parametrize("system", ROOMS)
+def test_each_foreign_system_has_its_room(system: str) -> None:
+    found = {
+        str(path.relative_to(ROOT / "gradosr"))
+        for path in LIBRARY
+        if any(name.split(".")[0] == system for name in imported(path))
+    }
+    assert found == ROOMS[system]
+
+
+def test_jobs_import_heavy_things_inside_their_bodies() -> None:
+    for path in JOBS:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                assert (node.module or "").split(".")[0] in {"collections", "dataclasses", "pathlib", "types", "typing"}
+
+
+def test_the_library_does_not_print() -> None:
+    for path in LIBRARY:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            assert not (isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"), path
