@@ -8,9 +8,10 @@ classifier runs in it; a parameter whose rule does not reproduce autograd goes t
 
 import copy
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -49,11 +50,11 @@ class Plan:
     calls: int
     """Ruled calls of one forward pass."""
 
-    @property
+    @cached_property
     def shared(self) -> frozenset[str]:
         """Parameters that several calls use: their gradients add before the norm."""
-        seen = [name for use in self.uses.values() for name in use.names.values()]
-        return frozenset(name for name in seen if seen.count(name) > 1)
+        seen = Counter(name for use in self.uses.values() for name in use.names.values())
+        return frozenset(name for name, calls in seen.items() if calls > 1)
 
 
 def make_plan(classifier: nn.Module, images_BCHW: Tensor) -> Plan:
