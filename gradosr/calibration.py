@@ -20,12 +20,7 @@ class Calibration:
     def of(cls, scores: Scores, rate: float) -> "Calibration":
         """Raises InputError when there are too few images to certify a false-alarm rate of `rate`."""
         finite = np.sort(scores[np.isfinite(scores)]).astype(np.float32)
-        if _allowed(len(finite), rate) < 0:
-            needed = int(np.ceil(1 / rate - 1e-9)) - 1
-            raise InputError(
-                f"{len(finite)} calibration images: the smallest p-value they allow is {1 / (len(finite) + 1):.3g}; "
-                f"a false-alarm rate of {rate:g} needs at least {needed}. Hold out more images"
-            )
+        check_enough(len(finite), rate)
         return cls(finite)
 
     def p_values(self, scores: Scores) -> NDArray[np.float32]:
@@ -36,6 +31,16 @@ class Calibration:
     def threshold(self, rate: float) -> float:
         """The highest unknown score that is still called known; p <= rate exactly where score > threshold."""
         return float(self.scores[len(self.scores) - 1 - _allowed(len(self.scores), rate)])
+
+
+def check_enough(n: int, rate: float) -> None:
+    """Raise InputError when n calibration images are too few to certify a false-alarm rate of `rate`."""
+    if _allowed(n, rate) < 0:
+        needed = int(np.ceil(1 / rate - 1e-9)) - 1
+        raise InputError(
+            f"{n} calibration images: the smallest p-value they allow is {1 / (n + 1):.3g}; "
+            f"a false-alarm rate of {rate:g} needs at least {needed}. Hold out more images"
+        )
 
 
 def _p_value(at_least: NDArray[np.integer], n: int) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gradosr.bundle import Bundle
-from gradosr.calibration import Calibration
+from gradosr.calibration import Calibration, check_enough
 from gradosr.classifier import build_classifier, load_weights, read_weights
 from gradosr.config import FitJob, OneClassSettings, TrainSettings, TransferSettings
 from gradosr.detectors import Detector, Observation, OneClassDetector, TransferDetector
@@ -32,7 +32,10 @@ def fit(job: FitJob, notes: Notes) -> Bundle:
         load_weights(classifier, read_weights(store, job.classifier.weights), job.classifier.weights)
     observer = Observer(classifier, job.classifier.transform, job.detector.objectives, device)
     observer.check(len(classes))  # before the images are read
+    if isinstance(job.detector, TransferSettings):
+        pseudo_unknown(job.detector, classes)
     known = read_known(job, store, classes, keep_training=job.train is not None)
+    check_enough(known.counts()["calibration"], job.false_alarm_rate)
     notes.say(f"{len(classes)} known classes; images: {_listed(known.counts())}")
     if job.train and not job.classifier.weights:
         _train(classifier, known.of(TRAINING), job.train, job, notes, "classifier")

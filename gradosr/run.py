@@ -11,7 +11,7 @@ from gradosr.parts import SCHEMA_VERSION, software
 from gradosr.progress import Outcome
 from gradosr.readers import READERS, resolve_names
 from gradosr.results import Listing, RunFolder, merged
-from gradosr.shards import Shard, list_groups, list_shards
+from gradosr.shards import Shard, list_groups, list_shards, means
 from gradosr.store import Store
 
 T = TypeVar("T")
@@ -127,6 +127,8 @@ def _shards(job: ScoreJob, store: Store, folder: RunFolder, listing: Listing) ->
     if isinstance(job.input, ImagesInput):
         return list_groups(job.input, store, folder.recorded_groups(listing))
     shards = list_shards(job.input, store)
+    if means(job.input, folder.path("parts", "part.parquet"), store):
+        raise ConfigError(f"output {folder.uri}: lies inside the input, so that results would be scored as images")
     _check_samples(job, store, shards)
     return shards, []
 

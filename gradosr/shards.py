@@ -78,6 +78,13 @@ def list_groups(
     return shards, new
 
 
+def means(source: ParquetInput | TarInput | ImagesInput, uri: str, store: Store) -> bool:
+    """Whether an object at `uri` would be a part of the archive."""
+    suffixes = SUFFIXES[source.kind]
+    folder, _, chosen = _listing(source.uri, suffixes, store)
+    return uri.startswith(folder) and uri.endswith(suffixes) and chosen(uri.removeprefix(folder))
+
+
 def _group(name: str, folder: str, members: dict[str, StoredObject]) -> Shard:
     versions = json.dumps([[member, stored.version] for member, stored in members.items()])
     return Shard(
@@ -120,7 +127,8 @@ def _listing(
         return folder, store.list(prefix), _matcher(uri.removeprefix(folder))
     if uri.lower().endswith(suffixes):
         try:
-            return uri.removesuffix(uri.rpartition("/")[2]), [store.stat(uri)], lambda _: True
+            file = uri.rpartition("/")[2]
+            return uri.removesuffix(file), [store.stat(uri)], lambda name: name == file
         except NotFound:
             pass  # a folder may be called so as well
     folder = join(uri, "")

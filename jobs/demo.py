@@ -52,4 +52,9 @@ def _run(arguments: list[str], environment: Mapping[str, str]) -> int:
 
     click.echo(f"\n$ gradosr {shlex.join(arguments)}", err=True)
     command = bound_to_parent([sys.executable, "-m", "gradosr.jobs.cli", *arguments], signal.SIGTERM)
-    return subprocess.run(command, env=dict(environment), check=False).returncode  # noqa: S603 - our own arguments
+    process = subprocess.Popen(command, env=dict(environment))  # noqa: S603 - our own arguments
+    try:
+        return process.wait()
+    finally:  # interrupted: the command stops its own Ray
+        process.terminate()
+        process.wait()

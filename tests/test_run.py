@@ -215,6 +215,16 @@ def test_a_missing_column_is_told_before_work_and_quarantined_later(tmp_path: Pa
     assert (summary.quarantined, summary.counts["rows"]) == (("a.parquet",), 2)
 
 
+def test_an_output_inside_the_input_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "archive").mkdir()
+    (tmp_path / "archive" / "a.parquet").write_bytes(parquet_file({"image": [picture(0)]}))
+    source = {"kind": "parquet", "uri": f"{tmp_path}/archive/"}
+    with pytest.raises(ConfigError, match="lies inside the input"):
+        prepare(local_job(tmp_path, input=source, output=f"{tmp_path}/archive/results"))
+    for uri in (f"{tmp_path}/archive/*.parquet", f"{tmp_path}/archive/a.parquet"):
+        assert prepare(local_job(tmp_path, input=source | {"uri": uri}, output=f"{tmp_path}/archive/results")).pending
+
+
 def test_run_json_holds_no_environment(job: ScoreJob, tmp_path: Path) -> None:
     secret = local_job(tmp_path, runtime_env={"env_vars": {"TOKEN": "hunter2"}})
     run_here(secret)
