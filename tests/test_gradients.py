@@ -16,7 +16,7 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torchvision import models
 
 from gradosr.errors import ClassifierError, ConfigError
-from gradosr.gradients import OBJECTIVES, GradientEngine, objective, rules, squared_norms
+from gradosr.gradients import OBJECTIVES, GradientEngine, objective, squared_norms
 
 CLASSES = 6
 ALL_OBJECTIVES = (*OBJECTIVES, "n_hot:3", "n_hot:3:7")
@@ -247,7 +247,7 @@ def test_pieces_of_a_batch_are_the_batch(monkeypatch):
     pixels = images(5)
     whole = squared_norms(net, pixels).values_BP
     for size in (1, 20_000):
-        monkeypatch.setattr(rules, "CHUNK_BYTES", size)
+        monkeypatch.setattr(calls, "CHUNK_BYTES", size)
         torch.testing.assert_close(squared_norms(net, pixels).values_BP, whole, rtol=1e-5, atol=0)
 
 

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from gradosr.errors import ClassifierError
-from gradosr.gradients.rules import RULES, Call, Rule
+from gradosr.gradients.calls import Call, Rule
+from gradosr.gradients.rules import RULES
 
 
 def _always_open(function: Any) -> Callable[..., Any]:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from gradosr.errors import ClassifierError
+from gradosr.gradients.calls import squared_norm
 from gradosr.gradients.capture import Capture, only_requiring_grad
 from gradosr.gradients.objectives import Objective, objective
 from gradosr.gradients.plan import Plan, check_mode, forward, make_plan, named, norms_of_records
-from gradosr.gradients.rules import squared_norm
 
 logger = logging.getLogger(__name__)
 

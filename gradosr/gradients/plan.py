@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from gradosr.errors import ClassifierError
+from gradosr.gradients.calls import Gradients, squared_norm
 from gradosr.gradients.capture import Capture, Record, only_requiring_grad
 from gradosr.gradients.objectives import OBJECTIVES
-from gradosr.gradients.rules import Gradients, squared_norm
 
 PROBES = 3
 EXCHANGED = 1  # the middle image: both neighbours must stay as they are

@@ -1,0 +1,100 @@
+"""What a ruled call is, what a rule is, and the arithmetic that rules share.
+
+Legend: B batch, Q maps or positions of one sample that share the parameter (tokens, windows), I/O
+input and output features. x and grad come as [B, Q, *features]; grad is the gradient of the summed loss.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_BYTES = 64 << 20
+"""Bound on a materialised intermediate; larger batches go through it in pieces."""
+ELEMENTWISE = 30
+"""Multiply-adds of a matrix product that take the time of one element read, combined and written."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a ruled function, its arguments under their names."""
+
+    x: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    feature_dims: int
+    """Trailing dimensions of x and of the output that are not positions."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """By role."""
+        roles = {"weight": self.weight, "bias": self.bias}
+        return {role: tensor for role, tensor in roles.items() if tensor is not None}
+
+
+Gradients = dict[str, Tensor]
+"""Role -> per-sample gradient [B, ...] or squared norm [B]."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a function's parameters get their gradients."""
+
+    bind: Callable[..., Call]
+    """The function's own signature, to a Call."""
+    gradients: Callable[[Call, Tensor, Tensor], Gradients]
+    """Per-sample gradients, each [B, *parameter.shape]: for parameters that several calls share."""
+    squared_norms: Callable[[Call, Tensor, Tensor], Gradients]
+    """Squared norms, each [B], by the cheapest exact form."""
+
+
+def squared_norm(gradient_B: Tensor) -> Tensor:
+    """Squared L2 norm per sample, [B]."""
+    flat = gradient_B.flatten(1)
+    return dot(flat, flat)
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product over the last dimension."""
+    product: Tensor = torch.linalg.vecdot(a, b)
+    return product
+
+
+def chunks(batch: int, bytes_per_sample: int) -> Iterator[slice]:
+    """Slices of the batch that hold at most CHUNK_BYTES each, and at least one sample."""
+    step = max(1, CHUNK_BYTES // max(1, bytes_per_sample))
+    return (slice(start, start + step) for start in range(0, batch, step))
+
+
+def channel_sums(grad: Tensor, channel_dim: int) -> Tensor:
+    """[B, Q, ..., channels, ...] summed over everything but batch and channels."""
+    dims = [d for d in range(1, grad.dim()) if d != channel_dim]
+    return grad.sum(dims) if dims else grad
+
+
+def product_squared_norm(x_BQI: Tensor, grad_BQO: Tensor) -> Tensor:
+    """||grad^T x||_F^2 per sample, [B]."""
+    batch, Q, inputs = x_BQI.shape
+    outputs = grad_BQO.shape[2]
+    if Q == 1:
+        return squared_norm(x_BQI) * squared_norm(grad_BQO)
+    gram = Q * (inputs + outputs + ELEMENTWISE) < inputs * outputs
+    size = (2 * Q * Q if gram else inputs * outputs) * x_BQI.element_size()
+    return torch.cat([_product_piece(x_BQI[piece], grad_BQO[piece], gram) for piece in chunks(batch, size)])
+
+
+def _product_piece(x_BQI: Tensor, grad_BQO: Tensor, gram: bool) -> Tensor:
+    if gram:
+        return gram_squared_norm(x_BQI, grad_BQO)
+    return squared_norm(torch.bmm(grad_BQO.transpose(1, 2), x_BQI))
+
+
+def gram_squared_norm(x_BQI: Tensor, grad_BQO: Tensor) -> Tensor:
+    """||grad^T x||_F^2 per sample as sum((x x^T) * (grad grad^T)), [B]."""
+    gram_x = torch.bmm(x_BQI, x_BQI.transpose(1, 2)).flatten(1)
+    gram_grad = torch.bmm(grad_BQO, grad_BQO.transpose(1, 2)).flatten(1)
+    # Rounding can leave a Gram product of a vanishing gradient just below zero.
+    return dot(gram_x, gram_grad).clamp_min(0)

@@ -1,0 +1,77 @@
+"""Every form of a convolution's squared norm, wherever it fits, is the norm of the library's own weight gradient."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from gradosr.gradients.convolution import FORMS, _folded, _geometry, bind_conv, conv_gradients
+
+# channels in, channels out, groups, kernel, stride, padding, dilation, height, width
+SHAPES = {
+    "3x3": (4, 6, 1, (3, 3), (1, 1), (1, 1), (1, 1), 5, 7),
+    "no padding": (4, 6, 1, (3, 3), (1, 1), (0, 0), (1, 1), 5, 7),
+    "wide padding": (2, 3, 1, (3, 2), (1, 1), (3, 4), (1, 1), 4, 3),
+    "dilated": (3, 5, 1, (3, 3), (1, 1), (2, 1), (2, 3), 9, 8),
+    "strided": (3, 5, 1, (3, 3), (2, 3), (1, 1), (1, 1), 9, 8),
+    "strided and dilated": (3, 5, 1, (2, 3), (2, 2), (1, 2), (2, 1), 9, 8),
+    "1x1": (5, 3, 1, (1, 1), (1, 1), (0, 0), (1, 1), 4, 6),
+    "1x1 strided": (5, 3, 1, (1, 1), (2, 3), (0, 0), (1, 1), 5, 7),
+    "1x1 padded": (5, 3, 1, (1, 1), (1, 1), (1, 0), (1, 1), 5, 4),
+    "groups": (6, 4, 2, (3, 3), (1, 1), (1, 1), (1, 1), 5, 5),
+    "depthwise": (6, 6, 6, (3, 3), (1, 1), (1, 1), (1, 1), 6, 5),
+    "depthwise strided": (4, 4, 4, (5, 3), (2, 2), (2, 1), (1, 1), 9, 8),
+    "kernel as large as the map": (3, 4, 1, (4, 5), (1, 1), (0, 0), (1, 1), 4, 5),
+    "one row": (3, 4, 1, (1, 3), (1, 1), (0, 1), (1, 1), 1, 9),
+}
+
+
+def example(shape: str, maps: int) -> tuple[Tensor, Tensor, Tensor, dict[str, object]]:
+    """Input [B, Q, C, H, W], gradient at the output, weight, options."""
+    inputs, outputs, groups, kernel, stride, padding, dilation, height, width = SHAPES[shape]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, maps, inputs, height, width, generator=generator, dtype=torch.float64)
+    weight = torch.randn(outputs, inputs // groups, *kernel, generator=generator, dtype=torch.float64)
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    places = torch.conv2d(x.flatten(0, 1), weight, None, **options).shape[2:]
+    grad = torch.randn(3, maps, outputs, *places, generator=generator, dtype=torch.float64)
+    return x, grad, weight, options
+
+
+@pytest.mark.parametrize("maps", [1, 2])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_form_that_fits_is_exact(shape: str, form: str, maps: int) -> None:
+    x, grad, weight, options = example(shape, maps)
+    call = bind_conv(2)(x.flatten(0, 1), weight, None, **options)
+    geometry, groups = _geometry(call, x, grad, weight), options["groups"]
+    if not FORMS[form].fits(geometry):
+        return
+    found = FORMS[form].norms(geometry, _folded(x, groups), _folded(grad, groups)).view(3, groups).sum(1)
+    expected = conv_gradients(call, x, grad)["weight"].flatten(1).square().sum(1)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("form", "shape"),
+    [
+        ("pointwise", "1x1 strided"),
+        ("depthwise", "depthwise strided"),
+        ("shifted Gram", "dilated"),
+        ("shifted Gram", "3x3"),
+    ],
+)
+def test_a_form_fits_what_it_is_for(form: str, shape: str) -> None:
+    x, grad, weight, options = example(shape, 1)
+    assert FORMS[form].fits(_geometry(bind_conv(2)(x.flatten(0, 1), weight, None, **options), x, grad, weight))
+
+
+def test_the_reference_is_autograd() -> None:
+    x, _, weight, options = example("strided and dilated", 1)
+    weight.requires_grad_()
+    output = torch.conv2d(x.flatten(0, 1), weight, None, **options)
+    grad = torch.randn_like(output)
+    (expected,) = torch.autograd.grad((output[1:2] * grad[1:2]).sum(), weight)
+    call = bind_conv(2)(x.flatten(0, 1), weight.detach(), None, **options)
+    torch.testing.assert_close(
+        conv_gradients(call, x, grad.unsqueeze(1))["weight"][1], expected, rtol=1e-11, atol=1e-12
+    )
