@@ -16,7 +16,7 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torchvision import models
 
 from gradosr.errors import ClassifierError, ConfigError
-from gradosr.gradients import OBJECTIVES, GradientEngine, objective, squared_norms
+from gradosr.gradients import OBJECTIVES, GradientEngine, calls, objective, squared_norms
 
 CLASSES = 6
 ALL_OBJECTIVES = (*OBJECTIVES, "n_hot:3", "n_hot:3:7")
