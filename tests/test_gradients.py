@@ -363,6 +363,35 @@ def test_normalisation_layers_are_exact(kind):
     assert_exact(net, images())
 
 
+RAW = {
+    "layer scale": ((4, 1, 1), lambda self, x: self.scale * self.conv(x), set()),
+    "position embedding": ((1, 4, 8, 8), lambda self, x: self.conv(x) + self.scale, set()),
+    "one number": ((1,), lambda self, x: self.conv(x) * self.scale, set()),
+    "number without dimensions": ((), lambda self, x: self.conv(x) * self.scale, {"scale"}),
+    "subtracted": ((8,), lambda self, x: self.scale - self.conv(x), set()),
+    "torch.mul": ((8, 1), lambda self, x: torch.mul(self.conv(x), self.scale), set()),
+    "torch.add with alpha": ((8,), lambda self, x: torch.add(self.conv(x), self.scale, alpha=2), {"scale"}),
+    "used twice": ((8,), lambda self, x: (self.conv(x) + self.scale).tanh() * self.scale, set()),
+    "in place": ((8,), lambda self, x: self.conv(x).add_(self.scale), {"scale"}),
+    "wider than the sample": ((4, 8, 8), lambda self, x: self.conv(x).mean(1, keepdim=True) * self.scale, {"scale"}),
+    "expanded": ((4, 8, 8), lambda self, x: self.conv(x) + self.scale.expand(len(x), -1, -1, -1) * 2, set()),
+    "expanded without a batch": ((8,), lambda self, x: self.conv(x) * self.scale.expand(8, 8), {"scale"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", [1, 4, 8])
+@pytest.mark.parametrize("kind", RAW)
+def test_a_parameter_outside_any_layer_is_exact(kind, batch):
+    shape, forward, without_rule = RAW[kind]
+    net = Net(
+        lambda self, x: self.head(forward(self, x).tanh().mean((2, 3))),
+        conv=nn.Conv2d(3, 4, 3, padding=1), head=nn.Linear(4, CLASSES),
+    )  # fmt: skip
+    net.scale = nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(3)))
+    assert no_rule(net.eval(), images()) == without_rule
+    assert_exact(net, images(batch))
+
+
 def twice(self, x):
     y = self.linear(x.flatten(1)[:, :12]).tanh()
     return self.head(self.linear(y).tanh())
@@ -408,10 +437,10 @@ def in_place_input(self, x):
         (twice, set()),
         (tied_to_another_layer, {"head.bias"}),
         (shared_with_an_elementwise_use, {"linear.weight"}),
-        (scaled, {"scale"}),
-        (class_token, {"scale"}),
+        (scaled, set()),
+        (class_token, set()),
         (no_images_in_the_input, {"scale", "linear.weight", "linear.bias"}),
-        (functional_matmul, {"linear.weight", "linear.bias"}),
+        (functional_matmul, {"linear.weight"}),
         (in_place_input, set()),
     ],
 )

@@ -43,12 +43,14 @@ Gradients = dict[str, Tensor]
 class Rule:
     """How a function's parameters get their gradients."""
 
-    bind: Callable[..., Call]
-    """The function's own signature, to a Call."""
+    bind: Callable[..., Call | None]
+    """The function's own signature, to a Call; None where no parameter is served."""
     gradients: Callable[[Call, Tensor, Tensor], Gradients]
     """Per-sample gradients, each [B, *parameter.shape]: for parameters that several calls share."""
     squared_norms: Callable[[Call, Tensor, Tensor], Gradients]
     """Squared norms, each [B], by the cheapest exact form."""
+    source: bool = False
+    """The output is made of the parameter alone, not of a sample."""
 
 
 def squared_norm(gradient_B: Tensor) -> Tensor:

@@ -75,8 +75,12 @@ class Capture(TorchFunctionMode):
         if self._wanted is not None and number not in self._wanted:
             return func(*args, **kwargs)
         call = rule.bind(*_input_first(args, kwargs), **{k: v for k, v in kwargs.items() if k != "input"})
+        if call is None:
+            return func(*args, **kwargs)
         version = call.x._version
         output = func(*args, **kwargs)
+        if rule.source:  # no path leads here from the images: the gradient's way begins at the output
+            output = output.detach().requires_grad_().clone()
         edge = get_gradient_edge(output) if output.requires_grad else None
         self.records[number] = Record(rule, call, output.detach(), edge, version)
         return output

@@ -15,11 +15,13 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gradosr.errors import ClassifierError
 from gradosr.gradients.calls import Gradients, squared_norm
 from gradosr.gradients.capture import Capture, Record, only_requiring_grad
 from gradosr.gradients.objectives import OBJECTIVES
+from gradosr.gradients.rules import RULES
 
 PROBES = 3
 EXCHANGED = 1  # the middle image: both neighbours must stay as they are
@@ -168,6 +170,8 @@ def _layouts(classifier: nn.Module, probe: Tensor, capture: Capture, logits: Ten
 
 def _batch_position(record: Record, other: Record) -> int | None:
     """Positions before the batch, or None when no layout explains what changed."""
+    if record.rule.source:  # nothing changes with the images; the comparison with autograd tells whether this is so
+        return 1 if record.output.shape[0] == PROBES else None
     features = record.call.feature_dims
     if record.output.shape != other.output.shape or record.output.dim() <= features:
         return None
@@ -195,7 +199,8 @@ def named(record: Record, names: Mapping[int, str]) -> dict[str, str]:
 
 def _penultimate(capture: Capture, logits: Tensor) -> int | None:
     for number, record in reversed(capture.records.items()):
-        if record.output.data_ptr() == logits.data_ptr() and record.call.feature_dims == 1 and record.call.x.dim() == 2:
+        linear = record.rule is RULES[F.linear] and record.call.x.dim() == 2
+        if linear and record.output.data_ptr() == logits.data_ptr():
             return number
     return None
 
@@ -229,8 +234,8 @@ def norms_of_records(
 
 def _apply(record: Record, gradient: Tensor, use: Use, batch: int, *, materialise: bool) -> Gradients:
     features = record.call.feature_dims
-    x = _batch_first(record.call.x.detach(), features, use.before, batch)
     g = _batch_first(gradient, features, use.before, batch)
+    x = g if record.rule.source else _batch_first(record.call.x.detach(), features, use.before, batch)
     return (record.rule.gradients if materialise else record.rule.squared_norms)(record.call, x, g)
 
 

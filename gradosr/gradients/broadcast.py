@@ -1,0 +1,61 @@
+"""Parameters that meet a sample outside any layer: position embeddings, class tokens, layer scale.
+
+x + p, x - p and x * p, with the parameter p broadcast over the sample (never the sample over p), and
+p.expand(batch, ...), which makes a sample's part out of p alone.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from gradosr.gradients.calls import Call, Gradients
+
+
+def bind_pair(a: Any, b: Any = None, *rest: Any, **options: Any) -> Call | None:
+    """Of add, sub and mul: the operand that is a parameter, and the other; None where that is not all there is."""
+    if rest or options or isinstance(a, nn.Parameter) == isinstance(b, nn.Parameter):
+        return None
+    parameter, x = (a, b) if isinstance(a, nn.Parameter) else (b, a)
+    if not isinstance(x, Tensor) or not parameter.dim():
+        return None
+    features = _own_dims(parameter)
+    if x.dim() <= features or any(p not in (1, s) for p, s in zip(_tail(parameter), _tail(x, features), strict=True)):
+        return None
+    return Call(x, parameter, None, feature_dims=features)
+
+
+def bind_expand(parameter: Tensor, *_sizes: Any, **_options: Any) -> Call | None:
+    """Of Tensor.expand, where a parameter is expanded."""
+    if not isinstance(parameter, nn.Parameter) or not parameter.dim():
+        return None
+    return Call(parameter, parameter, None, feature_dims=_own_dims(parameter))
+
+
+def _own_dims(parameter: Tensor) -> int:
+    """Dimensions of a parameter less the leading ones of size 1; at least one."""
+    leading = next((i for i, size in enumerate(parameter.shape) if size != 1), parameter.dim() - 1)
+    return parameter.dim() - leading
+
+
+def _tail(tensor: Tensor, dims: int | None = None) -> tuple[int, ...]:
+    dims = _own_dims(tensor) if dims is None else dims
+    return tuple(tensor.shape[tensor.dim() - dims :])
+
+
+def sum_gradients(call: Call, _x: Tensor, grad: Tensor) -> Gradients:
+    """Of x + p, x - p (whose sign no norm sees) and p.expand: [B, *p.shape]."""
+    return {"weight": _reduced(call, grad)}
+
+
+def product_gradients(call: Call, x: Tensor, grad: Tensor) -> Gradients:
+    """Of x * p: [B, *p.shape]."""
+    return {"weight": _reduced(call, x * grad)}
+
+
+def _reduced(call: Call, grad: Tensor) -> Tensor:
+    """[B, Q, *features] summed over Q and over the features along which p is broadcast."""
+    parameter = call.weight
+    if parameter is None:
+        return grad
+    repeated = [2 + i for i, size in enumerate(_tail(parameter)) if size == 1]
+    return grad.sum([1, *repeated]).reshape(len(grad), *parameter.shape)
