@@ -22,7 +22,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from gradosr.config import RaySettings, ScoreJob
-from gradosr.errors import ConfigError, GradosrError, InputError, RunFailed, ShardUnreadable
+from gradosr.errors import ConfigError, GradosrError, InputError, RunFailed, ShardUnreadable, first_line
 from gradosr.progress import Outcome, Progress, ShardReport
 from gradosr.results import RunFolder
 from gradosr.shards import Shard
@@ -56,8 +56,7 @@ def connected(settings: RaySettings, runtime_env: Mapping[str, Any]) -> Iterator
     try:
         ray.init(**options, runtime_env=dict(runtime_env) or None)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"ray.address {settings.address}: no Ray there: {reason}") from error
+        raise InputError(f"ray.address {settings.address}: no Ray there: {first_line(error)}") from error
     # Ray's own handler exits with 15 and says nothing.
     signal.signal(signal.SIGTERM, terminate)
     try:
@@ -174,7 +173,7 @@ class Driver:
             ray.kill(actor)
             self._lost_starts += 1
             if self._lost_starts >= LOST_STARTS:
-                raise RunFailed(f"{LOST_STARTS} workers in a row failed to load: {_first_line(_own(error))}") from error
+                raise RunFailed(f"{LOST_STARTS} workers in a row failed to load: {_told(_own(error))}") from error
             self._start_worker()
         else:
             self._lost_starts, self._last_ready = 0, time.monotonic()
@@ -185,12 +184,12 @@ class Driver:
         try:
             report: ShardReport = ray.get(reference)
         except RayActorError as error:
-            self._lose(shard, f"killed its worker: {_first_line(error)}")
+            self._lose(shard, f"killed its worker: {_told(error)}")
             return
         except ShardUnreadable as error:
-            self._quarantine(shard, _first_line(_own(error)), attempts=1)
+            self._quarantine(shard, _told(_own(error)), attempts=1)
         except (RayTaskError, GradosrError) as error:
-            self._outcome.failed[shard.name] = _first_line(_own(error))
+            self._outcome.failed[shard.name] = _told(_own(error))
         else:
             self._outcome.reports.append(report)
             self._progress.counts.update(report.counts)
@@ -237,8 +236,7 @@ def _own(error: Exception) -> Exception:
     return error.cause if isinstance(error, RayTaskError) and isinstance(error.cause, Exception) else error
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    line = lines[0] if lines else type(error).__name__
+def _told(error: BaseException) -> str:
+    """What became of a shard, in one line; a foreign error, which was written for nobody, with its type."""
+    line = first_line(error)
     return line if isinstance(error, GradosrError | RayError) else f"{type(error).__name__}: {line}"

@@ -6,18 +6,18 @@ calibration   held out of everything: p-values alone
 """
 
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gradosr.config import FitJob, ImagesInput
+from gradosr.config import FitJob
 from gradosr.errors import InputError
-from gradosr.loading import PreparedImage, prepared_batches
-from gradosr.readers import READERS, EncodedImage, resolve_names
-from gradosr.shards import list_groups, list_shards
+from gradosr.loading import prepared_batches
+from gradosr.readers import EncodedImage, every_image
 from gradosr.store import Store
 
 TRAINING, FITTING, CALIBRATION = 0, 1, 2
@@ -68,7 +68,10 @@ def read_known(job: FitJob, store: Store, classes: Sequence[str], *, keep_traini
 
     pixels: list[Tensor] = []
     facts: list[tuple[int, int]] = []
-    for image in _prepared(job, store, keep):
+    images = filter(keep, every_image(job.input, store))
+    transform, threads = job.classifier.transform, torch.get_num_threads()
+    batches = prepared_batches(images, transform, job.max_pixels, job.batch_size, threads)
+    for image in itertools.chain.from_iterable(batches):
         if image.pixels is None:
             left_out["unreadable"] += 1
         else:
@@ -87,18 +90,6 @@ def read_known(job: FitJob, store: Store, classes: Sequence[str], *, keep_traini
 
 def _reasons(left_out: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in left_out.items())
-
-
-def _prepared(job: FitJob, store: Store, keep: Callable[[EncodedImage], bool]) -> Iterator[PreparedImage]:
-    source = job.input
-    names = resolve_names(source.label_names, store)
-    shards = list_groups(source, store, [])[0] if isinstance(source, ImagesInput) else list_shards(source, store)
-    READERS[source.kind].check(shards[0], store, source)
-    for shard in shards:
-        images = filter(keep, READERS[source.kind].read(shard, store, source, names))
-        transform, threads = job.classifier.transform, torch.get_num_threads()
-        for batch in prepared_batches(images, transform, job.max_pixels, job.batch_size, threads):
-            yield from batch
 
 
 class _Split:

@@ -4,13 +4,12 @@ import io
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import PurePosixPath
 
-from gradosr.config import ImagesInput, PackJob
-from gradosr.readers import READERS, EncodedImage, resolve_names
-from gradosr.shards import list_groups, list_shards
+from gradosr.config import PackJob
+from gradosr.readers import EncodedImage, every_image
 from gradosr.store import Store, join
 from gradosr.telemetry import Notes
 
@@ -20,23 +19,13 @@ _FORMATS = ((b"\xff\xd8\xff", ".jpg"), (b"\x89PNG", ".png"), (b"GIF8", ".gif"), 
 def pack_shards(job: PackJob, notes: Notes) -> dict[str, int]:
     """Write shards of `images_per_shard` images, copied as they are; returns counts of images and shards."""
     store = Store(job.store, job.stores)
-    images, counts, times = _images(job, store), Counter[str](), Counter[str]()
+    images, counts, times = every_image(job.input, store), Counter[str](), Counter[str]()
     while batch := list(islice(images, job.images_per_shard)):
         name = f"{counts['shards']:05}.tar"
         store.write(join(job.output, name), _tar(batch, times))
         counts.update(shards=1, images=len(batch))
         notes.step(f"packed {counts['images']:,} images into {counts['shards']} shards")
     return {"images": counts["images"], "shards": counts["shards"]}
-
-
-def _images(job: PackJob, store: Store) -> Iterator[EncodedImage]:
-    source = job.input
-    names = resolve_names(source.label_names, store)
-    shards = list_groups(source, store, [])[0] if isinstance(source, ImagesInput) else list_shards(source, store)
-    reader = READERS[source.kind]
-    reader.check(shards[0], store, source)
-    for shard in shards:
-        yield from reader.read(shard, store, source, names)
 
 
 def _tar(images: Iterable[EncodedImage], times: Counter[str]) -> bytes:

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from gradosr.config import ImagesInput, Input
 from gradosr.errors import InputError
-from gradosr.shards import Shard
+from gradosr.shards import Shard, list_groups, list_shards
 from gradosr.store import Store
 
 MAX_ENCODED = 256 * 2**20
@@ -87,3 +88,13 @@ READERS = {
     "images": Reader(images.read, images.check),
 }
 """By input kind."""
+
+
+def every_image(source: Input, store: Store) -> Iterator[EncodedImage]:
+    """All images of an input, shard after shard, in this process. Raises what listing, check and read raise."""
+    names = resolve_names(source.label_names, store)
+    shards = list_groups(source, store, [])[0] if isinstance(source, ImagesInput) else list_shards(source, store)
+    reader = READERS[source.kind]
+    reader.check(shards[0], store, source)
+    for shard in shards:
+        yield from reader.read(shard, store, source, names)
