@@ -18,7 +18,7 @@ from pathlib import Path
 from gradosr.seaweedfs import SeaweedFS
 with SeaweedFS(Path(sys.argv[1])) as server:
     print(server._process.pid, flush=True)
-    time.sleep(60)
+    time.sleep(60)  # until the test kills this process
 """
 
 

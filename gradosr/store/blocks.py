@@ -97,6 +97,6 @@ class _BlockFile(io.RawIOBase):
             self._blocks.popitem(last=False)[1].cancel()
         try:
             return self._blocks[index].result()
-        except Exception:
+        except Exception:  # whatever it was: a failed block is not kept, a later read tries again
             del self._blocks[index]
             raise
