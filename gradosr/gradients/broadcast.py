@@ -6,17 +6,14 @@ p.expand(batch, ...), which makes a sample's part out of p alone.
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from gradosr.gradients.calls import Call, Gradients
 
 
-def bind_pair(a: Any, b: Any = None, *rest: Any, **options: Any) -> Call | None:
-    """Of add, sub and mul: the operand that is a parameter, and the other; None where that is not all there is."""
-    if rest or options or isinstance(a, nn.Parameter) == isinstance(b, nn.Parameter):
-        return None
-    parameter, x = (a, b) if isinstance(a, nn.Parameter) else (b, a)
-    if not isinstance(x, Tensor) or not parameter.dim():
+def bind_pair(x: Any, parameter: Any = None, *rest: Any, **options: Any) -> Call | None:
+    """Of add, sub and mul; None where that is not all there is, or x is broadcast over the parameter."""
+    if rest or options or not isinstance(x, Tensor) or not isinstance(parameter, Tensor):
         return None
     features = _own_dims(parameter)
     if x.dim() <= features or any(p not in (1, s) for p, s in zip(_tail(parameter), _tail(x, features), strict=True)):
@@ -24,22 +21,22 @@ def bind_pair(a: Any, b: Any = None, *rest: Any, **options: Any) -> Call | None:
     return Call(x, parameter, None, feature_dims=features)
 
 
-def bind_expand(parameter: Tensor, *_sizes: Any, **_options: Any) -> Call | None:
-    """Of Tensor.expand, where a parameter is expanded."""
-    if not isinstance(parameter, nn.Parameter) or not parameter.dim():
-        return None
+def bind_source(parameter: Tensor, *_sizes: Any, **_options: Any) -> Call:
+    """Of Tensor.expand."""
     return Call(parameter, parameter, None, feature_dims=_own_dims(parameter))
 
 
 def _own_dims(parameter: Tensor) -> int:
-    """Dimensions of a parameter less the leading ones of size 1; at least one."""
+    """Dimensions of a parameter less the leading ones of size 1; at least one, of a number too."""
+    if not parameter.dim():
+        return 1
     leading = next((i for i, size in enumerate(parameter.shape) if size != 1), parameter.dim() - 1)
     return parameter.dim() - leading
 
 
 def _tail(tensor: Tensor, dims: int | None = None) -> tuple[int, ...]:
     dims = _own_dims(tensor) if dims is None else dims
-    return tuple(tensor.shape[tensor.dim() - dims :])
+    return tuple(tensor.shape[tensor.dim() - dims :]) or (1,)
 
 
 def sum_gradients(call: Call, _x: Tensor, grad: Tensor) -> Gradients:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 CHUNK_BYTES = 64 << 20
 """Bound on a materialised intermediate; larger batches go through it in pieces."""
+BLOCK = 64
+"""Rows and columns of a Gram made at once."""
 ELEMENTWISE = 30
 """Multiply-adds of a matrix product that take the time of one element read, combined and written."""
 
@@ -51,11 +53,13 @@ class Rule:
     """Squared norms, each [B], by the cheapest exact form."""
     source: bool = False
     """The output is made of the parameter alone, not of a sample."""
+    symmetric: bool = False
+    """Either operand may be the parameter; it is bound as the second."""
 
 
 def squared_norm(gradient_B: Tensor) -> Tensor:
     """Squared L2 norm per sample, [B]."""
-    flat = gradient_B.flatten(1)
+    flat = gradient_B.reshape(len(gradient_B), -1)
     return dot(flat, flat)
 
 
@@ -79,13 +83,13 @@ def channel_sums(grad: Tensor, channel_dim: int) -> Tensor:
 
 def product_squared_norm(x_BQI: Tensor, grad_BQO: Tensor) -> Tensor:
     """||grad^T x||_F^2 per sample, [B]."""
-    batch, Q, inputs = x_BQI.shape
+    _, Q, inputs = x_BQI.shape
     outputs = grad_BQO.shape[2]
     if Q == 1:
         return squared_norm(x_BQI) * squared_norm(grad_BQO)
     gram = Q * (inputs + outputs + ELEMENTWISE) < inputs * outputs
-    size = (2 * Q * Q if gram else inputs * outputs) * x_BQI.element_size()
-    return torch.cat([_product_piece(x_BQI[piece], grad_BQO[piece], gram) for piece in chunks(batch, size)])
+    size = (4 * min(Q, BLOCK) * Q if gram else inputs * outputs) * x_BQI.element_size()
+    return torch.cat([_product_piece(x_BQI[piece], grad_BQO[piece], gram) for piece in chunks(len(x_BQI), size)])
 
 
 def _product_piece(x_BQI: Tensor, grad_BQO: Tensor, gram: bool) -> Tensor:
@@ -95,8 +99,13 @@ def _product_piece(x_BQI: Tensor, grad_BQO: Tensor, gram: bool) -> Tensor:
 
 
 def gram_squared_norm(x_BQI: Tensor, grad_BQO: Tensor) -> Tensor:
-    """||grad^T x||_F^2 per sample as sum((x x^T) * (grad grad^T)), [B]."""
-    gram_x = torch.bmm(x_BQI, x_BQI.transpose(1, 2)).flatten(1)
-    gram_grad = torch.bmm(grad_BQO, grad_BQO.transpose(1, 2)).flatten(1)
+    """||grad^T x||_F^2 per sample as sum((x x^T) * (grad grad^T)), [B]; of the symmetric products the lower half."""
+    total_B = x_BQI.new_zeros(len(x_BQI))
+    for start in range(0, x_BQI.shape[1], BLOCK):
+        columns = slice(start, start + BLOCK)
+        gram_x = torch.bmm(x_BQI[:, start:], x_BQI[:, columns].transpose(1, 2))
+        gram_grad = torch.bmm(grad_BQO[:, start:], grad_BQO[:, columns].transpose(1, 2))
+        gram_x[:, BLOCK:] *= 2  # below the diagonal block: for what lies right of it
+        total_B += dot(gram_x.flatten(1), gram_grad.flatten(1))
     # Rounding can leave a Gram product of a vanishing gradient just below zero.
-    return dot(gram_x, gram_grad).clamp_min(0)
+    return total_B.clamp_min(0)

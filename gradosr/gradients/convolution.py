@@ -1,17 +1,20 @@
-"""Convolutions: four exact forms of a per-sample squared norm, the cheapest one chosen by counted work.
+"""Convolutions: exact forms of the per-sample gradient and of its squared norm, the cheapest one chosen by counted work.
 
 Legend: N samples (groups are folded into them), C input channels, O output channels, H W input places,
-I J output places, L = I * J, D = C * kernel. With A [D, L] the unfolded input and g [O, L]:
+I J output places, L = I * J, D = C * kernel. With A [D, L] the unfolded input and g [O, L], the gradient is g A^T:
 
-    per sample      ||g A^T||^2 by the library's own weight-gradient kernel, one sample at a time:  L D O
-    unfolded Gram   sum((A^T A) * (g^T g)):                                                         L^2 (D + O)
-    shifted Gram    stride 1: A^T A is a sum of shifted pieces of x^T x, so nothing is unfolded:    L^2 (C + O)
-    depthwise       one channel in, one out: a product and a sum per place of the kernel:           L D
-    pointwise       a 1 x 1 kernel is a linear layer over places
+    library            the library's own weight-gradient kernel, one sample at a time:                 L D O
+    depthwise          one channel in: a product and a sum per place of the kernel:                    L D O
+    unfolded product   A made (a view where the kernel is 1 x 1), one batched product:                                                    L D O
+
+and where the norm alone is wanted, without making the gradient:
+
+    unfolded Gram      sum((A^T A) * (g^T g)):                                                         L^2 (D + O)
+    shifted Gram       stride 1: A^T A is a sum of shifted pieces of x^T x, so nothing is unfolded:    L^2 (C + O)
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,6 +24,7 @@ from torch.nn import functional as F
 
 from gradosr.errors import ClassifierError
 from gradosr.gradients.calls import (
+    CHUNK_BYTES,
     ELEMENTWISE,
     Call,
     Gradients,
@@ -28,7 +32,6 @@ from gradosr.gradients.calls import (
     chunks,
     dot,
     gram_squared_norm,
-    product_squared_norm,
     squared_norm,
 )
 
@@ -75,62 +78,6 @@ def _explicit_padding(
     return F.pad(x, sides), [0] * dims
 
 
-def conv_gradients(call: Call, x: Tensor, grad: Tensor) -> Gradients:
-    """Weight [B, O, C/groups, *kernel], bias [B, O]; the library's own weight-gradient kernel per sample."""
-    if call.weight is None:
-        raise ClassifierError("a convolution without a weight")
-    rows = [_conv_weight_gradient(call, x[b], grad[b], call.weight) for b in range(x.shape[0])]
-    gradients = {"weight": torch.stack(rows)}
-    return gradients | ({} if call.bias is None else {"bias": channel_sums(grad, 2)})
-
-
-def _conv_weight_gradient(call: Call, x_QC: Tensor, grad_QO: Tensor, weight: Tensor) -> Tensor:
-    options = call.options
-    geometry = (options["stride"], options["padding"], options["dilation"])
-    wanted = [False, True, False]
-    gradient: Tensor = torch.ops.aten.convolution_backward(
-        grad_QO, x_QC, weight, None, *geometry, False, [0] * len(options["stride"]), options["groups"], wanted
-    )[1]
-    return gradient
-
-
-def conv_squared_norms(call: Call, x: Tensor, grad: Tensor) -> Gradients:
-    """Squared norms of weight and bias, each [B]."""
-    if call.weight is None:
-        raise ClassifierError("a convolution without a weight")
-    norms = {"weight": _weight_squared_norm(call, x, grad, call.weight)}
-    return norms | ({} if call.bias is None else {"bias": squared_norm(channel_sums(grad, 2))})
-
-
-def _weight_squared_norm(call: Call, x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
-    groups, geometry = call.options["groups"], _geometry(call, x, grad, weight)
-    fitting = {name: form for name, form in FORMS.items() if form.fits(geometry)}
-    name = min(fitting, key=lambda name: fitting[name].cost(geometry), default=None)
-    library = groups * geometry.places * geometry.patch * geometry.outputs + LIBRARY_CALL
-    if name is None or groups * fitting[name].cost(geometry) > library:
-        rows = [_conv_weight_gradient(call, x[b], grad[b], weight).flatten() for b in range(len(x))]
-        return torch.stack([dot(row, row) for row in rows])
-    form, bytes_each = fitting[name], groups * fitting[name].floats(geometry) * x.element_size()
-    pieces = [
-        form.norms(geometry, _folded(x[piece], groups), _folded(grad[piece], groups))
-        for piece in chunks(len(x), bytes_each)
-    ]
-    per_group: Tensor = torch.cat(pieces)
-    return per_group.view(len(x), groups).sum(1)
-
-
-def _folded(tensor: Tensor, groups: int) -> Tensor:
-    """[B, Q, groups * channels, ...] as [B * groups, Q, channels, height, width]; 1-D maps get a height of one."""
-    if tensor.dim() == 4:
-        tensor = tensor.unsqueeze(3)
-    batch, maps, channels, height, width = tensor.shape
-    return (
-        tensor.reshape(batch, maps, groups, channels // groups, height, width)
-        .transpose(1, 2)
-        .reshape(batch * groups, maps, channels // groups, height, width)
-    )
-
-
 @dataclass(frozen=True)
 class Geometry:
     """Sizes of one group of a convolution, as (height, width) where there are two."""
@@ -138,6 +85,7 @@ class Geometry:
     maps: int
     inputs: int
     outputs: int
+    groups: int
     size: tuple[int, int]
     out_size: tuple[int, int]
     kernel: tuple[int, int]
@@ -155,16 +103,32 @@ class Geometry:
         """Size of an unfolded patch: D."""
         return self.inputs * self.kernel[0] * self.kernel[1]
 
+    @property
+    def pointwise(self) -> bool:
+        """A linear layer over places."""
+        return self.kernel == (1, 1) and self.padding == (0, 0)
 
-def _geometry(call: Call, x: Tensor, grad: Tensor, weight: Tensor) -> Geometry:
+    @property
+    def unfolding(self) -> float:
+        """Cost of the patches."""
+        return 0.0 if self.pointwise else self.places * self.patch * ELEMENTWISE
+
+    @property
+    def product(self) -> int:
+        """Multiply-adds of the gradient: L D O."""
+        return self.places * self.patch * self.outputs
+
+
+def _geometry(call: Call, x: Tensor, grad: Tensor) -> Geometry:
     def pair(values: Sequence[int], missing: int) -> tuple[int, int]:
         return (values[0], values[1]) if len(values) == 2 else (missing, values[0])
 
-    o = call.options
+    o, weight = call.options, _weight(call)
     return Geometry(
         maps=x.shape[1],
         inputs=weight.shape[1],
         outputs=weight.shape[0] // o["groups"],
+        groups=o["groups"],
         size=pair(x.shape[3:], 1),
         out_size=pair(grad.shape[3:], 1),
         kernel=pair(weight.shape[2:], 1),
@@ -174,37 +138,79 @@ def _geometry(call: Call, x: Tensor, grad: Tensor, weight: Tensor) -> Geometry:
     )
 
 
+def _weight(call: Call) -> Tensor:
+    if call.weight is None:
+        raise ClassifierError("a convolution without a weight")
+    return call.weight.detach()
+
+
+def _by_group(tensor: Tensor, groups: int) -> Tensor:
+    """[B, Q, groups * channels, ...] as [B * groups, Q, channels, height, width]; 1-D maps get a height of one."""
+    if tensor.dim() == 4:
+        tensor = tensor.unsqueeze(3)
+    batch, maps, channels, height, width = tensor.shape
+    return (
+        tensor.reshape(batch, maps, groups, channels // groups, height, width)
+        .transpose(1, 2)
+        .reshape(batch * groups, maps, channels // groups, height, width)
+    )
+
+
 def _places_last(tensor_NQCHW: Tensor) -> Tensor:
     """[N, Q * H * W, C]; a view for one map."""
     return tensor_NQCHW.flatten(3).transpose(2, 3).flatten(1, 2)
 
 
-def _pointwise(geometry: Geometry, x_NQCHW: Tensor, grad_NQOIJ: Tensor) -> Tensor:
-    x_NQCIJ = x_NQCHW[..., :: geometry.stride[0], :: geometry.stride[1]]
-    return product_squared_norm(_places_last(x_NQCIJ), _places_last(grad_NQOIJ))
+def _library(call: Call, _geometry: Geometry, x: Tensor, grad: Tensor) -> Tensor:
+    o, weight, wanted = call.options, _weight(call), [False, True, False]
+    geometry = (o["stride"], o["padding"], o["dilation"], False, [0] * len(o["stride"]), o["groups"])
+    rows = [
+        torch.ops.aten.convolution_backward(grad_QO, x_QC, weight, None, *geometry, wanted)[1]
+        for x_QC, grad_QO in zip(x, grad, strict=True)
+    ]
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
-def _depthwise(geometry: Geometry, x_NQCHW: Tensor, grad_NQOIJ: Tensor) -> Tensor:
+def _depthwise(_call: Call, geometry: Geometry, x: Tensor, grad: Tensor) -> Tensor:
     (top, left), (rows, columns) = geometry.padding, geometry.out_size
-    padded = F.pad(x_NQCHW, (left, left, top, top))
-    total_N = x_NQCHW.new_zeros(len(x_NQCHW))
+    # Channels last: a place of the kernel is a product and a sum over whole rows of channels, however short the lines.
+    x_NCHW, grad_NCIJ = (_maps(t).contiguous(memory_format=torch.channels_last) for t in (x, grad))
+    padded, product = F.pad(x_NCHW, (left, left, top, top)), torch.empty_like(grad_NCIJ)
+    per_place = []
     for a, b in itertools.product(range(geometry.kernel[0]), range(geometry.kernel[1])):
         i, j = a * geometry.dilation[0], b * geometry.dilation[1]
         window = padded[..., i :: geometry.stride[0], j :: geometry.stride[1]][..., :rows, :columns]
-        total_N += squared_norm((window * grad_NQOIJ).sum((1, 3, 4)))
-    return total_N
+        per_place.append(torch.mul(window, grad_NCIJ, out=product).sum((2, 3)))
+    return torch.stack(per_place, 2).unflatten(0, (-1, geometry.maps)).sum(1)
 
 
-def _unfolded_gram(geometry: Geometry, x_NQCHW: Tensor, grad_NQOIJ: Tensor) -> Tensor:
-    g = geometry
+def _maps(tensor: Tensor) -> Tensor:
+    """[B, Q, C, ...] as [B * Q, C, height, width]."""
+    return (tensor if tensor.dim() == 5 else tensor.unsqueeze(3)).flatten(0, 1)
+
+
+def _unfolded(geometry: Geometry, x: Tensor) -> Tensor:
+    """Patches [N, Q * L, D]; of a pointwise convolution a view."""
+    g, x_NQCHW = geometry, _by_group(x, geometry.groups)
+    if g.pointwise:
+        return _places_last(x_NQCHW[..., :: g.stride[0], :: g.stride[1]])
     patches = F.unfold(x_NQCHW.flatten(0, 1), g.kernel, g.dilation, g.padding, g.stride)
-    patches_NLD = patches.unflatten(0, (-1, g.maps)).transpose(2, 3).flatten(1, 2)
-    return gram_squared_norm(patches_NLD, _places_last(grad_NQOIJ))
+    return patches.unflatten(0, (-1, g.maps)).transpose(2, 3).flatten(1, 2)
 
 
-def _shifted_gram(geometry: Geometry, x_N1CHW: Tensor, grad_N1OIJ: Tensor) -> Tensor:
+def _unfolded_product(_call: Call, geometry: Geometry, x: Tensor, grad: Tensor) -> Tensor:
+    grad_NLO = _places_last(_by_group(grad, geometry.groups))
+    return torch.bmm(grad_NLO.transpose(1, 2), _unfolded(geometry, x))
+
+
+def _unfolded_gram(_call: Call, geometry: Geometry, x: Tensor, grad: Tensor) -> Tensor:
+    return gram_squared_norm(_unfolded(geometry, x), _places_last(_by_group(grad, geometry.groups)))
+
+
+def _shifted_gram(_call: Call, geometry: Geometry, x: Tensor, grad: Tensor) -> Tensor:
     g, (height, width), (rows, columns) = geometry, geometry.size, geometry.out_size
-    x_NCL, grad_NOL = x_N1CHW.squeeze(1).flatten(2), grad_N1OIJ.squeeze(1).flatten(2)
+    x_NCL = _by_group(x, g.groups).squeeze(1).flatten(2)
+    grad_NOL = _by_group(grad, g.groups).squeeze(1).flatten(2)
     gram = torch.bmm(x_NCL.transpose(1, 2), x_NCL).view(-1, height, width, height, width)
     # Patches of two output places overlap in the same places of the kernel: their product is the sum of x^T x
     # over all shifts of both at once. Rows and columns shift on their own, so one axis is summed after the other.
@@ -228,46 +234,97 @@ def _shifts(kernel: int, dilation: int, padding: int, size: int, out_size: int) 
 
 
 class Form(NamedTuple):
-    """One exact way to the squared norm of the weight's gradient."""
+    """One exact way; costs and sizes are those of one group."""
 
     fits: Callable[[Geometry], bool]
     cost: Callable[[Geometry], float]
-    """Multiply-adds per sample and group; memory-bound work counted as ELEMENTWISE of them."""
+    """Multiply-adds per sample; memory-bound work counted as ELEMENTWISE of them."""
     floats: Callable[[Geometry], int]
-    """Numbers held at once per sample and group."""
-    norms: Callable[[Geometry, Tensor, Tensor], Tensor]
-    """(geometry, x [N, Q, C, H, W], grad [N, Q, O, I, J]) -> [N]."""
+    """Numbers held at once per sample."""
+    run: Callable[[Call, Geometry, Tensor, Tensor], Tensor]
+    """(call, geometry, x [B, Q, channels, ...], grad) -> the gradients, B * O * D numbers; of a Gram: the squared
+    norms [B * groups]."""
 
 
-FORMS: dict[str, Form] = {
-    "pointwise": Form(
-        fits=lambda g: g.kernel == (1, 1) and g.padding == (0, 0),
-        # A batched product over many places reaches two thirds of the library kernel's speed.
-        cost=lambda g: g.places * min(1.6 * g.inputs * g.outputs, g.places * (g.inputs + g.outputs + ELEMENTWISE)),
-        floats=lambda _: 1,  # chunked by product_squared_norm itself
-        norms=_pointwise,
+MATERIALISED: dict[str, Form] = {
+    "library": Form(
+        fits=lambda _: True,
+        cost=lambda g: g.product + LIBRARY_CALL / g.groups,
+        floats=lambda _: CHUNK_BYTES,  # one at a time: a gradient is read back while the cache holds it
+        run=_library,
     ),
     "depthwise": Form(
         # The library has a fast kernel of its own for 3 x 3 (1.2 to 3 times faster); at 5 x 5 it takes up to 3 times as
         # long as this, so its counted work says nothing and this form is always taken.
         fits=lambda g: g.inputs == g.outputs == 1 and g.patch > 9,
         cost=lambda _: 0.0,
-        floats=lambda g: 2 * g.places,
-        norms=_depthwise,
+        floats=lambda g: 3 * g.places,
+        run=_depthwise,
     ),
+    "unfolded product": Form(
+        fits=lambda _: True,
+        # A batched product over many places reaches two thirds of the library kernel's speed.
+        cost=lambda g: 1.6 * g.product + g.unfolding,
+        floats=lambda g: g.patch * (g.places + g.outputs),
+        run=_unfolded_product,
+    ),
+}
+GRAMS: dict[str, Form] = {
     "shifted Gram": Form(
         fits=lambda g: g.maps == 1 and g.stride == (1, 1),
         cost=lambda g: (
             (g.size[0] * g.size[1]) ** 2 * g.inputs + g.places**2 * (g.outputs + ELEMENTWISE * (sum(g.kernel) + 2))
         ),
         floats=lambda g: 3 * max(g.places, g.size[0] * g.size[1]) ** 2,
-        norms=_shifted_gram,
+        run=_shifted_gram,
     ),
     "unfolded Gram": Form(
         fits=lambda _: True,
-        cost=lambda g: g.places**2 * (g.patch + g.outputs + ELEMENTWISE) + g.places * g.patch * ELEMENTWISE,
+        cost=lambda g: g.places**2 * (g.patch + g.outputs + ELEMENTWISE) + g.unfolding,
         floats=lambda g: g.places * (g.patch + 2 * g.places),
-        norms=_unfolded_gram,
+        run=_unfolded_gram,
     ),
 }
-"""Beside them, for every convolution: the library's own weight-gradient kernel, sample by sample."""
+
+
+def _cheapest(forms: Mapping[str, Form], geometry: Geometry) -> tuple[float, str]:
+    return min((form.cost(geometry), name) for name, form in forms.items() if form.fits(geometry))
+
+
+def _pieces(form: Form, call: Call, geometry: Geometry, x: Tensor, grad: Tensor) -> Iterator[Tensor]:
+    for piece in chunks(len(x), geometry.groups * form.floats(geometry) * x.element_size()):
+        yield form.run(call, geometry, x[piece], grad[piece])
+
+
+def weight_gradients(call: Call, x: Tensor, grad: Tensor) -> Iterator[Tensor]:
+    """The weight's gradients as [n, O, D], piece by piece of the batch, by the cheapest form that makes them."""
+    geometry = _geometry(call, x, grad)
+    form = MATERIALISED[_cheapest(MATERIALISED, geometry)[1]]
+    for piece in _pieces(form, call, geometry, x, grad):
+        yield piece.view(-1, geometry.groups * geometry.outputs, geometry.patch)
+
+
+def conv_gradients(call: Call, x: Tensor, grad: Tensor) -> Gradients:
+    """Weight [B, O, C/groups, *kernel], bias [B, O]."""
+    weight = torch.cat(list(weight_gradients(call, x, grad)))
+    gradients = {"weight": weight.view(-1, *_weight(call).shape)}
+    return gradients | ({} if call.bias is None else {"bias": channel_sums(grad, 2)})
+
+
+def conv_squared_norms(call: Call, x: Tensor, grad: Tensor) -> Gradients:
+    """Squared norms of weight and bias, each [B]."""
+    geometry = _geometry(call, x, grad)
+    gram = _cheapest(GRAMS, geometry)
+    if gram < _cheapest(MATERIALISED, geometry):
+        per_group = torch.cat(list(_pieces(GRAMS[gram[1]], call, geometry, x, grad)))
+        weight = per_group.view(len(x), -1).sum(1)
+    else:
+        weight = torch.cat([squared_norm(piece) for piece in weight_gradients(call, x, grad)])
+    return {"weight": weight} | ({} if call.bias is None else {"bias": squared_norm(channel_sums(grad, 2))})
+
+
+def folding_pays(call: Call, x: Tensor, grad: Tensor) -> bool:
+    """Whether the gradient, made once for a convolution and the BatchNorm after it, costs less than both on their own."""
+    geometry = _geometry(call, x, grad)
+    passes = 6 * ELEMENTWISE * geometry.places * geometry.outputs
+    return _cheapest(MATERIALISED, geometry)[0] <= _cheapest(GRAMS, geometry)[0] + passes

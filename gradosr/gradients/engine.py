@@ -4,6 +4,7 @@ B batch, K classes, P parameter tensors, F penultimate features.
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,9 +13,12 @@ from torch import Tensor, nn
 
 from gradosr.errors import ClassifierError
 from gradosr.gradients.calls import squared_norm
-from gradosr.gradients.capture import Capture, only_requiring_grad
+from gradosr.gradients.capture import only_requiring_grad
+from gradosr.gradients.folding import Folded
 from gradosr.gradients.objectives import Objective, objective
-from gradosr.gradients.plan import Plan, check_mode, forward, make_plan, named, norms_of_records
+from gradosr.gradients.passes import Pass, forward
+from gradosr.gradients.plan import Plan
+from gradosr.gradients.planning import check_mode, make_plan
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +60,7 @@ class GradientEngine:
         self.classifier = classifier
         self.names = tuple(name for name, _ in classifier.named_parameters())
         self._plans: dict[tuple[object, ...], Plan] = {}
+        self._folded: dict[int, dict[int, Folded]] = defaultdict(dict)
 
     def plan(self, images_BCHW: Tensor) -> Plan:
         """The plan for images of this shape, made at the first call; parameters without a rule are logged by name."""
@@ -95,32 +100,11 @@ class GradientEngine:
     def _ruled(
         self, plan: Plan, images_BCHW: Tensor, losses: Sequence[Objective]
     ) -> tuple[list[dict[str, Tensor]], Tensor, Tensor | None]:
-        wanted = {*plan.uses, *(() if plan.penultimate is None else (plan.penultimate,))}
-        with only_requiring_grad(self.classifier):
-            with Capture(wanted) as capture:
-                logits = forward(self.classifier, images_BCHW.detach().requires_grad_())
-            self._check_calls(plan, capture)
-            last = len(losses) - 1
-            norms = [
-                norms_of_records(
-                    plan, capture.records, logits, loss(logits).sum(), len(images_BCHW), keep_graph=i < last
-                )
-                for i, loss in enumerate(losses)
-            ]
-        penultimate = capture.records.get(plan.penultimate) if plan.penultimate is not None else None
-        return norms, logits.detach(), penultimate.call.x.detach() if penultimate else None
-
-    def _check_calls(self, plan: Plan, capture: Capture) -> None:
-        """Raise ClassifierError when the classifier took another path than the planned one."""
-        names = {id(parameter): name for name, parameter in self.classifier.named_parameters()}
-        if plan.uses and (
-            capture.count != plan.calls
-            or any(named(capture.records[number], names) != use.names for number, use in plan.uses.items())
-        ):
-            raise ClassifierError(
-                "the classifier calls other layers for this batch than for a batch it was tried with; "
-                "its path must not depend on pixels or on the size of the batch"
-            )
+        one = Pass(plan, self.classifier, self._folded[id(plan)])
+        logits = one.forward(images_BCHW)
+        last = len(losses) - 1
+        norms = [one.backward(loss(logits).sum(), last=i == last) for i, loss in enumerate(losses)]
+        return norms, logits.detach(), one.features_BF
 
     def _fallback(self, plan: Plan, images_BCHW: Tensor, losses: Sequence[Objective]) -> list[dict[str, Tensor]]:
         """Batches of one, for the parameters without a rule alone."""

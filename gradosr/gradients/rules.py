@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gradosr.errors import ClassifierError
-from gradosr.gradients.broadcast import bind_expand, bind_pair, product_gradients, sum_gradients
+from gradosr.gradients.broadcast import bind_source, bind_pair, product_gradients, sum_gradients
 from gradosr.gradients.calls import Call, Gradients, Rule, channel_sums, product_squared_norm, squared_norm
 from gradosr.gradients.convolution import bind_conv, conv_gradients, conv_squared_norms
 
@@ -108,6 +108,7 @@ def _norms_of(gradients: Callable[[Call, Tensor, Tensor], Gradients]) -> Callabl
 
 _SUMS = (Tensor.add, Tensor.sub, torch.add, torch.sub)
 _PRODUCTS = (Tensor.mul, torch.mul)
+_SOURCES = (Tensor.expand, Tensor.expand_as)
 RULES: dict[Callable[..., Any], Rule] = {
     F.linear: Rule(bind_linear, linear_gradients, linear_squared_norms),
     F.conv1d: Rule(bind_conv(1), conv_gradients, conv_squared_norms),
@@ -115,7 +116,7 @@ RULES: dict[Callable[..., Any], Rule] = {
     F.batch_norm: Rule(bind_batch_norm, batch_norm_gradients, _norms_of(batch_norm_gradients)),
     F.layer_norm: Rule(bind_layer_norm, layer_norm_gradients, _norms_of(layer_norm_gradients)),
     F.group_norm: Rule(bind_group_norm, group_norm_gradients, _norms_of(group_norm_gradients)),
-    **{function: Rule(bind_pair, sum_gradients, _norms_of(sum_gradients)) for function in _SUMS},
-    **{function: Rule(bind_pair, product_gradients, _norms_of(product_gradients)) for function in _PRODUCTS},
-    Tensor.expand: Rule(bind_expand, sum_gradients, _norms_of(sum_gradients), source=True),
+    **{f: Rule(bind_pair, sum_gradients, _norms_of(sum_gradients), symmetric=True) for f in _SUMS},
+    **{f: Rule(bind_pair, product_gradients, _norms_of(product_gradients), symmetric=True) for f in _PRODUCTS},
+    **{f: Rule(bind_source, sum_gradients, _norms_of(sum_gradients), source=True) for f in _SOURCES},
 }

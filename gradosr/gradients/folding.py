@@ -1,0 +1,98 @@
+"""A BatchNorm in eval mode made part of the convolution before it.
+
+With s = gamma / sqrt(var + eps) per output channel, BatchNorm(conv(x, W, c)) = conv(x, s W, s (c - mean) + beta):
+one pass over the activations less forward, one less backward. From the gradient g at that output and the materialised
+G = g A^T (A the unfolded input) every norm follows, and the convolution's own output is not needed:
+
+    dW = s G        dc = s sum(g)        dbeta = sum(g)        dgamma = (<W, G> + (c - mean) sum(g)) / sqrt(var + eps)
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gradosr.gradients.calls import Call, Gradients, channel_sums, dot, squared_norm
+from gradosr.gradients.convolution import weight_gradients
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A BatchNorm call, by the names of its tensors."""
+
+    batch_norm: int
+    """Number of its call."""
+    mean: str
+    var: str
+    eps: float
+    weight: str | None = None
+    bias: str | None = None
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Its scale and shift, where it has them."""
+        return tuple(name for name in (self.weight, self.bias) if name is not None)
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A convolution with its BatchNorm. O output channels."""
+
+    weight: Tensor
+    """s W."""
+    bias_O: Tensor
+    scale_O: Tensor
+    """s."""
+    offset_O: Tensor
+    """c - mean."""
+    rstd_O: Tensor
+    made_of: tuple[tuple[int, int], ...]
+    """Identity and version of every tensor it was made of."""
+
+
+def versions(tensors: Mapping[str, Tensor], fold: Fold, call: Call) -> tuple[tuple[int, int], ...]:
+    """What tells whether a folded weight still holds."""
+    names = (fold.mean, fold.var, *fold.parameters)
+    parts = [*call.parameters.values(), *(tensors[name] for name in names)]
+    return tuple((id(part), part._version) for part in parts)
+
+
+def folded(tensors: Mapping[str, Tensor], fold: Fold, call: Call) -> Folded:
+    """The convolution that does both."""
+    assert call.weight is not None
+    with torch.no_grad():
+        rstd_O = torch.rsqrt(tensors[fold.var] + fold.eps)
+        scale_O = rstd_O if fold.weight is None else rstd_O * tensors[fold.weight]
+        offset_O = -tensors[fold.mean] if call.bias is None else call.bias - tensors[fold.mean]
+        bias_O = offset_O * scale_O if fold.bias is None else torch.addcmul(tensors[fold.bias], offset_O, scale_O)
+        weight = call.weight * scale_O.view(-1, *[1] * (call.weight.dim() - 1))
+    return Folded(weight, bias_O, scale_O, offset_O, rstd_O, versions(tensors, fold, call))
+
+
+def folded_squared_norms(call: Call, both: Folded, fold: Fold, x: Tensor, grad: Tensor) -> Gradients:
+    """Squared norms [B] of weight and bias of the convolution, and of "scale" and "shift" of the BatchNorm."""
+    assert call.weight is not None
+    weight = call.weight.detach()
+    sums_BO = channel_sums(grad, 2)
+    squares, products = [], []
+    for gradients_BOD in weight_gradients(call, x, grad):
+        squares.append(dot(gradients_BOD, gradients_BOD))
+        products.append(dot(gradients_BOD, weight.flatten(1)))
+    squares_BO, products_BO = torch.cat(squares), torch.cat(products)
+    norms = {"weight": squares_BO @ both.scale_O.square()}
+    if call.bias is not None:
+        norms["bias"] = squared_norm(sums_BO * both.scale_O)
+    if fold.weight is not None:
+        norms["scale"] = squared_norm(torch.addcmul(products_BO, sums_BO, both.offset_O) * both.rstd_O)
+    if fold.bias is not None:
+        norms["shift"] = squared_norm(sums_BO)
+    return norms
+
+
+def convolve(call: Call, both: Folded) -> Tensor:
+    """Its output."""
+    function = F.conv2d if call.weight is not None and call.weight.dim() == 4 else F.conv1d
+    output: Tensor = function(call.x, both.weight, both.bias_O, **call.options)
+    return output

@@ -1,0 +1,200 @@
+"""One forward pass of a classifier under its plan, and backward passes that turn gradients into norms as they arrive.
+
+Nothing is kept of a gradient but its norms: a backward pass holds what a training step's holds, or less.
+B batch, K classes.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gradosr.errors import ClassifierError
+from gradosr.gradients.calls import Call, Gradients, Rule, chunks, squared_norm
+from gradosr.gradients.capture import Capture, Function, only_requiring_grad
+from gradosr.gradients.folding import Folded, convolve, folded, folded_squared_norms, versions
+from gradosr.gradients.plan import Plan, Use
+from gradosr.gradients.rules import RULES
+
+
+class Root(torch.autograd.Function):
+    """Where the graph begins: at the output of a planned call that no other planned call leads to.
+
+    Neither the images nor what comes before takes part in the backward pass.
+    """
+
+    @staticmethod
+    def forward(_context: Any, output: Tensor, _anchor: Tensor) -> Tensor:
+        return output.detach()
+
+    @staticmethod
+    def backward(_context: Any, _grad: Tensor) -> tuple[None, None]:
+        return None, None
+
+
+@dataclass(frozen=True)
+class _Record:
+    """A planned call of this pass."""
+
+    rule: Rule
+    call: Call
+    version: int
+    both: Folded | None
+    """Of a convolution that is its BatchNorm as well."""
+
+
+class Pass(Capture):
+    """One forward pass; then `backward` once per objective."""
+
+    def __init__(self, plan: Plan, classifier: nn.Module, cache: dict[int, Folded]) -> None:
+        """`cache` keeps the folded convolutions from pass to pass, by number of the call."""
+        super().__init__()
+        self._plan, self._classifier, self._cache = plan, classifier, cache
+        self._tensors: dict[str, Tensor] = {**dict(classifier.named_parameters()), **dict(classifier.named_buffers())}
+        self._names = {id(tensor): name for name, tensor in self._tensors.items()}
+        self._anchor = torch.zeros((), requires_grad=True)
+        self._records: dict[int, _Record] = {}
+        self._last = False
+        self._norms: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
+        self.features_BF: Tensor | None = None
+        self._batch = 0
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Logits [B, K]. Raises ClassifierError when the classifier takes another path than the planned one."""
+        self._batch = len(images_BCHW)
+        with only_requiring_grad(self._classifier, self._plan.derived), self:
+            logits_BK = forward(self._classifier, images_BCHW)
+        if self._plan.uses and self.count != self._plan.calls:
+            raise _other_path()
+        return logits_BK
+
+    def see(self, number: int, rule: Rule, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if number in self._plan.folded:  # the convolution before did its work
+            return args[0]
+        use = self._plan.uses.get(number)
+        if number == self._plan.penultimate:
+            self.features_BF = args[0].detach()
+        if use is None:
+            return func(*args, **kwargs)
+        call = rule.bind(*(args[1::-1] if use.swapped else args), **kwargs)
+        if call is None or not self._serves(use, call):
+            raise _other_path()
+        if rule is RULES[F.linear] and not call.x.is_contiguous():
+            # With a frozen weight torch makes a product per position of it; made contiguous, one product.
+            args = (call.x.contiguous(), *args[1:])
+        both = self._folded(number, use, call)
+        version = call.x._version
+        output: Tensor = func(*args, **kwargs) if both is None else convolve(call, both)
+        if rule.source or not call.x.requires_grad:
+            output = Root.apply(output, self._anchor)
+        if output.requires_grad:
+            output.register_hook(partial(self._arrived, number))
+            self._records[number] = _Record(rule, call, version, both)
+        return output
+
+    def _serves(self, use: Use, call: Call) -> bool:
+        return all(self._names.get(id(call.parameters.get(role))) == name for role, name in use.names.items()) and all(
+            role in call.parameters and call.parameters[role].requires_grad for role in use.derived
+        )
+
+    def _folded(self, number: int, use: Use, call: Call) -> Folded | None:
+        if use.fold is None:
+            return None
+        both = self._cache.get(number)
+        if both is None or both.made_of != versions(self._tensors, use.fold, call):
+            both = self._cache[number] = folded(self._tensors, use.fold, call)
+        return both
+
+    def backward(self, loss: Tensor, *, last: bool = True) -> dict[str, Tensor]:
+        """Squared norms [B] by name, of the gradients of a summed loss; a parameter that got none is missing."""
+        self._last, self._norms = last, {}
+        self._sums.clear()
+        if loss.requires_grad and self._records:
+            torch.autograd.grad(loss, [self._anchor], retain_graph=not last, allow_unused=True)
+        return self._norms | {name: squared_norm(value) for name, value in self._sums.items()}
+
+    def _arrived(self, number: int, grad: Tensor) -> None:
+        """The gradient at the output of a call."""
+        record = self._records.pop(number) if self._last else self._records[number]
+        if record.call.x._version != record.version:
+            raise input_overwritten()
+        use, call = self._plan.uses[number], record.call
+        g = _batch_first(grad, call.feature_dims, use.before, self._batch)
+        x = g if record.rule.source else _batch_first(call.x.detach(), call.feature_dims, use.before, self._batch)
+        if record.both is not None and use.fold is not None:
+            names = {**use.names, **{"scale": use.fold.weight, "shift": use.fold.bias}}
+            norms = folded_squared_norms(call, record.both, use.fold, x, g)
+            self._norms |= {name: norms[role] for role, name in names.items() if name is not None}
+        elif use.derived or self._plan.shared.intersection(use.names.values()):
+            self._per_sample(use, record, x, g)
+        else:
+            norms = record.rule.squared_norms(call, x, g)
+            self._norms |= {name: norms[role] for role, name in use.names.items()}
+
+    def _per_sample(self, use: Use, record: _Record, x: Tensor, g: Tensor) -> None:
+        """Gradients themselves: of parameters with several uses, and of tensors computed from parameters."""
+        size = sum(tensor.numel() for tensor in record.call.parameters.values()) * x.element_size()
+        parts: dict[str, list[Tensor]] = defaultdict(list)
+        for piece in chunks(self._batch, size):
+            gradients = record.rule.gradients(record.call, x[piece], g[piece])
+            found = [(name, gradients[role]) for role, name in use.names.items()]
+            for role, names in use.derived.items():
+                found += self._pulled_back(record.call.parameters[role], names, gradients[role])
+            for name, gradient in found:
+                parts[name].append(gradient if name in self._plan.shared else squared_norm(gradient))
+        for name, values in parts.items():
+            if name in self._plan.shared:
+                self._sums[name] = self._sums[name] + torch.cat(values)
+            else:
+                self._norms[name] = torch.cat(values)
+
+    def _pulled_back(self, derived: Tensor, names: tuple[str, ...], gradient_B: Tensor) -> list[tuple[str, Tensor]]:
+        """Per-sample gradients of the parameters that a tensor was computed from, by one batched backward pass."""
+        gradients = torch.autograd.grad(
+            derived, [self._tensors[name] for name in names], gradient_B, is_grads_batched=True, retain_graph=True
+        )
+        return list(zip(names, gradients, strict=True))
+
+
+def _other_path() -> ClassifierError:
+    return ClassifierError(
+        "the classifier calls other layers for this batch than for a batch it was tried with; "
+        "its path must not depend on pixels or on the size of the batch"
+    )
+
+
+def input_overwritten() -> ClassifierError:
+    """The error of a classifier that autograd could not train either."""
+    return ClassifierError(
+        "the classifier overwrites the input of a layer in place after the layer used it; "
+        "replace the in-place operation"
+    )
+
+
+def forward(classifier: nn.Module, images_BCHW: Tensor) -> Tensor:
+    """Logits [B, K], from a copy of the images: the classifier may work on its input in place.
+
+    Raises ClassifierError when the output is anything else.
+    """
+    logits = classifier(images_BCHW.clone())
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != images_BCHW.shape[0]:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ClassifierError(
+            f"the classifier returns {found} for {images_BCHW.shape[0]} images; expected logits [batch, classes]"
+        )
+    return logits
+
+
+def _batch_first(tensor: Tensor, feature_dims: int, before: int, batch: int) -> Tensor:
+    """[positions with the batch among them, *features] as [B, Q, *features]; a view where the batch comes first."""
+    features = tensor.shape[tensor.dim() - feature_dims :]
+    positions = math.prod(tensor.shape[: tensor.dim() - feature_dims])
+    after = positions // (before * batch)
+    return tensor.reshape(before, batch, after, *features).transpose(0, 1).reshape(batch, before * after, *features)
