@@ -682,7 +682,7 @@ def test_the_callers_gradient_mode_does_not_matter(ground):
     with ground():
         found = squared_norms(net, pixels.clone()).values_BP  # under inference_mode an inference tensor
         assert torch.is_grad_enabled() == (ground is torch.enable_grad)
-    assert torch.equal(found, expected)
+    torch.testing.assert_close(found, expected)
     assert not found.requires_grad
 
 

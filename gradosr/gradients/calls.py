@@ -13,6 +13,8 @@ from torch import Tensor
 
 CHUNK_BYTES = 64 << 20
 """Bound on a materialised intermediate; larger batches go through it in pieces."""
+PLAUSIBLE = 6
+"""How far counted work is trusted: a form of more than so many times the least is not even tried."""
 BLOCK = 64
 """Rows and columns of a Gram made at once."""
 ELEMENTWISE = 30
@@ -29,6 +31,8 @@ class Call:
     feature_dims: int
     """Trailing dimensions of x and of the output that are not positions."""
     options: Mapping[str, Any] = field(default_factory=dict)
+    form: str | None = None
+    """Which of the rule's forms to take; None: the one that counted work favours."""
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -41,6 +45,10 @@ Gradients = dict[str, Tensor]
 """Role -> per-sample gradient [B, ...] or squared norm [B]."""
 
 
+def _one_form(_call: Call, _x: Tensor, _grad: Tensor, *, materialised: bool) -> list[str]:
+    return []
+
+
 @dataclass(frozen=True)
 class Rule:
     """How a function's parameters get their gradients."""
@@ -51,6 +59,9 @@ class Rule:
     """Per-sample gradients, each [B, *parameter.shape]: for parameters that several calls share."""
     squared_norms: Callable[[Call, Tensor, Tensor], Gradients]
     """Squared norms, each [B], by the cheapest exact form."""
+    forms: Callable[..., list[str]] = _one_form
+    """(call, x, grad, materialised) -> names of the forms worth trying, the one that counted work favours first;
+    `materialised`: of those alone that make the gradients themselves. None where there is but one way."""
     source: bool = False
     """The output is made of the parameter alone, not of a sample."""
     symmetric: bool = False
@@ -75,27 +86,16 @@ def chunks(batch: int, bytes_per_sample: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, batch, step))
 
 
+def plausible(costs: Mapping[str, float]) -> list[str]:
+    """Names by cost, as far as what counting cannot see might still turn their order."""
+    order = sorted(costs, key=lambda name: costs[name])
+    return [name for name in order if costs[name] <= PLAUSIBLE * costs[order[0]]]
+
+
 def channel_sums(grad: Tensor, channel_dim: int) -> Tensor:
     """[B, Q, ..., channels, ...] summed over everything but batch and channels."""
     dims = [d for d in range(1, grad.dim()) if d != channel_dim]
     return grad.sum(dims) if dims else grad
-
-
-def product_squared_norm(x_BQI: Tensor, grad_BQO: Tensor) -> Tensor:
-    """||grad^T x||_F^2 per sample, [B]."""
-    _, Q, inputs = x_BQI.shape
-    outputs = grad_BQO.shape[2]
-    if Q == 1:
-        return squared_norm(x_BQI) * squared_norm(grad_BQO)
-    gram = Q * (inputs + outputs + ELEMENTWISE) < inputs * outputs
-    size = (4 * min(Q, BLOCK) * Q if gram else inputs * outputs) * x_BQI.element_size()
-    return torch.cat([_product_piece(x_BQI[piece], grad_BQO[piece], gram) for piece in chunks(len(x_BQI), size)])
-
-
-def _product_piece(x_BQI: Tensor, grad_BQO: Tensor, gram: bool) -> Tensor:
-    if gram:
-        return gram_squared_norm(x_BQI, grad_BQO)
-    return squared_norm(torch.bmm(grad_BQO.transpose(1, 2), x_BQI))
 
 
 def gram_squared_norm(x_BQI: Tensor, grad_BQO: Tensor) -> Tensor:

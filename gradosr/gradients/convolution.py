@@ -15,7 +15,7 @@ and where the norm alone is wanted, without making the gradient:
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -32,6 +32,7 @@ from gradosr.gradients.calls import (
     chunks,
     dot,
     gram_squared_norm,
+    plausible,
     squared_norm,
 )
 
@@ -234,13 +235,13 @@ def _shifts(kernel: int, dilation: int, padding: int, size: int, out_size: int) 
 
 
 class Form(NamedTuple):
-    """One exact way; costs and sizes are those of one group."""
+    """One exact way."""
 
     fits: Callable[[Geometry], bool]
     cost: Callable[[Geometry], float]
     """Multiply-adds per sample; memory-bound work counted as ELEMENTWISE of them."""
     floats: Callable[[Geometry], int]
-    """Numbers held at once per sample."""
+    """Numbers held at once per sample and group."""
     run: Callable[[Call, Geometry, Tensor, Tensor], Tensor]
     """(call, geometry, x [B, Q, channels, ...], grad) -> the gradients, B * O * D numbers; of a Gram: the squared
     norms [B * groups]."""
@@ -249,22 +250,21 @@ class Form(NamedTuple):
 MATERIALISED: dict[str, Form] = {
     "library": Form(
         fits=lambda _: True,
-        cost=lambda g: g.product + LIBRARY_CALL / g.groups,
+        # A product over a single channel runs nowhere near a full one.
+        cost=lambda g: g.groups * g.product * (ELEMENTWISE / 4 if g.inputs == 1 else 1) + LIBRARY_CALL,
         floats=lambda _: CHUNK_BYTES,  # one at a time: a gradient is read back while the cache holds it
         run=_library,
     ),
     "depthwise": Form(
-        # The library has a fast kernel of its own for 3 x 3 (1.2 to 3 times faster); at 5 x 5 it takes up to 3 times as
-        # long as this, so its counted work says nothing and this form is always taken.
-        fits=lambda g: g.inputs == g.outputs == 1 and g.patch > 9,
-        cost=lambda _: 0.0,
+        fits=lambda g: g.inputs == g.outputs == 1,
+        cost=lambda g: g.groups * g.product * ELEMENTWISE / 4,
         floats=lambda g: 3 * g.places,
         run=_depthwise,
     ),
     "unfolded product": Form(
         fits=lambda _: True,
         # A batched product over many places reaches two thirds of the library kernel's speed.
-        cost=lambda g: 1.6 * g.product + g.unfolding,
+        cost=lambda g: g.groups * (1.6 * g.product + g.unfolding),
         floats=lambda g: g.patch * (g.places + g.outputs),
         run=_unfolded_product,
     ),
@@ -272,7 +272,7 @@ MATERIALISED: dict[str, Form] = {
 GRAMS: dict[str, Form] = {
     "shifted Gram": Form(
         fits=lambda g: g.maps == 1 and g.stride == (1, 1),
-        cost=lambda g: (
+        cost=lambda g: g.groups * (
             (g.size[0] * g.size[1]) ** 2 * g.inputs + g.places**2 * (g.outputs + ELEMENTWISE * (sum(g.kernel) + 2))
         ),
         floats=lambda g: 3 * max(g.places, g.size[0] * g.size[1]) ** 2,
@@ -280,15 +280,12 @@ GRAMS: dict[str, Form] = {
     ),
     "unfolded Gram": Form(
         fits=lambda _: True,
-        cost=lambda g: g.places**2 * (g.patch + g.outputs + ELEMENTWISE) + g.unfolding,
+        # Of the symmetric products, half.
+        cost=lambda g: g.groups * (g.places**2 * (g.patch + g.outputs + ELEMENTWISE) / 2 + g.unfolding),
         floats=lambda g: g.places * (g.patch + 2 * g.places),
         run=_unfolded_gram,
     ),
 }
-
-
-def _cheapest(forms: Mapping[str, Form], geometry: Geometry) -> tuple[float, str]:
-    return min((form.cost(geometry), name) for name, form in forms.items() if form.fits(geometry))
 
 
 def _pieces(form: Form, call: Call, geometry: Geometry, x: Tensor, grad: Tensor) -> Iterator[Tensor]:
@@ -296,10 +293,19 @@ def _pieces(form: Form, call: Call, geometry: Geometry, x: Tensor, grad: Tensor)
         yield form.run(call, geometry, x[piece], grad[piece])
 
 
+def _costs(forms: Mapping[str, Form], geometry: Geometry) -> dict[str, float]:
+    return {name: form.cost(geometry) for name, form in forms.items() if form.fits(geometry)}
+
+
+def conv_forms(call: Call, x: Tensor, grad: Tensor, *, materialised: bool) -> list[str]:
+    """Names of the forms worth trying, by counted work."""
+    return plausible(_costs(MATERIALISED if materialised else {**MATERIALISED, **GRAMS}, _geometry(call, x, grad)))
+
+
 def weight_gradients(call: Call, x: Tensor, grad: Tensor) -> Iterator[Tensor]:
-    """The weight's gradients as [n, O, D], piece by piece of the batch, by the cheapest form that makes them."""
+    """The weight's gradients as [n, O, D], piece by piece of the batch."""
     geometry = _geometry(call, x, grad)
-    form = MATERIALISED[_cheapest(MATERIALISED, geometry)[1]]
+    form = MATERIALISED[call.form or conv_forms(call, x, grad, materialised=True)[0]]
     for piece in _pieces(form, call, geometry, x, grad):
         yield piece.view(-1, geometry.groups * geometry.outputs, geometry.patch)
 
@@ -313,18 +319,18 @@ def conv_gradients(call: Call, x: Tensor, grad: Tensor) -> Gradients:
 
 def conv_squared_norms(call: Call, x: Tensor, grad: Tensor) -> Gradients:
     """Squared norms of weight and bias, each [B]."""
-    geometry = _geometry(call, x, grad)
-    gram = _cheapest(GRAMS, geometry)
-    if gram < _cheapest(MATERIALISED, geometry):
-        per_group = torch.cat(list(_pieces(GRAMS[gram[1]], call, geometry, x, grad)))
+    form = call.form or conv_forms(call, x, grad, materialised=False)[0]
+    if form in GRAMS:
+        per_group = torch.cat(list(_pieces(GRAMS[form], call, _geometry(call, x, grad), x, grad)))
         weight = per_group.view(len(x), -1).sum(1)
     else:
-        weight = torch.cat([squared_norm(piece) for piece in weight_gradients(call, x, grad)])
+        gradients = weight_gradients(replace(call, form=form), x, grad)
+        weight = torch.cat([squared_norm(piece) for piece in gradients])
     return {"weight": weight} | ({} if call.bias is None else {"bias": squared_norm(channel_sums(grad, 2))})
 
 
 def folding_pays(call: Call, x: Tensor, grad: Tensor) -> bool:
-    """Whether the gradient, made once for a convolution and the BatchNorm after it, costs less than both on their own."""
+    """Whether making the gradients once, for a convolution and the BatchNorm after it, costs less than both alone."""
     geometry = _geometry(call, x, grad)
     passes = 6 * ELEMENTWISE * geometry.places * geometry.outputs
-    return _cheapest(MATERIALISED, geometry)[0] <= _cheapest(GRAMS, geometry)[0] + passes
+    return min(_costs(MATERIALISED, geometry).values()) <= min(_costs(GRAMS, geometry).values()) + passes

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from gradosr.errors import ClassifierError
 from gradosr.gradients.calls import squared_norm
 from gradosr.gradients.capture import only_requiring_grad
-from gradosr.gradients.folding import Folded
 from gradosr.gradients.objectives import Objective, objective
-from gradosr.gradients.passes import Pass, forward
+from gradosr.gradients.passes import Kept, Pass, forward
 from gradosr.gradients.plan import Plan
 from gradosr.gradients.planning import check_mode, make_plan
 
@@ -60,7 +59,7 @@ class GradientEngine:
         self.classifier = classifier
         self.names = tuple(name for name, _ in classifier.named_parameters())
         self._plans: dict[tuple[object, ...], Plan] = {}
-        self._folded: dict[int, dict[int, Folded]] = defaultdict(dict)
+        self._kept: dict[int, Kept] = defaultdict(Kept)
 
     def plan(self, images_BCHW: Tensor) -> Plan:
         """The plan for images of this shape, made at the first call; parameters without a rule are logged by name."""
@@ -100,7 +99,7 @@ class GradientEngine:
     def _ruled(
         self, plan: Plan, images_BCHW: Tensor, losses: Sequence[Objective]
     ) -> tuple[list[dict[str, Tensor]], Tensor, Tensor | None]:
-        one = Pass(plan, self.classifier, self._folded[id(plan)])
+        one = Pass(plan, self.classifier, self._kept[id(plan)])
         logits = one.forward(images_BCHW)
         last = len(losses) - 1
         norms = [one.backward(loss(logits).sum(), last=i == last) for i, loss in enumerate(losses)]

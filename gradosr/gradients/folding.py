@@ -31,9 +31,10 @@ class Fold:
     bias: str | None = None
 
     @property
-    def parameters(self) -> tuple[str, ...]:
-        """Its scale and shift, where it has them."""
-        return tuple(name for name in (self.weight, self.bias) if name is not None)
+    def names(self) -> dict[str, str]:
+        """Role ("scale", "shift") -> parameter, where it has them."""
+        roles = {"scale": self.weight, "shift": self.bias}
+        return {role: name for role, name in roles.items() if name is not None}
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Folded:
 
 def versions(tensors: Mapping[str, Tensor], fold: Fold, call: Call) -> tuple[tuple[int, int], ...]:
     """What tells whether a folded weight still holds."""
-    names = (fold.mean, fold.var, *fold.parameters)
+    names = (fold.mean, fold.var, *fold.names.values())
     parts = [*call.parameters.values(), *(tensors[name] for name in names)]
     return tuple((id(part), part._version) for part in parts)
 
@@ -71,7 +72,7 @@ def folded(tensors: Mapping[str, Tensor], fold: Fold, call: Call) -> Folded:
     return Folded(weight, bias_O, scale_O, offset_O, rstd_O, versions(tensors, fold, call))
 
 
-def folded_squared_norms(call: Call, both: Folded, fold: Fold, x: Tensor, grad: Tensor) -> Gradients:
+def folded_squared_norms(call: Call, x: Tensor, grad: Tensor, *, both: Folded, fold: Fold) -> Gradients:
     """Squared norms [B] of weight and bias of the convolution, and of "scale" and "shift" of the BatchNorm."""
     assert call.weight is not None
     weight = call.weight.detach()

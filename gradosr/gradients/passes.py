@@ -7,7 +7,7 @@ B batch, K classes.
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from gradosr.errors import ClassifierError
 from gradosr.gradients.calls import Call, Gradients, Rule, chunks, squared_norm
 from gradosr.gradients.capture import Capture, Function, only_requiring_grad
 from gradosr.gradients.folding import Folded, convolve, folded, folded_squared_norms, versions
+from gradosr.gradients.forms import Forms
 from gradosr.gradients.plan import Plan, Use
 from gradosr.gradients.rules import RULES
 
@@ -49,13 +50,21 @@ class _Record:
     """Of a convolution that is its BatchNorm as well."""
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What a pass leaves to the next ones of the same plan."""
+
+    folded: dict[int, Folded] = field(default_factory=dict)
+    """By number of the convolution."""
+    forms: Forms = field(default_factory=Forms)
+
+
 class Pass(Capture):
     """One forward pass; then `backward` once per objective."""
 
-    def __init__(self, plan: Plan, classifier: nn.Module, cache: dict[int, Folded]) -> None:
-        """`cache` keeps the folded convolutions from pass to pass, by number of the call."""
+    def __init__(self, plan: Plan, classifier: nn.Module, kept: Kept) -> None:
         super().__init__()
-        self._plan, self._classifier, self._cache = plan, classifier, cache
+        self._plan, self._classifier, self._kept = plan, classifier, kept
         self._tensors: dict[str, Tensor] = {**dict(classifier.named_parameters()), **dict(classifier.named_buffers())}
         self._names = {id(tensor): name for name, tensor in self._tensors.items()}
         self._anchor = torch.zeros((), requires_grad=True)
@@ -107,9 +116,9 @@ class Pass(Capture):
     def _folded(self, number: int, use: Use, call: Call) -> Folded | None:
         if use.fold is None:
             return None
-        both = self._cache.get(number)
+        both = self._kept.folded.get(number)
         if both is None or both.made_of != versions(self._tensors, use.fold, call):
-            both = self._cache[number] = folded(self._tensors, use.fold, call)
+            both = self._kept.folded[number] = folded(self._tensors, use.fold, call)
         return both
 
     def backward(self, loss: Tensor, *, last: bool = True) -> dict[str, Tensor]:
@@ -128,15 +137,17 @@ class Pass(Capture):
         use, call = self._plan.uses[number], record.call
         g = _batch_first(grad, call.feature_dims, use.before, self._batch)
         x = g if record.rule.source else _batch_first(call.x.detach(), call.feature_dims, use.before, self._batch)
-        if record.both is not None and use.fold is not None:
-            names = {**use.names, **{"scale": use.fold.weight, "shift": use.fold.bias}}
-            norms = folded_squared_norms(call, record.both, use.fold, x, g)
-            self._norms |= {name: norms[role] for role, name in names.items() if name is not None}
-        elif use.derived or self._plan.shared.intersection(use.names.values()):
+        if use.derived or self._plan.shared.intersection(use.names.values()):
             self._per_sample(use, record, x, g)
-        else:
-            norms = record.rule.squared_norms(call, x, g)
-            self._norms |= {name: norms[role] for role, name in use.names.items()}
+            return
+        names = dict(use.names)
+        norms_of = record.rule.squared_norms
+        if record.both is not None and use.fold is not None:
+            names |= use.fold.names
+            norms_of = partial(folded_squared_norms, both=record.both, fold=use.fold)
+        forms = record.rule.forms(call, x, g, materialised=use.fold is not None)
+        norms = self._kept.forms.fastest(number, forms, lambda form: norms_of(replace(call, form=form), x, g), g)
+        self._norms |= {name: norms[role] for role, name in names.items()}
 
     def _per_sample(self, use: Use, record: _Record, x: Tensor, g: Tensor) -> None:
         """Gradients themselves: of parameters with several uses, and of tensors computed from parameters."""

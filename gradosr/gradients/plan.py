@@ -26,7 +26,7 @@ class Use:
     @property
     def parameters(self) -> tuple[str, ...]:
         """Every parameter that gets a part of its gradient here; once per role."""
-        folded = () if self.fold is None else self.fold.parameters
+        folded = () if self.fold is None else self.fold.names.values()
         return (*self.names.values(), *(name for names in self.derived.values() for name in names), *folded)
 
 

@@ -22,8 +22,9 @@ from gradosr.gradients.calls import Call, Rule, squared_norm
 from gradosr.gradients.capture import Capture, Function, only_requiring_grad
 from gradosr.gradients.convolution import folding_pays
 from gradosr.gradients.folding import Fold
+from gradosr.gradients.forms import Forms
 from gradosr.gradients.objectives import OBJECTIVES
-from gradosr.gradients.passes import Pass, Root, forward, input_overwritten
+from gradosr.gradients.passes import Kept, Pass, Root, forward, input_overwritten
 from gradosr.gradients.plan import Plan, Use
 from gradosr.gradients.rules import RULES
 
@@ -172,7 +173,7 @@ def _plan(classifier: nn.Module, probe: Tensor, tolerance: float, floor: float) 
 
 def _verified(plan: Plan, classifier: nn.Module, probe: Tensor, logits: Tensor, used: Mapping[str, float], tolerance: float, floor: float) -> Plan:
     """The plan with the parameters that it serves wrongly, or not at all, in its fallback."""
-    one = Pass(plan, classifier, {})
+    one = Pass(plan, classifier, Kept(forms=Forms(measure=False)))
     again = one.forward(probe)
     norms = one.backward(OBJECTIVES["all_hot"](again).sum())
     if not torch.allclose(again, logits, rtol=1e3 * tolerance, atol=1e3 * floor, equal_nan=True):

@@ -13,8 +13,22 @@ from torch.nn import functional as F
 
 from gradosr.errors import ClassifierError
 from gradosr.gradients.broadcast import bind_source, bind_pair, product_gradients, sum_gradients
-from gradosr.gradients.calls import Call, Gradients, Rule, channel_sums, product_squared_norm, squared_norm
-from gradosr.gradients.convolution import bind_conv, conv_gradients, conv_squared_norms
+from gradosr.gradients.calls import (
+    BLOCK,
+    ELEMENTWISE,
+    Call,
+    Gradients,
+    Rule,
+    channel_sums,
+    chunks,
+    gram_squared_norm,
+    plausible,
+    squared_norm,
+)
+from gradosr.gradients.convolution import bind_conv, conv_forms, conv_gradients, conv_squared_norms
+
+PLANE = 16
+"""Places of a map from which on a kernel per channel is faster than passes over the whole."""
 
 # --- Linear ---
 
@@ -30,10 +44,34 @@ def linear_gradients(call: Call, x: Tensor, grad: Tensor) -> Gradients:
     return gradients | ({} if call.bias is None else {"bias": grad.sum(1)})
 
 
+def linear_forms(_call: Call, x: Tensor, grad: Tensor, *, materialised: bool) -> list[str]:
+    """Several positions: the product g^T x itself, or the Gram sum((x x^T) * (g g^T)), which is no gradient."""
+    Q, inputs, outputs = x.shape[1], x.shape[2], grad.shape[2]
+    if Q == 1 or materialised:
+        return []
+    costs = {"product": inputs * outputs, "Gram": Q * (inputs + outputs + ELEMENTWISE) / 2}
+    return plausible(costs)
+
+
 def linear_squared_norms(call: Call, x: Tensor, grad: Tensor) -> Gradients:
-    """One position: ||x||^2 ||g||^2. Several: ||g^T x||^2, or sum((x x^T) * (g g^T)) where that is cheaper."""
-    norms = {"weight": product_squared_norm(x, grad)}
+    """One position: ||x||^2 ||g||^2. Several: the product or the Gram, whichever is cheaper."""
+    norms = {"weight": _linear_weight(call, x, grad)}
     return norms | ({} if call.bias is None else {"bias": squared_norm(grad.sum(1))})
+
+
+def _linear_weight(call: Call, x: Tensor, grad: Tensor) -> Tensor:
+    Q, inputs, outputs = x.shape[1], x.shape[2], grad.shape[2]
+    if Q == 1:
+        return squared_norm(x) * squared_norm(grad)
+    if (call.form or linear_forms(call, x, grad, materialised=False)[0]) == "Gram":
+        size, norm = 4 * min(Q, BLOCK) * Q, gram_squared_norm
+    else:
+        size, norm = inputs * outputs, _product_squared_norm
+    return torch.cat([norm(x[piece], grad[piece]) for piece in chunks(len(x), size * x.element_size())])
+
+
+def _product_squared_norm(x_BQI: Tensor, grad_BQO: Tensor) -> Tensor:
+    return squared_norm(torch.bmm(grad_BQO.transpose(1, 2), x_BQI))
 
 
 # --- Normalisation: scale sum(g * xhat), shift sum(g) ---
@@ -60,10 +98,31 @@ def bind_batch_norm(
 
 def batch_norm_gradients(call: Call, x: Tensor, grad: Tensor) -> Gradients:
     """Scale and shift, each [B, C]."""
-    mean, var = call.options["mean"], call.options["var"]
-    shape = [1, 1, -1] + [1] * (x.dim() - 3)
-    scale = channel_sums((x - mean.view(shape)) * grad, 2) * torch.rsqrt(var + call.options["eps"])
-    return _scale_and_shift(call, scale, channel_sums(grad, 2))
+    scale, shift = (_sums_in_one_pass if _is_planar(x, grad) else _sums)(call, x, grad)
+    return _scale_and_shift(call, scale * torch.rsqrt(call.options["var"] + call.options["eps"]), shift)
+
+
+def _sums(call: Call, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """sum(g * (x - mean)) and sum(g), each [B, C]."""
+    mean = call.options["mean"].view([1, 1, -1] + [1] * (x.dim() - 3))
+    return channel_sums((x - mean) * grad, 2), channel_sums(grad, 2)
+
+
+def _sums_in_one_pass(call: Call, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """The same: every channel of every sample as a channel of its own, by the library's kernel for a whole batch."""
+    batch, maps, channels = x.shape[:3]
+    one = torch.ones(batch * maps * channels, device=x.device, dtype=x.dtype)
+    mean = call.options["mean"].repeat(batch * maps)
+    gx, gg = (tensor.reshape(1, batch * maps * channels, -1) for tensor in (x, grad))
+    _, scale, shift = torch.ops.aten.native_batch_norm_backward(
+        gg, gx, None, mean, one, None, None, False, 0.0, [False, True, True]
+    )
+    return scale.view(batch, maps, channels).sum(1), shift.view(batch, maps, channels).sum(1)
+
+
+def _is_planar(x: Tensor, grad: Tensor) -> bool:
+    """Whether every channel is a plane of its own in memory, large enough for a kernel per channel."""
+    return x.is_contiguous() and grad.is_contiguous() and x.shape[3:].numel() >= PLANE
 
 
 def bind_layer_norm(
@@ -110,9 +169,9 @@ _SUMS = (Tensor.add, Tensor.sub, torch.add, torch.sub)
 _PRODUCTS = (Tensor.mul, torch.mul)
 _SOURCES = (Tensor.expand, Tensor.expand_as)
 RULES: dict[Callable[..., Any], Rule] = {
-    F.linear: Rule(bind_linear, linear_gradients, linear_squared_norms),
-    F.conv1d: Rule(bind_conv(1), conv_gradients, conv_squared_norms),
-    F.conv2d: Rule(bind_conv(2), conv_gradients, conv_squared_norms),
+    F.linear: Rule(bind_linear, linear_gradients, linear_squared_norms, linear_forms),
+    F.conv1d: Rule(bind_conv(1), conv_gradients, conv_squared_norms, conv_forms),
+    F.conv2d: Rule(bind_conv(2), conv_gradients, conv_squared_norms, conv_forms),
     F.batch_norm: Rule(bind_batch_norm, batch_norm_gradients, _norms_of(batch_norm_gradients)),
     F.layer_norm: Rule(bind_layer_norm, layer_norm_gradients, _norms_of(layer_norm_gradients)),
     F.group_norm: Rule(bind_group_norm, group_norm_gradients, _norms_of(group_norm_gradients)),
