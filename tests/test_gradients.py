@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from slow_twin import slow_squared_norms
+from gradosr.gradients.slow import slow_squared_norms
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm

@@ -272,8 +272,9 @@ MATERIALISED: dict[str, Form] = {
 GRAMS: dict[str, Form] = {
     "shifted Gram": Form(
         fits=lambda g: g.maps == 1 and g.stride == (1, 1),
-        cost=lambda g: g.groups * (
-            (g.size[0] * g.size[1]) ** 2 * g.inputs + g.places**2 * (g.outputs + ELEMENTWISE * (sum(g.kernel) + 2))
+        cost=lambda g: (
+            g.groups
+            * ((g.size[0] * g.size[1]) ** 2 * g.inputs + g.places**2 * (g.outputs + ELEMENTWISE * (sum(g.kernel) + 2)))
         ),
         floats=lambda g: 3 * max(g.places, g.size[0] * g.size[1]) ** 2,
         run=_shifted_gram,

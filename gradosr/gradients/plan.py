@@ -54,9 +54,7 @@ class Plan:
     @cached_property
     def derived(self) -> frozenset[str]:
         """Parameters from which other tensors are computed before they meet an image."""
-        return frozenset(
-            name for use in self.uses.values() for names in use.derived.values() for name in names
-        )
+        return frozenset(name for use in self.uses.values() for names in use.derived.values() for name in names)
 
     @cached_property
     def folded(self) -> frozenset[int]:

@@ -167,11 +167,22 @@ def _plan(classifier: nn.Module, probe: Tensor, tolerance: float, floor: float) 
     plan = Plan(uses, tuple(used), unused, _penultimate(recorder, logits), recorder.count)
     expected = logits.detach()
     del logits, recorder
-    found = [_verified(replace(plan, uses=some), classifier, probe.detach(), expected, used, tolerance, floor) for some in (folds, uses)]
+    found = [
+        _verified(replace(plan, uses=some), classifier, probe.detach(), expected, used, tolerance, floor)
+        for some in (folds, uses)
+    ]
     return min(found, key=lambda plan: len(plan.fallback))
 
 
-def _verified(plan: Plan, classifier: nn.Module, probe: Tensor, logits: Tensor, used: Mapping[str, float], tolerance: float, floor: float) -> Plan:
+def _verified(
+    plan: Plan,
+    classifier: nn.Module,
+    probe: Tensor,
+    logits: Tensor,
+    used: Mapping[str, float],
+    tolerance: float,
+    floor: float,
+) -> Plan:
     """The plan with the parameters that it serves wrongly, or not at all, in its fallback."""
     one = Pass(plan, classifier, Kept(forms=Forms(measure=False)))
     again = one.forward(probe)
@@ -283,7 +294,9 @@ def _folds(classifier: nn.Module, recorder: Recorder, uses: Mapping[int, Use], l
             and folding_pays(conv.call, conv.call.x.unsqueeze(1), conv.output.unsqueeze(1))
         ):
             own = {role: names[id(tensor)] for role, tensor in call.parameters.items()}
-            fold = Fold(number, names[id(call.options["mean"])], names[id(call.options["var"])], call.options["eps"], **own)
+            fold = Fold(
+                number, names[id(call.options["mean"])], names[id(call.options["var"])], call.options["eps"], **own
+            )
             result[before] = replace(uses[before], fold=fold)
             del result[number]
     return result

@@ -1,13 +1,13 @@
-"""The definition everything fast is tested against: a batch of one and plain autograd."""
+"""The definition that everything fast is tested against: a batch of one and plain autograd."""
 
 import torch
 from torch import Tensor, nn
 
-from gradosr.gradients import objective as objective_named
+from gradosr.gradients.objectives import objective as objective_named
 
 
 def slow_squared_norms(classifier: nn.Module, images_BCHW: Tensor, objective: str = "all_hot") -> Tensor:
-    """[B, P], squared gradient norm of every named parameter, one image at a time."""
+    """[B, P] in float64, squared gradient norm of every named parameter, one image at a time (Lee & AlRegib, Eq. 1)."""
     loss = objective_named(objective)
     flags = [p.requires_grad for p in classifier.parameters()]
     classifier.requires_grad_(True)

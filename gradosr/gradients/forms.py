@@ -1,0 +1,69 @@
+"""Which of several exact forms is the fastest here: measured, on the first large batch.
+
+What a form costs depends on the machine more than on its counted work: a loop over samples is nearly free on a CPU
+and hopeless on a GPU, small batched products the reverse.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradosr.gradients.calls import Gradients
+
+
+CLEARLY = 0.9
+"""Share of the time of the form that counted work favours, below which another one displaces it: choices stay put."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The forms of one call, tried on one batch; the one that counted work favours first."""
+
+    batch: int
+    seconds: dict[str, float]
+
+    @property
+    def fastest(self) -> str:
+        """Its name."""
+        favoured = next(iter(self.seconds))
+        best = min(self.seconds, key=lambda form: self.seconds[form])
+        return best if self.seconds[best] < CLEARLY * self.seconds[favoured] else favoured
+
+
+class Forms:
+    """The choice for every call of a plan, by number."""
+
+    def __init__(self, *, measure: bool = True) -> None:
+        """Without measuring: the form that counted work favours."""
+        self.measured: dict[int, Measured] = {}
+        self._measure = measure
+
+    def fastest(
+        self, number: int, forms: Sequence[str], norms: Callable[[str | None], Gradients], grad: Tensor
+    ) -> Gradients:
+        """`norms` of the fastest form; tried anew where the batch is more than twice the one it was measured on."""
+        if len(forms) < 2 or not self._measure:
+            return norms(forms[0] if forms else None)
+        known = self.measured.get(number)
+        if known is None or len(grad) > 2 * known.batch:
+            known = self.measured[number] = Measured(len(grad), {f: _seconds(norms, f, grad) for f in forms})
+        return norms(known.fastest)
+
+
+def _seconds(norms: Callable[[str | None], Gradients], form: str, grad: Tensor) -> float:
+    """Of the second run: the first one may build kernels."""
+    for _ in range(2):
+        _wait(grad)
+        start = time.perf_counter()
+        norms(form)
+        _wait(grad)
+        seconds = time.perf_counter() - start
+    return seconds
+
+
+def _wait(tensor: Tensor) -> None:
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)
