@@ -372,7 +372,7 @@ RAW = {
     "torch.mul": ((8, 1), lambda self, x: torch.mul(self.conv(x), self.scale), set()),
     "torch.add with alpha": ((8,), lambda self, x: torch.add(self.conv(x), self.scale, alpha=2), {"scale"}),
     "used twice": ((8,), lambda self, x: (self.conv(x) + self.scale).tanh() * self.scale, set()),
-    "in place": ((8,), lambda self, x: self.conv(x).add_(self.scale), {"scale"}),
+    "in place": ((8,), lambda self, x: self.conv(x).add_(self.scale), set()),
     "wider than the sample": ((4, 8, 8), lambda self, x: self.conv(x).mean(1, keepdim=True) * self.scale, {"scale"}),
     "expanded": ((4, 8, 8), lambda self, x: self.conv(x) + self.scale.expand(len(x), -1, -1, -1) * 2, set()),
     "expanded without a batch": ((8,), lambda self, x: self.conv(x) * self.scale.expand(8, 8), set()),

@@ -1,7 +1,7 @@
 """Parameters that meet a sample outside any layer: position embeddings, class tokens, layer scale.
 
 x + p, x - p and x * p, with the parameter p broadcast over the sample (never the sample over p), and
-p.expand(batch, ...), which makes a sample's part out of p alone.
+p.expand(batch, ...) or p.repeat(batch, 1, ...), which makes a sample's part out of p alone.
 """
 
 from typing import Any
@@ -21,9 +21,20 @@ def bind_pair(x: Any, parameter: Any = None, *rest: Any, **options: Any) -> Call
     return Call(x, parameter, None, feature_dims=features)
 
 
-def bind_source(parameter: Tensor, *_sizes: Any, **_options: Any) -> Call:
+def bind_in_place(x: Any, *rest: Any, **options: Any) -> Call | None:
+    """Of add_ and mul_: what x was before."""
+    return bind_pair(x.clone() if isinstance(x, Tensor) else x, *rest, **options)
+
+
+def bind_expand(parameter: Tensor, *_sizes: Any, **_options: Any) -> Call:
     """Of Tensor.expand."""
     return Call(parameter, parameter, None, feature_dims=_own_dims(parameter))
+
+
+def bind_repeat(parameter: Tensor, *sizes: Any) -> Call | None:
+    """Of Tensor.repeat, where that is an expansion."""
+    times = sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
+    return None if any(size != 1 for size in times[1:]) else bind_expand(parameter)
 
 
 def _own_dims(parameter: Tensor) -> int:

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -21,10 +22,36 @@ def _always_open(function: Any) -> Function:
     return FunctionType(function.__code__, own, function.__name__, function.__defaults__)
 
 
-COMPOSITES: dict[Function, Function] = {
-    F.multi_head_attention_forward: _always_open(F.multi_head_attention_forward),
+def _addcmul(x: Tensor, a: Any, b: Any) -> Any:
+    return x + a * b
+
+
+def _biased_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor, scale: float | None = None) -> Any:
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    return ((query * factor) @ key.transpose(-2, -1) + attn_mask).softmax(-1) @ value
+
+
+def _is_biased(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether attention adds a bias, which may be made of parameters, and does nothing else out of the ordinary."""
+    bias = args[3] if len(args) == 4 else kwargs.get("attn_mask")
+    usual = not any(kwargs.get(name) for name in ("dropout_p", "is_causal", "enable_gqa"))
+    return len(args) <= 4 and usual and isinstance(bias, Tensor) and bias.is_floating_point()
+
+
+class Composite(NamedTuple):
+    """A function that makes ruled calls, were it not fused."""
+
+    opened: Function
+    applies: Callable[[tuple[Any, ...], dict[str, Any]], bool]
+    dropped: tuple[str, ...] = ()
+    """Arguments that `applies` has found to say nothing."""
+
+
+COMPOSITES: dict[Function, Composite] = {
+    F.multi_head_attention_forward: Composite(_always_open(F.multi_head_attention_forward), lambda *_: True),
+    F.scaled_dot_product_attention: Composite(_biased_attention, _is_biased, ("dropout_p", "is_causal", "enable_gqa")),
+    torch.addcmul: Composite(_addcmul, lambda args, kwargs: len(args) == 3 and not kwargs),
 }
-"""Functions that make ruled calls of their own."""
 
 
 class Capture(TorchFunctionMode):
@@ -38,9 +65,10 @@ class Capture(TorchFunctionMode):
         self, func: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in COMPOSITES:
+        composite = COMPOSITES.get(func)
+        if composite is not None and composite.applies(args, kwargs):
             with self:
-                return COMPOSITES[func](*args, **kwargs)
+                return composite.opened(*args, **{k: v for k, v in kwargs.items() if k not in composite.dropped})
         rule = RULES.get(func)
         if rule is None:
             return func(*args, **kwargs)
@@ -52,6 +80,17 @@ class Capture(TorchFunctionMode):
     def see(self, number: int, rule: Rule, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The call's output."""
         raise NotImplementedError
+
+
+def forget(classifier: nn.Module) -> None:
+    """Empty the caches in which some attentions (LeViT's, EfficientFormer's) keep position biases in eval mode.
+
+    What an earlier forward pass left there leads to no parameter of this one.
+    """
+    for module in classifier.modules():
+        for name, value in vars(module).items():
+            if name.endswith("_cache") and isinstance(value, dict):
+                value.clear()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from gradosr.errors import ClassifierError
 from gradosr.gradients.calls import Call, Gradients, Rule, chunks, squared_norm
-from gradosr.gradients.capture import Capture, Function, only_requiring_grad
+from gradosr.gradients.capture import Capture, Function, forget, only_requiring_grad
 from gradosr.gradients.folding import Folded, convolve, folded, folded_squared_norms, versions
 from gradosr.gradients.forms import Forms
 from gradosr.gradients.plan import Plan, Use
@@ -194,7 +194,9 @@ def forward(classifier: nn.Module, images_BCHW: Tensor) -> Tensor:
 
     Raises ClassifierError when the output is anything else.
     """
+    forget(classifier)
     logits = classifier(images_BCHW.clone())
+    forget(classifier)
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != images_BCHW.shape[0]:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ClassifierError(

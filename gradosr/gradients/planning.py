@@ -124,11 +124,12 @@ class Record:
 class Recorder(Capture):
     """Records every ruled call that could serve a parameter."""
 
-    def __init__(self, classifier: nn.Module, images: Tensor) -> None:
+    def __init__(self, classifier: nn.Module, images: Tensor, *, exchanged: bool = False) -> None:
         super().__init__()
         self.origins = Origins(classifier, images)
         self.records: dict[int, Record] = {}
         self.images = images
+        self._exchanged = exchanged
 
     def see(self, number: int, rule: Rule, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         swapped = rule.symmetric and len(args) == 2 and bool(self.origins(args[0]))
@@ -143,9 +144,17 @@ class Recorder(Capture):
         if not roles or (rule.source and not _becomes_a_batch(call.x, output)):
             return output
         if rule.source:  # from here on it is a part of the samples
-            output = Root.apply(output, self.images)
+            output = Root.apply(self._own_of(output), self.images)
         self.records[number] = Record(rule, call, roles, output.detach(), args[0], output.grad_fn, swapped)
         return output
+
+    def _own_of(self, source: Tensor) -> Tensor:
+        """Of the exchanged image, another one: what follows from a class token alone shows where the batch is, too."""
+        if not self._exchanged:
+            return source
+        own = source.detach().clone()
+        own[EXCHANGED] = own[EXCHANGED] * 1.1 + 0.1
+        return own
 
 
 def _becomes_a_batch(parameter: Tensor, output: Tensor) -> bool:
@@ -226,7 +235,7 @@ def _layouts(classifier: nn.Module, probe: Tensor, recorder: Recorder, logits: T
     """Number of the call -> positions before the batch, for the calls where the batch is found."""
     exchanged = probe.clone()
     exchanged[EXCHANGED] = exchanged[EXCHANGED].flip(0, 1).roll(1, 2) + 1.0
-    other = Recorder(classifier, exchanged.requires_grad_())
+    other = Recorder(classifier, exchanged.requires_grad_(), exchanged=True)
     with other:
         changed = forward(classifier, other.images).detach()
     if not torch.allclose(changed[OTHERS], logits[OTHERS], rtol=1e-4, atol=1e-5, equal_nan=True):

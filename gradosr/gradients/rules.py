@@ -12,7 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gradosr.errors import ClassifierError
-from gradosr.gradients.broadcast import bind_source, bind_pair, product_gradients, sum_gradients
+from gradosr.gradients.broadcast import (
+    bind_expand,
+    bind_in_place,
+    bind_pair,
+    bind_repeat,
+    product_gradients,
+    sum_gradients,
+)
 from gradosr.gradients.calls import (
     BLOCK,
     ELEMENTWISE,
@@ -142,6 +149,18 @@ def layer_norm_gradients(call: Call, x: Tensor, grad: Tensor) -> Gradients:
     return _scale_and_shift(call, (xhat * grad).sum(1), grad.sum(1))
 
 
+def bind_rms_norm(
+    x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> Call:
+    """Of torch.nn.functional.rms_norm."""
+    return Call(x, weight, None, len(normalized_shape), {"shape": list(normalized_shape), "eps": eps})
+
+
+def rms_norm_gradients(call: Call, x: Tensor, grad: Tensor) -> Gradients:
+    """Scale [B, *normalized_shape]."""
+    return {"weight": (F.rms_norm(x, call.options["shape"], eps=call.options["eps"]) * grad).sum(1)}
+
+
 def bind_group_norm(
     x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Call:
@@ -165,17 +184,23 @@ def _norms_of(gradients: Callable[[Call, Tensor, Tensor], Gradients]) -> Callabl
     return lambda call, x, grad: {role: squared_norm(g) for role, g in gradients(call, x, grad).items()}
 
 
-_SUMS = (Tensor.add, Tensor.sub, torch.add, torch.sub)
-_PRODUCTS = (Tensor.mul, torch.mul)
-_SOURCES = (Tensor.expand, Tensor.expand_as)
+_sum_norms, _product_norms = _norms_of(sum_gradients), _norms_of(product_gradients)
 RULES: dict[Callable[..., Any], Rule] = {
     F.linear: Rule(bind_linear, linear_gradients, linear_squared_norms, linear_forms),
     F.conv1d: Rule(bind_conv(1), conv_gradients, conv_squared_norms, conv_forms),
     F.conv2d: Rule(bind_conv(2), conv_gradients, conv_squared_norms, conv_forms),
     F.batch_norm: Rule(bind_batch_norm, batch_norm_gradients, _norms_of(batch_norm_gradients)),
     F.layer_norm: Rule(bind_layer_norm, layer_norm_gradients, _norms_of(layer_norm_gradients)),
+    F.rms_norm: Rule(bind_rms_norm, rms_norm_gradients, _norms_of(rms_norm_gradients)),
     F.group_norm: Rule(bind_group_norm, group_norm_gradients, _norms_of(group_norm_gradients)),
-    **{f: Rule(bind_pair, sum_gradients, _norms_of(sum_gradients), symmetric=True) for f in _SUMS},
-    **{f: Rule(bind_pair, product_gradients, _norms_of(product_gradients), symmetric=True) for f in _PRODUCTS},
-    **{f: Rule(bind_source, sum_gradients, _norms_of(sum_gradients), source=True) for f in _SOURCES},
+    **dict.fromkeys(
+        (Tensor.add, Tensor.sub, torch.add, torch.sub), Rule(bind_pair, sum_gradients, _sum_norms, symmetric=True)
+    ),
+    **dict.fromkeys((Tensor.mul, torch.mul), Rule(bind_pair, product_gradients, _product_norms, symmetric=True)),
+    **dict.fromkeys(
+        (Tensor.add_, Tensor.__iadd__, Tensor.sub_, Tensor.__isub__), Rule(bind_in_place, sum_gradients, _sum_norms)
+    ),
+    **dict.fromkeys((Tensor.mul_, Tensor.__imul__), Rule(bind_in_place, product_gradients, _product_norms)),
+    **dict.fromkeys((Tensor.expand, Tensor.expand_as), Rule(bind_expand, sum_gradients, _sum_norms, source=True)),
+    Tensor.repeat: Rule(bind_repeat, sum_gradients, _sum_norms, source=True),
 }
