@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -82,11 +83,44 @@ class Capture(TorchFunctionMode):
         raise NotImplementedError
 
 
-def forget(classifier: nn.Module) -> None:
-    """Empty the caches in which some attentions (LeViT's, EfficientFormer's) keep position biases in eval mode.
+class _Mended(TorchFunctionMode):
+    """Gives BatchNorm's backward pass a gradient laid out as the input is.
 
-    What an earlier forward pass left there leads to no parameter of this one.
+    Where the layouts differ (a stem whose output becomes tokens), torch's CPU kernel reads the gradient in the wrong
+    order and returns wrong gradients, without a word: seen in torch 2.15, in eval mode, and confirmed by finite
+    differences.
     """
+
+    def __torch_function__(
+        self, func: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func is F.batch_norm and output.requires_grad:
+            x = args[0] if args else (kwargs or {})["input"]
+            output.register_hook(partial(_laid_out, x.stride()))
+        return output
+
+
+def _laid_out(strides: tuple[int, ...], grad: Tensor) -> Tensor:
+    if grad.stride() == strides:
+        return grad
+    return torch.empty_strided(grad.shape, strides, dtype=grad.dtype, device=grad.device).copy_(grad)
+
+
+def run(classifier: nn.Module, images_BCHW: Tensor) -> Any:
+    """The classifier's output, from a copy of the images: it may work on its input in place.
+
+    The caches in which some attentions (LeViT's, EfficientFormer's) keep position biases in eval mode are emptied:
+    what an earlier forward pass left there leads to no parameter of this one.
+    """
+    _empty_caches(classifier)
+    with _Mended():
+        output = classifier(images_BCHW.clone())
+    _empty_caches(classifier)
+    return output
+
+
+def _empty_caches(classifier: nn.Module) -> None:
     for module in classifier.modules():
         for name, value in vars(module).items():
             if name.endswith("_cache") and isinstance(value, dict):

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from gradosr.gradients.calls import Gradients
 
-
 CLEARLY = 0.9
 """Share of the time of the form that counted work favours, below which another one displaces it: choices stay put."""
 

@@ -6,7 +6,6 @@ B batch, K classes.
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -16,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradosr.errors import ClassifierError
-from gradosr.gradients.calls import Call, Gradients, Rule, chunks, squared_norm
-from gradosr.gradients.capture import Capture, Function, forget, only_requiring_grad
+from gradosr.gradients.calls import Call, Rule, chunks, squared_norm
+from gradosr.gradients.capture import Capture, Function, only_requiring_grad, run
 from gradosr.gradients.folding import Folded, convolve, folded, folded_squared_norms, versions
 from gradosr.gradients.forms import Forms
 from gradosr.gradients.plan import Plan, Use
@@ -190,13 +189,8 @@ def input_overwritten() -> ClassifierError:
 
 
 def forward(classifier: nn.Module, images_BCHW: Tensor) -> Tensor:
-    """Logits [B, K], from a copy of the images: the classifier may work on its input in place.
-
-    Raises ClassifierError when the output is anything else.
-    """
-    forget(classifier)
-    logits = classifier(images_BCHW.clone())
-    forget(classifier)
+    """Logits [B, K]. Raises ClassifierError when the output is anything else."""
+    logits = run(classifier, images_BCHW)
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != images_BCHW.shape[0]:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ClassifierError(

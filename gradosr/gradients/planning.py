@@ -143,7 +143,8 @@ class Recorder(Capture):
         roles = {role: names for role, names in origins.items() if names}
         if not roles or (rule.source and not _becomes_a_batch(call.x, output)):
             return output
-        if rule.source:  # from here on it is a part of the samples
+        constant = self.origins(call.x) == frozenset() and len(output) == PROBES
+        if rule.source or constant:  # from here on it is a part of the samples
             output = Root.apply(self._own_of(output), self.images)
         self.records[number] = Record(rule, call, roles, output.detach(), args[0], output.grad_fn, swapped)
         return output
@@ -253,22 +254,34 @@ def _batch_position(record: Record, other: Record) -> int | None:
     if record.rule.source:  # nothing changes with the images; the comparison with autograd tells whether this is so
         return 1
     features = record.call.feature_dims
-    if record.output.shape != other.output.shape or record.output.dim() <= features:
+    for one, another in ((record.output, other.output), (record.call.x.detach(), other.call.x.detach())):
+        found = _changed_image(one, another, features)
+        if found is not None:
+            return found
+    return None  # the output may hide a change behind a large bias, but the input changes neither
+
+
+def _changed_image(one: Tensor, another: Tensor, feature_dims: int) -> int | None:
+    """The smallest number of positions before the batch by which the exchanged image alone has changed."""
+    if one.shape != another.shape or one.dim() <= feature_dims:
         return None
-    difference = (record.output - other.output).abs().flatten(record.output.dim() - features).amax(-1).flatten()
-    noise = 16 * torch.finfo(difference.dtype).eps * record.output.abs().max()
-    changed = (difference > noise).cpu()
-    positions = changed.numel()
-    if positions % PROBES:
+    difference = (one - another).abs().flatten(one.dim() - feature_dims).amax(-1).flatten().cpu()
+    if len(difference) % PROBES:
         return None
-    each = positions // PROBES
-    # A position may stay as it was (a class token before the first attention), but no other image's may change.
-    possible = [
+    rounding = 16 * torch.finfo(difference.dtype).eps * float(one.abs().max())
+    return next((found for noise in (0.0, rounding) if (found := _before_batch(difference > noise))), None)
+
+
+def _before_batch(changed: Tensor) -> int | None:
+    # A position may stay as it was (a class token, padding of a window), but no other image's may change. Where
+    # that leaves a choice, the comparison with autograd tells whether the smallest is right.
+    each = len(changed) // PROBES
+    possible = (
         before
         for before in range(1, each + 1)
         if each % before == 0 and not changed.view(before, PROBES, -1)[:, OTHERS].any()
-    ]
-    return possible[0] if len(possible) == 1 and changed.any() else None
+    )
+    return next(possible, None) if changed.any() else None
 
 
 def _use(record: Record, before: int, parameters: Mapping[str, nn.Parameter]) -> Use:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from gradosr.gradients.capture import forget
+from gradosr.gradients.capture import run
 from gradosr.gradients.objectives import objective as objective_named
 
 
@@ -14,11 +14,9 @@ def slow_squared_norms(classifier: nn.Module, images_BCHW: Tensor, objective: st
     classifier.requires_grad_(True)
     rows = []
     for image in images_BCHW:
-        forget(classifier)
-        value = loss(classifier(image[None])).sum()
+        value = loss(run(classifier, image[None])).sum()
         gradients = torch.autograd.grad(value, list(classifier.parameters()), allow_unused=True)
         rows.append([0.0 if g is None else g.pow(2).sum().item() for g in gradients])
-    forget(classifier)
     for parameter, flag in zip(classifier.parameters(), flags, strict=True):
         parameter.requires_grad_(flag)
     return torch.tensor(rows, dtype=torch.float64)
