@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gradosr.gradients.calls import Call, Gradients
+from gradosr.gradients.calls import Call, Gradients, accumulator
 
 
 def bind_pair(x: Any, parameter: Any = None, *rest: Any, **options: Any) -> Call | None:
@@ -66,4 +66,4 @@ def _reduced(call: Call, grad: Tensor) -> Tensor:
     if parameter is None:
         return grad
     repeated = [2 + i for i, size in enumerate(_tail(parameter)) if size == 1]
-    return grad.sum([1, *repeated]).reshape(len(grad), *parameter.shape)
+    return grad.sum([1, *repeated], dtype=accumulator(grad.dtype)).reshape(len(grad), *parameter.shape)

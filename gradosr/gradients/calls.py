@@ -45,7 +45,7 @@ Gradients = dict[str, Tensor]
 """Role -> per-sample gradient [B, ...] or squared norm [B]."""
 
 
-def _one_form(_call: Call, _x: Tensor, _grad: Tensor, *, materialised: bool) -> list[str]:
+def _one_form(*_call: Any, **_options: Any) -> list[str]:
     return []
 
 
@@ -74,9 +74,15 @@ def squared_norm(gradient_B: Tensor) -> Tensor:
     return dot(flat, flat)
 
 
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """What sums of products are kept in."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner product over the last dimension."""
-    product: Tensor = torch.linalg.vecdot(a, b)
+    wide = accumulator(a.dtype)
+    product: Tensor = torch.linalg.vecdot(a.to(wide), b.to(wide))
     return product
 
 
@@ -95,12 +101,12 @@ def plausible(costs: Mapping[str, float]) -> list[str]:
 def channel_sums(grad: Tensor, channel_dim: int) -> Tensor:
     """[B, Q, ..., channels, ...] summed over everything but batch and channels."""
     dims = [d for d in range(1, grad.dim()) if d != channel_dim]
-    return grad.sum(dims) if dims else grad
+    return grad.sum(dims, dtype=accumulator(grad.dtype)) if dims else grad
 
 
 def gram_squared_norm(x_BQI: Tensor, grad_BQO: Tensor) -> Tensor:
     """||grad^T x||_F^2 per sample as sum((x x^T) * (grad grad^T)), [B]; of the symmetric products the lower half."""
-    total_B = x_BQI.new_zeros(len(x_BQI))
+    total_B = torch.zeros(len(x_BQI), device=x_BQI.device, dtype=accumulator(x_BQI.dtype))
     for start in range(0, x_BQI.shape[1], BLOCK):
         columns = slice(start, start + BLOCK)
         gram_x = torch.bmm(x_BQI[:, start:], x_BQI[:, columns].transpose(1, 2))

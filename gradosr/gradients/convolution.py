@@ -1,16 +1,17 @@
-"""Convolutions: exact forms of the per-sample gradient and of its squared norm, the cheapest one chosen by counted work.
+"""Convolutions: exact forms of the per-sample gradient and of its squared norm.
 
 Legend: N samples (groups are folded into them), C input channels, O output channels, H W input places,
-I J output places, L = I * J, D = C * kernel. With A [D, L] the unfolded input and g [O, L], the gradient is g A^T:
+I J output places, L = I * J, D = C * kernel. With A [D, L] the unfolded input
+and g [O, L], the gradient is g A^T, made in L D O multiply-adds:
 
-    library            the library's own weight-gradient kernel, one sample at a time:                 L D O
-    depthwise          one channel in: a product and a sum per place of the kernel:                    L D O
-    unfolded product   A made (a view where the kernel is 1 x 1), one batched product:                                                    L D O
+    library            the library's own weight-gradient kernel, one sample at a time
+    depthwise          one channel in: a product and a sum per place of the kernel
+    unfolded product   A made (a view where the kernel is 1 x 1), one batched product
 
 and where the norm alone is wanted, without making the gradient:
 
-    unfolded Gram      sum((A^T A) * (g^T g)):                                                         L^2 (D + O)
-    shifted Gram       stride 1: A^T A is a sum of shifted pieces of x^T x, so nothing is unfolded:    L^2 (C + O)
+    unfolded Gram      sum((A^T A) * (g^T g)): L^2 (D + O)
+    shifted Gram       stride 1: A^T A is a sum of shifted pieces of x^T x, so nothing is unfolded: L^2 (C + O)
 """
 
 import itertools
@@ -28,6 +29,7 @@ from gradosr.gradients.calls import (
     ELEMENTWISE,
     Call,
     Gradients,
+    accumulator,
     channel_sums,
     chunks,
     dot,
@@ -124,7 +126,7 @@ def _geometry(call: Call, x: Tensor, grad: Tensor) -> Geometry:
     def pair(values: Sequence[int], missing: int) -> tuple[int, int]:
         return (values[0], values[1]) if len(values) == 2 else (missing, values[0])
 
-    o, weight = call.options, _weight(call)
+    o, weight = call.options, weight_of(call)
     return Geometry(
         maps=x.shape[1],
         inputs=weight.shape[1],
@@ -139,7 +141,8 @@ def _geometry(call: Call, x: Tensor, grad: Tensor) -> Geometry:
     )
 
 
-def _weight(call: Call) -> Tensor:
+def weight_of(call: Call) -> Tensor:
+    """The weight, without its gradient."""
     if call.weight is None:
         raise ClassifierError("a convolution without a weight")
     return call.weight.detach()
@@ -163,7 +166,7 @@ def _places_last(tensor_NQCHW: Tensor) -> Tensor:
 
 
 def _library(call: Call, _geometry: Geometry, x: Tensor, grad: Tensor) -> Tensor:
-    o, weight, wanted = call.options, _weight(call), [False, True, False]
+    o, weight, wanted = call.options, weight_of(call), [False, True, False]
     geometry = (o["stride"], o["padding"], o["dilation"], False, [0] * len(o["stride"]), o["groups"])
     rows = [
         torch.ops.aten.convolution_backward(grad_QO, x_QC, weight, None, *geometry, wanted)[1]
@@ -181,8 +184,9 @@ def _depthwise(_call: Call, geometry: Geometry, x: Tensor, grad: Tensor) -> Tens
     for a, b in itertools.product(range(geometry.kernel[0]), range(geometry.kernel[1])):
         i, j = a * geometry.dilation[0], b * geometry.dilation[1]
         window = padded[..., i :: geometry.stride[0], j :: geometry.stride[1]][..., :rows, :columns]
-        per_place.append(torch.mul(window, grad_NCIJ, out=product).sum((2, 3)))
-    return torch.stack(per_place, 2).unflatten(0, (-1, geometry.maps)).sum(1)
+        per_place.append(torch.mul(window, grad_NCIJ, out=product).sum((2, 3), dtype=accumulator(x.dtype)))
+    per_map: Tensor = torch.stack(per_place, 2)
+    return per_map.view(-1, geometry.maps, *per_map.shape[1:]).sum(1)
 
 
 def _maps(tensor: Tensor) -> Tensor:
@@ -196,7 +200,7 @@ def _unfolded(geometry: Geometry, x: Tensor) -> Tensor:
     if g.pointwise:
         return _places_last(x_NQCHW[..., :: g.stride[0], :: g.stride[1]])
     patches = F.unfold(x_NQCHW.flatten(0, 1), g.kernel, g.dilation, g.padding, g.stride)
-    return patches.unflatten(0, (-1, g.maps)).transpose(2, 3).flatten(1, 2)
+    return patches.view(-1, g.maps, *patches.shape[1:]).transpose(2, 3).flatten(1, 2)
 
 
 def _unfolded_product(_call: Call, geometry: Geometry, x: Tensor, grad: Tensor) -> Tensor:
@@ -314,7 +318,7 @@ def weight_gradients(call: Call, x: Tensor, grad: Tensor) -> Iterator[Tensor]:
 def conv_gradients(call: Call, x: Tensor, grad: Tensor) -> Gradients:
     """Weight [B, O, C/groups, *kernel], bias [B, O]."""
     weight = torch.cat(list(weight_gradients(call, x, grad)))
-    gradients = {"weight": weight.view(-1, *_weight(call).shape)}
+    gradients = {"weight": weight.view(-1, *weight_of(call).shape)}
     return gradients | ({} if call.bias is None else {"bias": channel_sums(grad, 2)})
 
 

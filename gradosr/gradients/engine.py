@@ -4,15 +4,16 @@ B batch, K classes, P parameter tensors, F penultimate features.
 """
 
 import logging
+import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from gradosr.errors import ClassifierError
-from gradosr.gradients.calls import squared_norm
+from gradosr.gradients.calls import CHUNK_BYTES, accumulator, squared_norm
 from gradosr.gradients.capture import only_requiring_grad
 from gradosr.gradients.objectives import Objective, objective
 from gradosr.gradients.passes import Kept, Pass, forward
@@ -29,7 +30,7 @@ class SquaredNorms:
     names: tuple[str, ...]
     """The P named parameters, in named_parameters() order."""
     values_BP: Tensor
-    """Squared L2 norm of dJ/dp per image (Lee & AlRegib, Eq. 1)."""
+    """Squared L2 norm of dJ/dp per image (Lee & AlRegib, Eq. 1); float32 of a classifier in bfloat16."""
     logits_BK: Tensor
     features_BF: Tensor | None
     """Input of the linear layer that makes the logits; None where no such layer does."""
@@ -38,6 +39,18 @@ class SquaredNorms:
         """The same of no image."""
         features = None if self.features_BF is None else self.features_BF[:0]
         return replace(self, values_BP=self.values_BP[:0], logits_BK=self.logits_BK[:0], features_BF=features)
+
+
+def _joined(pieces: Sequence[SquaredNorms]) -> SquaredNorms:
+    if len(pieces) == 1:
+        return pieces[0]
+    features = [piece.features_BF for piece in pieces if piece.features_BF is not None]
+    return SquaredNorms(
+        pieces[0].names,
+        torch.cat([piece.values_BP for piece in pieces]),
+        torch.cat([piece.logits_BK for piece in pieces]),
+        torch.cat(features) if features else None,
+    )
 
 
 def squared_norms(classifier: nn.Module, images_BCHW: Tensor, objective: str = "all_hot") -> SquaredNorms:
@@ -54,12 +67,15 @@ def squared_norms(classifier: nn.Module, images_BCHW: Tensor, objective: str = "
 class GradientEngine:
     """A classifier and its plans, one per input shape."""
 
-    def __init__(self, classifier: nn.Module) -> None:
+    def __init__(self, classifier: nn.Module, *, max_memory: int | None = None) -> None:
+        """`max_memory`: bytes that a pass may hold beside the weights; a larger batch goes in pieces."""
         check_mode(classifier)
         self.classifier = classifier
         self.names = tuple(name for name, _ in classifier.named_parameters())
+        self._max_memory = max_memory
         self._plans: dict[tuple[object, ...], Plan] = {}
         self._kept: dict[int, Kept] = defaultdict(Kept)
+        self._at_once: dict[int, int] = {}
 
     def plan(self, images_BCHW: Tensor) -> Plan:
         """The plan for images of this shape, made at the first call; parameters without a rule are logged by name."""
@@ -87,12 +103,57 @@ class GradientEngine:
         check_mode(self.classifier)
         with torch.inference_mode(False), torch.enable_grad():
             images_BCHW = images_BCHW.clone() if images_BCHW.is_inference() else images_BCHW.detach()
-            plan = self.plan(images_BCHW)
-            norms, logits, features = self._ruled(plan, images_BCHW, losses)
-            if plan.fallback:
-                for ruled, extra in zip(norms, self._fallback(plan, images_BCHW, losses), strict=True):
-                    ruled.update(extra)
-        zero = logits.new_zeros(images_BCHW.shape[0])
+            pieces = list(self._pieces(self.plan(images_BCHW), images_BCHW, losses))
+        return [_joined(parts) for parts in zip(*pieces, strict=True)]
+
+    def _pieces(self, plan: Plan, images_BCHW: Tensor, losses: Sequence[Objective]) -> Iterator[list[SquaredNorms]]:
+        """Piece by piece of the batch, as large as memory allows; one piece where it is not short."""
+        start = 0
+        while start < len(images_BCHW):
+            at_once = self._images_at_once(plan, images_BCHW)
+            piece = images_BCHW[start : start + at_once]
+            if (norms := self._unless_out_of_memory(plan, piece, losses)) is None:
+                self._halve(plan, piece)
+                continue
+            start += len(piece)
+            yield norms
+
+    def _images_at_once(self, plan: Plan, images_BCHW: Tensor) -> int:
+        if id(plan) not in self._at_once:
+            bound = len(images_BCHW)
+            if self._max_memory is not None:
+                per_image = Pass(plan, self.classifier, self._kept[id(plan)]).bytes_of(images_BCHW[:1])
+                bound = max(1, (self._max_memory - CHUNK_BYTES) // max(1, per_image))
+            self._at_once[id(plan)] = bound if self._max_memory is not None else sys.maxsize
+        return self._at_once[id(plan)]
+
+    def _unless_out_of_memory(
+        self, plan: Plan, images_BCHW: Tensor, losses: Sequence[Objective]
+    ) -> list[SquaredNorms] | None:
+        try:
+            return self._piece(plan, images_BCHW, losses)
+        except RuntimeError as error:  # torch.OutOfMemoryError of a device is one
+            if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+                raise
+        return None  # outside the handler: the error no longer holds what the failed pass had allocated
+
+    def _halve(self, plan: Plan, images_BCHW: Tensor) -> None:
+        """Remember that so many images are too many. Raises ClassifierError for a single one."""
+        count, shape = len(images_BCHW), "x".join(map(str, images_BCHW.shape[2:]))
+        if count == 1:
+            raise ClassifierError(f"out of memory on {images_BCHW.device} for a single image of {shape}")
+        if images_BCHW.is_cuda:
+            torch.cuda.empty_cache()
+        if self._at_once[id(plan)] == sys.maxsize:
+            logger.warning("out of memory with %d images of %s: going on with half as many at once", count, shape)
+        self._at_once[id(plan)] = count // 2
+
+    def _piece(self, plan: Plan, images_BCHW: Tensor, losses: Sequence[Objective]) -> list[SquaredNorms]:
+        norms, logits, features = self._ruled(plan, images_BCHW, losses)
+        if plan.fallback:
+            for ruled, extra in zip(norms, self._fallback(plan, images_BCHW, losses), strict=True):
+                ruled.update(extra)
+        zero = torch.zeros(len(images_BCHW), device=logits.device, dtype=accumulator(logits.dtype))
         values = [torch.stack([one.get(name, zero) for name in self.names], 1) for one in norms]
         return [SquaredNorms(self.names, value, logits, features) for value in values]
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gradosr.gradients.calls import Call, Gradients, channel_sums, dot, squared_norm
-from gradosr.gradients.convolution import weight_gradients
+from gradosr.gradients.calls import Call, Gradients, accumulator, channel_sums, dot, squared_norm
+from gradosr.gradients.convolution import weight_gradients, weight_of
 
 
 @dataclass(frozen=True)
@@ -62,20 +62,22 @@ def versions(tensors: Mapping[str, Tensor], fold: Fold, call: Call) -> tuple[tup
 
 def folded(tensors: Mapping[str, Tensor], fold: Fold, call: Call) -> Folded:
     """The convolution that does both."""
-    assert call.weight is not None
+    weight, wide = weight_of(call), accumulator(call.x.dtype)
+    part = {name: tensors[name].detach().to(wide) for name in (fold.mean, fold.var, *fold.names.values())}
     with torch.no_grad():
-        rstd_O = torch.rsqrt(tensors[fold.var] + fold.eps)
-        scale_O = rstd_O if fold.weight is None else rstd_O * tensors[fold.weight]
-        offset_O = -tensors[fold.mean] if call.bias is None else call.bias - tensors[fold.mean]
-        bias_O = offset_O * scale_O if fold.bias is None else torch.addcmul(tensors[fold.bias], offset_O, scale_O)
-        weight = call.weight * scale_O.view(-1, *[1] * (call.weight.dim() - 1))
-    return Folded(weight, bias_O, scale_O, offset_O, rstd_O, versions(tensors, fold, call))
+        rstd_O = torch.rsqrt(part[fold.var] + fold.eps)
+        scale_O = rstd_O if fold.weight is None else rstd_O * part[fold.weight]
+        offset_O = -part[fold.mean] if call.bias is None else call.bias.to(wide) - part[fold.mean]
+        bias_O = offset_O * scale_O if fold.bias is None else torch.addcmul(part[fold.bias], offset_O, scale_O)
+        both = weight.to(wide) * scale_O.view(-1, *[1] * (weight.dim() - 1))
+    return Folded(
+        both.to(weight.dtype), bias_O.to(weight.dtype), scale_O, offset_O, rstd_O, versions(tensors, fold, call)
+    )
 
 
 def folded_squared_norms(call: Call, x: Tensor, grad: Tensor, *, both: Folded, fold: Fold) -> Gradients:
     """Squared norms [B] of weight and bias of the convolution, and of "scale" and "shift" of the BatchNorm."""
-    assert call.weight is not None
-    weight = call.weight.detach()
+    weight = weight_of(call)
     sums_BO = channel_sums(grad, 2)
     squares, products = [], []
     for gradients_BOD in weight_gradients(call, x, grad):

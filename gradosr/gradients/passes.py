@@ -31,10 +31,12 @@ class Root(torch.autograd.Function):
 
     @staticmethod
     def forward(_context: Any, output: Tensor, _anchor: Tensor) -> Tensor:
+        """The output itself, cut off from what made it."""
         return output.detach()
 
     @staticmethod
     def backward(_context: Any, _grad: Tensor) -> tuple[None, None]:
+        """The gradient ends here."""
         return None, None
 
 
@@ -84,6 +86,7 @@ class Pass(Capture):
         return logits_BK
 
     def see(self, number: int, rule: Rule, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The call's output, with the planned use waiting for its gradient."""
         if number in self._plan.folded:  # the convolution before did its work
             return args[0]
         use = self._plan.uses.get(number)
@@ -119,6 +122,26 @@ class Pass(Capture):
         if both is None or both.made_of != versions(self._tensors, use.fold, call):
             both = self._kept.folded[number] = folded(self._tensors, use.fold, call)
         return both
+
+    def bytes_of(self, images_BCHW: Tensor) -> int:
+        """What a pass over these images holds at once, in bytes: all that the backward pass needs, and a quarter more.
+
+        By count, not by measuring: the same on every device.
+        """
+        held: dict[int, int] = {}
+
+        def hold(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            held[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+            self.forward(images_BCHW)
+        for record in self._records.values():
+            hold(record.call.x)
+        own = {tensor.untyped_storage().data_ptr() for tensor in self._tensors.values()}
+        own |= {both.weight.untyped_storage().data_ptr() for both in self._kept.folded.values()}
+        return sum(size for pointer, size in held.items() if pointer not in own) * 5 // 4
 
     def backward(self, loss: Tensor, *, last: bool = True) -> dict[str, Tensor]:
         """Squared norms [B] by name, of the gradients of a summed loss; a parameter that got none is missing."""
@@ -168,7 +191,11 @@ class Pass(Capture):
     def _pulled_back(self, derived: Tensor, names: tuple[str, ...], gradient_B: Tensor) -> list[tuple[str, Tensor]]:
         """Per-sample gradients of the parameters that a tensor was computed from, by one batched backward pass."""
         gradients = torch.autograd.grad(
-            derived, [self._tensors[name] for name in names], gradient_B, is_grads_batched=True, retain_graph=True
+            derived,
+            [self._tensors[name] for name in names],
+            gradient_B.to(derived.dtype),
+            is_grads_batched=True,
+            retain_graph=True,
         )
         return list(zip(names, gradients, strict=True))
 

@@ -132,6 +132,7 @@ class Recorder(Capture):
         self._exchanged = exchanged
 
     def see(self, number: int, rule: Rule, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The call's output; what it showed is kept."""
         swapped = rule.symmetric and len(args) == 2 and bool(self.origins(args[0]))
         ordered = args[::-1] if swapped else args
         of_parameters = bool(self.origins(ordered[0]))
@@ -309,6 +310,7 @@ def _folds(classifier: nn.Module, recorder: Recorder, uses: Mapping[int, Use], l
         parts = [call.options["mean"], call.options["var"], *call.parameters.values(), *conv.call.parameters.values()]
         if (
             conv.rule in (RULES[F.conv1d], RULES[F.conv2d])
+            and conv.node is not None
             and consumers[conv.node] == 1
             and all(id(part) in names and names[id(part)] not in shared for part in parts)
             and uses[before].before == uses[number].before == 1

@@ -26,6 +26,7 @@ from gradosr.gradients.calls import (
     Call,
     Gradients,
     Rule,
+    accumulator,
     channel_sums,
     chunks,
     gram_squared_norm,
@@ -48,7 +49,7 @@ def bind_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Call:
 def linear_gradients(call: Call, x: Tensor, grad: Tensor) -> Gradients:
     """Weight [B, O, I], bias [B, O]."""
     gradients = {"weight": torch.bmm(grad.transpose(1, 2), x)}
-    return gradients | ({} if call.bias is None else {"bias": grad.sum(1)})
+    return gradients | ({} if call.bias is None else {"bias": _sum(grad)})
 
 
 def linear_forms(_call: Call, x: Tensor, grad: Tensor, *, materialised: bool) -> list[str]:
@@ -63,7 +64,7 @@ def linear_forms(_call: Call, x: Tensor, grad: Tensor, *, materialised: bool) ->
 def linear_squared_norms(call: Call, x: Tensor, grad: Tensor) -> Gradients:
     """One position: ||x||^2 ||g||^2. Several: the product or the Gram, whichever is cheaper."""
     norms = {"weight": _linear_weight(call, x, grad)}
-    return norms | ({} if call.bias is None else {"bias": squared_norm(grad.sum(1))})
+    return norms | ({} if call.bias is None else {"bias": squared_norm(_sum(grad))})
 
 
 def _linear_weight(call: Call, x: Tensor, grad: Tensor) -> Tensor:
@@ -75,6 +76,11 @@ def _linear_weight(call: Call, x: Tensor, grad: Tensor) -> Tensor:
     else:
         size, norm = inputs * outputs, _product_squared_norm
     return torch.cat([norm(x[piece], grad[piece]) for piece in chunks(len(x), size * x.element_size())])
+
+
+def _sum(tensor_BQ: Tensor) -> Tensor:
+    """Over the positions, [B, *features]."""
+    return tensor_BQ.sum(1, dtype=accumulator(tensor_BQ.dtype))
 
 
 def _product_squared_norm(x_BQI: Tensor, grad_BQO: Tensor) -> Tensor:
@@ -106,7 +112,7 @@ def bind_batch_norm(
 def batch_norm_gradients(call: Call, x: Tensor, grad: Tensor) -> Gradients:
     """Scale and shift, each [B, C]."""
     scale, shift = (_sums_in_one_pass if _is_planar(x, grad) else _sums)(call, x, grad)
-    return _scale_and_shift(call, scale * torch.rsqrt(call.options["var"] + call.options["eps"]), shift)
+    return _scale_and_shift(call, scale * torch.rsqrt(call.options["var"].to(scale.dtype) + call.options["eps"]), shift)
 
 
 def _sums(call: Call, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,9 +124,10 @@ def _sums(call: Call, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
 def _sums_in_one_pass(call: Call, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     """The same: every channel of every sample as a channel of its own, by the library's kernel for a whole batch."""
     batch, maps, channels = x.shape[:3]
-    one = torch.ones(batch * maps * channels, device=x.device, dtype=x.dtype)
-    mean = call.options["mean"].repeat(batch * maps)
-    gx, gg = (tensor.reshape(1, batch * maps * channels, -1) for tensor in (x, grad))
+    wide = accumulator(x.dtype)
+    one = torch.ones(batch * maps * channels, device=x.device, dtype=wide)
+    mean = call.options["mean"].to(wide).repeat(batch * maps)
+    gx, gg = (tensor.to(wide).reshape(1, batch * maps * channels, -1) for tensor in (x, grad))
     _, scale, shift = torch.ops.aten.native_batch_norm_backward(
         gg, gx, None, mean, one, None, None, False, 0.0, [False, True, True]
     )
@@ -146,7 +153,7 @@ def bind_layer_norm(
 def layer_norm_gradients(call: Call, x: Tensor, grad: Tensor) -> Gradients:
     """Scale and shift, each [B, *normalized_shape]."""
     xhat = F.layer_norm(x, call.options["shape"], eps=call.options["eps"])
-    return _scale_and_shift(call, (xhat * grad).sum(1), grad.sum(1))
+    return _scale_and_shift(call, _sum(xhat * grad), _sum(grad))
 
 
 def bind_rms_norm(
@@ -158,7 +165,7 @@ def bind_rms_norm(
 
 def rms_norm_gradients(call: Call, x: Tensor, grad: Tensor) -> Gradients:
     """Scale [B, *normalized_shape]."""
-    return {"weight": (F.rms_norm(x, call.options["shape"], eps=call.options["eps"]) * grad).sum(1)}
+    return {"weight": _sum(F.rms_norm(x, call.options["shape"], eps=call.options["eps"]) * grad)}
 
 
 def bind_group_norm(
