@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gradosr.errors import ClassifierError
-from gradosr.gradients.calls import squared_norm
+from gradosr.gradients.calls import Watch, squared_norm
 from gradosr.gradients.capture import only_requiring_grad
 from gradosr.gradients.objectives import Objective, objective
 from gradosr.gradients.passes import Kept, Pass, forward
@@ -75,20 +75,26 @@ class GradientEngine:
                 logger.info("no gradient reaches %s: zero", ", ".join(plan.unused))
         return self._plans[key]
 
-    def __call__(self, images_BCHW: Tensor, objectives: Sequence[str]) -> list[SquaredNorms]:
-        """One SquaredNorms per objective, in order, from one forward pass and one backward pass each."""
+    def __call__(
+        self, images_BCHW: Tensor, objectives: Sequence[str], watches: Sequence[Watch] = ()
+    ) -> list[SquaredNorms]:
+        """One SquaredNorms per objective, in order, from one forward pass and one backward pass each.
+
+        `watches`: none, or one per objective, told of every gradient that arrives at a ruled call; of no image
+        it is told what a blank one yields.
+        """
         losses = [objective(name) for name in objectives]
         if images_BCHW.dim() != 4 or not images_BCHW.is_floating_point():
             found = f"{tuple(images_BCHW.shape)} of {str(images_BCHW.dtype).removeprefix('torch.')}"
             raise ClassifierError(f"expected floating-point images [B, C, H, W], found {found}")
         if not len(images_BCHW):
             blank = images_BCHW.new_zeros(1, *images_BCHW.shape[1:])
-            return [one.none() for one in self(blank, objectives)]
+            return [one.none() for one in self(blank, objectives, watches)]
         check_mode(self.classifier)
         with torch.inference_mode(False), torch.enable_grad():
             images_BCHW = images_BCHW.clone() if images_BCHW.is_inference() else images_BCHW.detach()
             plan = self.plan(images_BCHW)
-            norms, logits, features = self._ruled(plan, images_BCHW, losses)
+            norms, logits, features = self._ruled(plan, images_BCHW, losses, watches or [None] * len(losses))
             if plan.fallback:
                 for ruled, extra in zip(norms, self._fallback(plan, images_BCHW, losses), strict=True):
                     ruled.update(extra)
@@ -97,12 +103,15 @@ class GradientEngine:
         return [SquaredNorms(self.names, value, logits, features) for value in values]
 
     def _ruled(
-        self, plan: Plan, images_BCHW: Tensor, losses: Sequence[Objective]
+        self, plan: Plan, images_BCHW: Tensor, losses: Sequence[Objective], watches: Sequence[Watch | None]
     ) -> tuple[list[dict[str, Tensor]], Tensor, Tensor | None]:
         one = Pass(plan, self.classifier, self._kept[id(plan)])
         logits = one.forward(images_BCHW)
         last = len(losses) - 1
-        norms = [one.backward(loss(logits).sum(), last=i == last) for i, loss in enumerate(losses)]
+        norms = [
+            one.backward(loss(logits).sum(), last=i == last, watch=watch)
+            for i, (loss, watch) in enumerate(zip(losses, watches, strict=True))
+        ]
         return norms, logits.detach(), one.features_BF
 
     def _fallback(self, plan: Plan, images_BCHW: Tensor, losses: Sequence[Objective]) -> list[dict[str, Tensor]]:
