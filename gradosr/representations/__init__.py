@@ -1,5 +1,87 @@
-"""What a detector sees of an image. Imports torch and the gradients alone."""
+"""What a detector sees of an image. Imports torch and the gradients alone.
 
-from gradosr.representations.norms import Standardiser, coordinate_names, log_norms, representation
+One variant per file, one line each in REPRESENTATIONS. A variant is told of the gradients of a pass that the engine
+makes anyway; what it adds to that pass's time is stated beside its line.
+"""
 
-__all__ = ["Standardiser", "coordinate_names", "log_norms", "representation"]
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from gradosr.gradients import GradientEngine, Rule, SquaredNorms, Watch
+from gradosr.representations.activations import ChannelAverages, ZeroShares, gaia_a, gaia_z
+from gradosr.representations.last_layer import GradNorm, grad_norm
+from gradosr.representations.norms import Norms, Standardiser, coordinate_names, log_norms, representation
+
+
+class Representation(Protocol):
+    """One batch under one objective, while its backward pass goes on and after it."""
+
+    def watch(self, rule: Rule, parameters: tuple[str, ...], grad: Tensor) -> None:
+        """A gradient arrived; see gradosr.gradients.Watch."""
+        ...
+
+    def coordinates(self, norms: SquaredNorms) -> dict[str, Tensor]:
+        """By name, each [B]; the same names for every batch. Raises ClassifierError where there can be none."""
+        ...
+
+
+REPRESENTATIONS: dict[str, Callable[[str], Representation]] = {
+    "norms": Norms,
+    "gaia_zeros": ZeroShares,
+    "gaia_averages": ChannelAverages,
+    "gradnorm": GradNorm,
+}
+"""From an objective's name."""
+
+
+@dataclass(frozen=True)
+class Represented:
+    """B images by C coordinates."""
+
+    names: tuple[str, ...]
+    values_BC: Tensor
+    """In the classifier's precision, as defined: no logarithm, not standardised."""
+
+
+def represent(
+    engine: GradientEngine, images_BCHW: Tensor, names: Sequence[str], objectives: Sequence[str]
+) -> Represented:
+    """Coordinates of the named representations under every objective, from one forward and one backward pass each."""
+    variants = [[REPRESENTATIONS[name](objective) for name in names] for objective in objectives]
+    norms = engine(images_BCHW, objectives, [_all(some) for some in variants])
+    columns: dict[str, Tensor] = {}
+    for some, one in zip(variants, norms, strict=True):
+        for variant in some:
+            columns |= variant.coordinates(one)
+    return Represented(tuple(columns), torch.stack([column[: len(images_BCHW)] for column in columns.values()], 1))
+
+
+def _all(variants: Sequence[Representation]) -> Watch:
+    def watch(rule: Rule, parameters: tuple[str, ...], grad: Tensor) -> None:
+        for variant in variants:
+            variant.watch(rule, parameters, grad)
+
+    return watch
+
+
+__all__ = [
+    "REPRESENTATIONS",
+    "ChannelAverages",
+    "GradNorm",
+    "Norms",
+    "Representation",
+    "Represented",
+    "Standardiser",
+    "ZeroShares",
+    "coordinate_names",
+    "gaia_a",
+    "gaia_z",
+    "grad_norm",
+    "log_norms",
+    "represent",
+    "representation",
+]
