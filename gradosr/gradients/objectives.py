@@ -1,7 +1,7 @@
 """Objectives: what is backpropagated. One line each in OBJECTIVES.
 
-B batch, K known classes. Each maps logits_BK to a loss per sample, [B], in nats (max_logit: in logits); no reduction over
-the batch, so the gradient of the summed loss holds each sample's own.
+B batch, K known classes. Each maps logits_BK to a loss per sample, [B], in nats (max_logit: in logits); no reduction
+over the batch, so the gradient of the summed loss holds each sample's own.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """What a detector sees of an image. Imports torch and the gradients alone.
 
 One variant per file, one line each in REPRESENTATIONS. A variant is told of the gradients of a pass that the engine
-makes anyway; what it adds to that pass's time is stated beside its line.
+makes anyway; what it adds to the time of that pass is stated beside its line.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,12 +30,16 @@ class Representation(Protocol):
 
 
 REPRESENTATIONS: dict[str, Callable[[str], Representation]] = {
-    "norms": Norms,
-    "gaia_zeros": ZeroShares,
-    "gaia_averages": ChannelAverages,
-    "gradnorm": GradNorm,
+    "norms": Norms,  # squared gradient norm per parameter tensor (Lee & AlRegib, ICIP 2021): the pass itself
+    "gaia_zeros": ZeroShares,  # share of zero activation gradients per layer (GAIA, NeurIPS 2023): 3 %
+    "gaia_averages": ChannelAverages,  # their channel averages, squared, per layer (GAIA, NeurIPS 2023): 2 %
+    "gradnorm": GradNorm,  # L1 norm of the last layer's weight gradient (GradNorm, NeurIPS 2021): below 0.5 %
 }
-"""From an objective's name."""
+"""Name -> what makes a batch's representation under an objective, given the objective's name.
+
+Extra time: CPU seconds on one core beside those of the pass under one objective, torchvision's resnet18 at 64 x 64,
+batch 8, float32, medians of 15 runs; half of it in a ViT of width 192. An objective more costs a backward pass more.
+"""
 
 
 @dataclass(frozen=True)
