@@ -137,7 +137,7 @@ class ClassifierSettings(Settings):
 
 
 ObjectiveName = str
-"""all_hot, all_zero, n_hot:N, predicted or uniform; see gradosr.gradients.objectives."""
+"""all_hot, all_zero, n_hot:N, predicted, uniform or max_logit; see gradosr.gradients.objectives."""
 
 
 class TransferSettings(Settings):

@@ -9,7 +9,6 @@ import sys
 
 import pytest
 import torch
-from gradosr.gradients.slow import slow_squared_norms
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
@@ -17,6 +16,7 @@ from torchvision import models
 
 from gradosr.errors import ClassifierError, ConfigError
 from gradosr.gradients import OBJECTIVES, GradientEngine, calls, objective, squared_norms
+from gradosr.gradients.slow import slow_squared_norms
 
 CLASSES = 6
 ALL_OBJECTIVES = (*OBJECTIVES, "n_hot:3", "n_hot:3:7")
@@ -831,6 +831,8 @@ def by_hand(name, z):
         return log_sum - max(z)
     if name == "uniform":
         return sum(log_sum - v for v in z) / K
+    if name == "max_logit":
+        return max(z)
     hot = hot_places(name, K)
     return -sum(math.log(s if k in hot else 1 - s) for k, s in enumerate(sigmoid)) / K
 
@@ -865,7 +867,7 @@ def test_a_confounding_label_has_its_ones_at_seeded_places():
         ("n_hot:1", "objective n_hot:1: a confounding label of 6 classes has 0 or 2 to 6 ones"),
         ("n_hot:99", "objective n_hot:99: a confounding label of 6 classes has 0 or 2 to 6 ones"),
         *(
-            (name, f"objective {name}: unknown (valid: all_hot, all_zero, predicted, uniform, n_hot:N, n_hot:N:SEED)")
+            (name, f"objective {name}: unknown (valid: {", ".join(OBJECTIVES)}, n_hot:N, n_hot:N:SEED)")
             for name in ("nonsense", "n_hot", "n_hot:", "n_hot:two", "n_hot:-2", "n_hot:2:3:4", "n_hot:²", "")
         ),
     ],

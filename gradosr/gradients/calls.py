@@ -68,6 +68,13 @@ class Rule:
     """Either operand may be the parameter; it is bound as the second."""
 
 
+Watch = Callable[[Rule, tuple[str, ...], Tensor], None]
+"""(rule of a call, its parameters by name, gradient of the summed loss at its output [B, Q, *features]) as it arrives.
+
+A BatchNorm that is part of a convolution arrives as the BatchNorm, the convolution itself not at all.
+"""
+
+
 def squared_norm(gradient_B: Tensor) -> Tensor:
     """Squared L2 norm per sample, [B]."""
     flat = gradient_B.reshape(len(gradient_B), -1)

@@ -5,15 +5,15 @@ B batch, K classes, P parameter tensors, F penultimate features.
 
 import logging
 import sys
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from gradosr.errors import ClassifierError
-from gradosr.gradients.calls import CHUNK_BYTES, accumulator, squared_norm
+from gradosr.gradients.calls import CHUNK_BYTES, Rule, accumulator, squared_norm
 from gradosr.gradients.capture import only_requiring_grad
 from gradosr.gradients.objectives import Objective, objective
 from gradosr.gradients.passes import Kept, Pass, forward
@@ -34,11 +34,14 @@ class SquaredNorms:
     logits_BK: Tensor
     features_BF: Tensor | None
     """Input of the linear layer that makes the logits; None where no such layer does."""
+    watched: dict[str, Tensor] = field(default_factory=dict)
+    """What watchers made of the backward pass, by coordinate, each [B]."""
 
     def none(self) -> "SquaredNorms":
         """The same of no image."""
         features = None if self.features_BF is None else self.features_BF[:0]
-        return replace(self, values_BP=self.values_BP[:0], logits_BK=self.logits_BK[:0], features_BF=features)
+        watched = {name: values[:0] for name, values in self.watched.items()}
+        return SquaredNorms(self.names, self.values_BP[:0], self.logits_BK[:0], features, watched)
 
 
 def _joined(pieces: Sequence[SquaredNorms]) -> SquaredNorms:
@@ -50,6 +53,7 @@ def _joined(pieces: Sequence[SquaredNorms]) -> SquaredNorms:
         torch.cat([piece.values_BP for piece in pieces]),
         torch.cat([piece.logits_BK for piece in pieces]),
         torch.cat(features) if features else None,
+        {name: torch.cat([piece.watched[name] for piece in pieces]) for name in pieces[0].watched},
     )
 
 
@@ -64,8 +68,46 @@ def squared_norms(classifier: nn.Module, images_BCHW: Tensor, objective: str = "
     return GradientEngine(classifier)(images_BCHW, [objective])[0]
 
 
+class Watcher(Protocol):
+    """Told of every gradient of one backward pass of one batch; says what it saw."""
+
+    def watch(self, rule: Rule, parameters: tuple[str, ...], grad: Tensor) -> None:
+        """A gradient arrived; see gradosr.gradients.Watch."""
+        ...
+
+    def coordinates(self, norms: SquaredNorms) -> dict[str, Tensor]:
+        """By name, each [B]; the same names for every batch. Raises ClassifierError where there can be none."""
+        ...
+
+
+@dataclass
+class _Planned:
+    """A plan and what was learned while it ran."""
+
+    plan: Plan
+    kept: Kept = field(default_factory=Kept)
+    at_once: int = sys.maxsize
+    """Images of one pass."""
+
+
+def _halve(planned: _Planned, images_BCHW: Tensor) -> None:
+    """Remember that so many images are too many. Raises ClassifierError for a single one."""
+    count, shape = len(images_BCHW), "x".join(map(str, images_BCHW.shape[2:]))
+    if count == 1:
+        raise ClassifierError(f"out of memory on {images_BCHW.device} for a single image of {shape}")
+    if images_BCHW.is_cuda:
+        torch.cuda.empty_cache()
+    if planned.at_once == sys.maxsize:
+        logger.warning("out of memory with %d images of %s: going on with half as many at once", count, shape)
+    planned.at_once = count // 2
+
+
 class GradientEngine:
-    """A classifier and its plans, one per input shape."""
+    """A classifier and its plans, one per input shape.
+
+    Weights may change between calls, in place and through autograd's eyes (an optimiser, load_state_dict); a change
+    through `.data` is not noticed where a BatchNorm is part of its convolution.
+    """
 
     def __init__(self, classifier: nn.Module, *, max_memory: int | None = None) -> None:
         """`max_memory`: bytes that a pass may hold beside the weights; a larger batch goes in pieces."""
@@ -73,98 +115,98 @@ class GradientEngine:
         self.classifier = classifier
         self.names = tuple(name for name, _ in classifier.named_parameters())
         self._max_memory = max_memory
-        self._plans: dict[tuple[object, ...], Plan] = {}
-        self._kept: dict[int, Kept] = defaultdict(Kept)
-        self._at_once: dict[int, int] = {}
+        self._planned: dict[tuple[object, ...], _Planned] = {}
 
     def plan(self, images_BCHW: Tensor) -> Plan:
         """The plan for images of this shape, made at the first call; parameters without a rule are logged by name."""
-        key = (*images_BCHW.shape[1:], images_BCHW.dtype, images_BCHW.device)
-        if key not in self._plans:
-            plan = self._plans[key] = make_plan(self.classifier, images_BCHW)
-            if plan.fallback:
-                logger.warning(
-                    "no rule for %d of %d parameters, exact per-sample fallback (slow): %s",
-                    len(plan.fallback), len(self.names), ", ".join(plan.fallback),
-                )  # fmt: skip
-            if plan.unused:
-                logger.info("no gradient reaches %s: zero", ", ".join(plan.unused))
-        return self._plans[key]
+        return self._planned_for(images_BCHW).plan
 
-    def __call__(self, images_BCHW: Tensor, objectives: Sequence[str]) -> list[SquaredNorms]:
-        """One SquaredNorms per objective, in order, from one forward pass and one backward pass each."""
-        losses = [objective(name) for name in objectives]
+    def _planned_for(self, images_BCHW: Tensor) -> _Planned:
+        key = (*images_BCHW.shape[1:], images_BCHW.dtype, images_BCHW.device)
+        if key not in self._planned:
+            plan = make_plan(self.classifier, images_BCHW)
+            self._planned[key] = planned = _Planned(plan)
+            self._announce(plan)
+            if self._max_memory is not None and len(images_BCHW):
+                per_image = Pass(plan, self.classifier, planned.kept).bytes_of(images_BCHW[:1])
+                planned.at_once = max(1, (self._max_memory - CHUNK_BYTES) // per_image)
+        return self._planned[key]
+
+    def _announce(self, plan: Plan) -> None:
+        if plan.fallback:
+            logger.warning(
+                "no rule for %d of %d parameters, exact per-sample fallback (slow): %s",
+                len(plan.fallback), len(self.names), ", ".join(plan.fallback),
+            )  # fmt: skip
+        if plan.unused:
+            logger.info("no gradient reaches %s: zero", ", ".join(plan.unused))
+
+    def __call__(
+        self, images_BCHW: Tensor, objectives: Sequence[str], watchers: Sequence[Callable[[str], Watcher]] = ()
+    ) -> list[SquaredNorms]:
+        """One SquaredNorms per objective, in order, from one forward pass and one backward pass each.
+
+        `watchers` make, given an objective's name, what watches its backward pass.
+        """
+        for name in objectives:
+            objective(name)
         if images_BCHW.dim() != 4 or not images_BCHW.is_floating_point():
             found = f"{tuple(images_BCHW.shape)} of {str(images_BCHW.dtype).removeprefix('torch.')}"
             raise ClassifierError(f"expected floating-point images [B, C, H, W], found {found}")
         if not len(images_BCHW):
             blank = images_BCHW.new_zeros(1, *images_BCHW.shape[1:])
-            return [one.none() for one in self(blank, objectives)]
+            return [one.none() for one in self(blank, objectives, watchers)]
         check_mode(self.classifier)
         with torch.inference_mode(False), torch.enable_grad():
             images_BCHW = images_BCHW.clone() if images_BCHW.is_inference() else images_BCHW.detach()
-            pieces = list(self._pieces(self.plan(images_BCHW), images_BCHW, losses))
+            pieces = list(self._pieces(images_BCHW, objectives, watchers))
         return [_joined(parts) for parts in zip(*pieces, strict=True)]
 
-    def _pieces(self, plan: Plan, images_BCHW: Tensor, losses: Sequence[Objective]) -> Iterator[list[SquaredNorms]]:
-        """Piece by piece of the batch, as large as memory allows; one piece where it is not short."""
-        start = 0
+    def _pieces(
+        self, images_BCHW: Tensor, objectives: Sequence[str], watchers: Sequence[Callable[[str], Watcher]]
+    ) -> Iterator[list[SquaredNorms]]:
+        """Piece by piece of the batch, as large as memory allows: one, where it is not short."""
+        planned, start = self._planned_for(images_BCHW), 0
         while start < len(images_BCHW):
-            at_once = self._images_at_once(plan, images_BCHW)
-            piece = images_BCHW[start : start + at_once]
-            if (norms := self._unless_out_of_memory(plan, piece, losses)) is None:
-                self._halve(plan, piece)
-                continue
-            start += len(piece)
-            yield norms
+            piece = images_BCHW[start : start + planned.at_once]
+            try:
+                norms = self._piece(planned, piece, objectives, watchers)
+            except RuntimeError as error:  # a device's torch.OutOfMemoryError is one
+                if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+                    raise
+                norms = []
+            if norms:
+                start += len(piece)
+                yield norms
+            else:  # here, where the error no longer holds what the failed pass had allocated
+                _halve(planned, piece)
 
-    def _images_at_once(self, plan: Plan, images_BCHW: Tensor) -> int:
-        if id(plan) not in self._at_once:
-            bound = len(images_BCHW)
-            if self._max_memory is not None:
-                per_image = Pass(plan, self.classifier, self._kept[id(plan)]).bytes_of(images_BCHW[:1])
-                bound = max(1, (self._max_memory - CHUNK_BYTES) // max(1, per_image))
-            self._at_once[id(plan)] = bound if self._max_memory is not None else sys.maxsize
-        return self._at_once[id(plan)]
-
-    def _unless_out_of_memory(
-        self, plan: Plan, images_BCHW: Tensor, losses: Sequence[Objective]
-    ) -> list[SquaredNorms] | None:
-        try:
-            return self._piece(plan, images_BCHW, losses)
-        except RuntimeError as error:  # torch.OutOfMemoryError of a device is one
-            if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
-                raise
-        return None  # outside the handler: the error no longer holds what the failed pass had allocated
-
-    def _halve(self, plan: Plan, images_BCHW: Tensor) -> None:
-        """Remember that so many images are too many. Raises ClassifierError for a single one."""
-        count, shape = len(images_BCHW), "x".join(map(str, images_BCHW.shape[2:]))
-        if count == 1:
-            raise ClassifierError(f"out of memory on {images_BCHW.device} for a single image of {shape}")
-        if images_BCHW.is_cuda:
-            torch.cuda.empty_cache()
-        if self._at_once[id(plan)] == sys.maxsize:
-            logger.warning("out of memory with %d images of %s: going on with half as many at once", count, shape)
-        self._at_once[id(plan)] = count // 2
-
-    def _piece(self, plan: Plan, images_BCHW: Tensor, losses: Sequence[Objective]) -> list[SquaredNorms]:
-        norms, logits, features = self._ruled(plan, images_BCHW, losses)
-        if plan.fallback:
-            for ruled, extra in zip(norms, self._fallback(plan, images_BCHW, losses), strict=True):
+    def _piece(
+        self,
+        planned: _Planned,
+        images_BCHW: Tensor,
+        objectives: Sequence[str],
+        watchers: Sequence[Callable[[str], Watcher]],
+    ) -> list[SquaredNorms]:
+        one, losses = Pass(planned.plan, self.classifier, planned.kept), [objective(name) for name in objectives]
+        logits = one.forward(images_BCHW)
+        told = [[watcher(name) for watcher in watchers] for name in objectives]
+        norms = [
+            one.backward(loss(logits).sum(), last=loss is losses[-1], watches=[watcher.watch for watcher in some])
+            for loss, some in zip(losses, told, strict=True)
+        ]
+        if planned.plan.fallback:
+            for ruled, extra in zip(norms, self._fallback(planned.plan, images_BCHW, losses), strict=True):
                 ruled.update(extra)
         zero = torch.zeros(len(images_BCHW), device=logits.device, dtype=accumulator(logits.dtype))
-        values = [torch.stack([one.get(name, zero) for name in self.names], 1) for one in norms]
-        return [SquaredNorms(self.names, value, logits, features) for value in values]
-
-    def _ruled(
-        self, plan: Plan, images_BCHW: Tensor, losses: Sequence[Objective]
-    ) -> tuple[list[dict[str, Tensor]], Tensor, Tensor | None]:
-        one = Pass(plan, self.classifier, self._kept[id(plan)])
-        logits = one.forward(images_BCHW)
-        last = len(losses) - 1
-        norms = [one.backward(loss(logits).sum(), last=i == last) for i, loss in enumerate(losses)]
-        return norms, logits.detach(), one.features_BF
+        results = []
+        for by_name, some in zip(norms, told, strict=True):
+            values_BP = torch.stack([by_name.get(name, zero) for name in self.names], 1)
+            result = SquaredNorms(self.names, values_BP, logits.detach(), one.features_BF)
+            for watcher in some:
+                result.watched.update(watcher.coordinates(result))
+            results.append(result)
+        return results
 
     def _fallback(self, plan: Plan, images_BCHW: Tensor, losses: Sequence[Objective]) -> list[dict[str, Tensor]]:
         """Batches of one, for the parameters without a rule alone."""

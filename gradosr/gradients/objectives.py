@@ -1,7 +1,7 @@
 """Objectives: what is backpropagated. One line each in OBJECTIVES.
 
-B batch, K known classes. Each maps logits_BK to a loss per sample, [B], in nats; no reduction over
-the batch, so the gradient of the summed loss holds each sample's own.
+B batch, K known classes. Each maps logits_BK to a loss per sample, [B], in nats (max_logit: in logits); no reduction
+over the batch, so the gradient of the summed loss holds each sample's own.
 """
 
 from collections.abc import Callable
@@ -43,11 +43,17 @@ def uniform_loss(logits_BK: Tensor) -> Tensor:
     return -F.log_softmax(logits_BK, 1).mean(1)
 
 
+def largest_logit(logits_BK: Tensor) -> Tensor:
+    """The largest logit itself, which no sureness saturates (GAIA-Z, arXiv 2311.09620, the authors' code)."""
+    return logits_BK.max(1).values
+
+
 OBJECTIVES: dict[str, Objective] = {
     "all_hot": lambda logits_BK: confounding_loss(logits_BK, confounding_label(logits_BK.shape[1], logits_BK.shape[1])),
     "all_zero": lambda logits_BK: confounding_loss(logits_BK, confounding_label(logits_BK.shape[1], 0)),
     "predicted": predicted_loss,
     "uniform": uniform_loss,
+    "max_logit": largest_logit,
 }
 
 

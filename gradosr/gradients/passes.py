@@ -6,6 +6,7 @@ B batch, K classes.
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradosr.errors import ClassifierError
-from gradosr.gradients.calls import Call, Rule, chunks, squared_norm
+from gradosr.gradients.calls import Call, Rule, Watch, chunks, squared_norm
 from gradosr.gradients.capture import Capture, Function, only_requiring_grad, run
 from gradosr.gradients.folding import Folded, convolve, folded, folded_squared_norms, versions
 from gradosr.gradients.forms import Forms
@@ -71,6 +72,7 @@ class Pass(Capture):
         self._anchor = torch.zeros((), requires_grad=True)
         self._records: dict[int, _Record] = {}
         self._last = False
+        self._watches: Sequence[Watch] = ()
         self._norms: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self.features_BF: Tensor | None = None
@@ -143,9 +145,9 @@ class Pass(Capture):
         own |= {both.weight.untyped_storage().data_ptr() for both in self._kept.folded.values()}
         return sum(size for pointer, size in held.items() if pointer not in own) * 5 // 4
 
-    def backward(self, loss: Tensor, *, last: bool = True) -> dict[str, Tensor]:
+    def backward(self, loss: Tensor, *, last: bool = True, watches: Sequence[Watch] = ()) -> dict[str, Tensor]:
         """Squared norms [B] by name, of the gradients of a summed loss; a parameter that got none is missing."""
-        self._last, self._norms = last, {}
+        self._last, self._norms, self._watches = last, {}, watches
         self._sums.clear()
         if loss.requires_grad and self._records:
             torch.autograd.grad(loss, [self._anchor], retain_graph=not last, allow_unused=True)
@@ -159,6 +161,8 @@ class Pass(Capture):
         use, call = self._plan.uses[number], record.call
         g = _batch_first(grad, call.feature_dims, use.before, self._batch)
         x = g if record.rule.source else _batch_first(call.x.detach(), call.feature_dims, use.before, self._batch)
+        for watch in self._watches:
+            watch(*_seen_as(use, record.rule), g)
         if use.derived or self._plan.shared.intersection(use.names.values()):
             self._per_sample(use, record, x, g)
             return
@@ -198,6 +202,11 @@ class Pass(Capture):
             retain_graph=True,
         )
         return list(zip(names, gradients, strict=True))
+
+
+def _seen_as(use: Use, rule: Rule) -> tuple[Rule, tuple[str, ...]]:
+    """The layer whose output a gradient belongs to, and its parameters."""
+    return (rule, use.parameters) if use.fold is None else (RULES[F.batch_norm], tuple(use.fold.names.values()))
 
 
 def _other_path() -> ClassifierError:

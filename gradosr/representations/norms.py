@@ -1,4 +1,4 @@
-"""Squared norms made comparable: logarithm, then standardised with held-out known images.
+"""Squared norms of every parameter's gradient, made comparable: logarithm, then standardised with held-out knowns.
 
 B batch, P parameter tensors, D coordinates kept (of all objectives together).
 """
@@ -9,10 +9,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradosr.gradients import SquaredNorms
+from gradosr.gradients import Rule, SquaredNorms
 
 EPSILON = 1e-10
 """Relative to the image's largest norm: what lies below it is rounding, in float32, not signal."""
+
+
+class Norms:
+    """Squared gradient norms of every parameter tensor, as the paper's r(x): coordinates OBJECTIVE/PARAMETER."""
+
+    def __init__(self, objective: str) -> None:
+        self._objective = objective
+
+    def watch(self, rule: Rule, parameters: tuple[str, ...], grad: Tensor) -> None:
+        """Nothing of it is used: the engine makes the norms."""
+
+    def coordinates(self, norms: SquaredNorms) -> dict[str, Tensor]:
+        """In named_parameters() order, each [B]."""
+        names = coordinate_names([self._objective], norms.names)
+        return dict(zip(names, norms.values_BP.unbind(1), strict=True))
 
 
 def coordinate_names(objectives: Sequence[str], parameters: Sequence[str]) -> tuple[str, ...]:
