@@ -18,6 +18,7 @@ from gradosr.gradients.objectives import Objective, objective
 from gradosr.gradients.passes import Kept, Pass, forward
 from gradosr.gradients.plan import Plan
 from gradosr.gradients.planning import check_mode, make_plan
+from gradosr.gradients.weights import check_finite, told_of_mixed_precision
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def squared_norms(classifier: nn.Module, images_BCHW: Tensor, objective: str = "
     The slow definition is plain autograd on batches of one. `images_BCHW` are normalised as the
     classifier expects; the classifier is left as it was. For many batches keep a GradientEngine,
     which plans once per input shape. Raises ClassifierError (training mode, logits cut off from the
-    parameters, images that influence each other) and ConfigError (unknown objective).
+    parameters, images that influence each other, weights that are not finite) and ConfigError (unknown objective).
     """
     return GradientEngine(classifier)(images_BCHW, [objective])[0]
 
@@ -65,6 +66,7 @@ class GradientEngine:
         """The plan for images of this shape, made at the first call; parameters without a rule are logged by name."""
         key = (*images_BCHW.shape[1:], images_BCHW.dtype, images_BCHW.device)
         if key not in self._plans:
+            check_finite(self.classifier)
             plan = self._plans[key] = make_plan(self.classifier, images_BCHW)
             if plan.fallback:
                 logger.warning(
@@ -85,7 +87,8 @@ class GradientEngine:
             blank = images_BCHW.new_zeros(1, *images_BCHW.shape[1:])
             return [one.none() for one in self(blank, objectives)]
         check_mode(self.classifier)
-        with torch.inference_mode(False), torch.enable_grad():
+        mixed = told_of_mixed_precision(self.classifier, images_BCHW)
+        with torch.inference_mode(False), torch.enable_grad(), mixed:
             images_BCHW = images_BCHW.clone() if images_BCHW.is_inference() else images_BCHW.detach()
             plan = self.plan(images_BCHW)
             norms, logits, features = self._ruled(plan, images_BCHW, losses)

@@ -20,6 +20,7 @@ from gradosr.gradients.calls import Call, Gradients, Rule, chunks, squared_norm
 from gradosr.gradients.capture import Capture, Function, only_requiring_grad
 from gradosr.gradients.folding import Folded, convolve, folded, folded_squared_norms, versions
 from gradosr.gradients.forms import Forms
+from gradosr.gradients.outputs import checked_logits
 from gradosr.gradients.plan import Plan, Use
 from gradosr.gradients.rules import RULES
 
@@ -194,13 +195,7 @@ def forward(classifier: nn.Module, images_BCHW: Tensor) -> Tensor:
 
     Raises ClassifierError when the output is anything else.
     """
-    logits = classifier(images_BCHW.clone())
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != images_BCHW.shape[0]:
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ClassifierError(
-            f"the classifier returns {found} for {images_BCHW.shape[0]} images; expected logits [batch, classes]"
-        )
-    return logits
+    return checked_logits(classifier(images_BCHW.clone()), images_BCHW.shape[0])
 
 
 def _batch_first(tensor: Tensor, feature_dims: int, before: int, batch: int) -> Tensor:
