@@ -73,6 +73,7 @@ def _manifest(job: FitJob, classes: tuple[str, ...], provenance: dict[str, Any])
     return Manifest(
         arch=job.classifier.arch,
         args=job.classifier.args,
+        logits=job.classifier.logits,
         classes=classes,
         transform=job.classifier.transform,
         detector=job.detector.kind,
@@ -111,7 +112,8 @@ def _build(job: FitJob, args: Mapping[str, Any], classes: int) -> nn.Module:
     # The fit config itself names the architecture, and so trusts it.
     with torch.random.fork_rng():
         torch.manual_seed(job.train.seed if job.train else job.seed)
-        return build_classifier(job.classifier.arch, args, classes, trusted=(job.classifier.arch,))
+        arch, logits = job.classifier.arch, job.classifier.logits
+        return build_classifier(arch, args, classes, trusted=(arch,), logits=logits)
 
 
 def observe(observer: Observer, known: KnownImages, batch_size: int) -> Observation:
