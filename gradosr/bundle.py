@@ -51,7 +51,8 @@ class Bundle:
             store.write(join(uri, name), body)
         digests = {name: hashlib.sha256(body).hexdigest() for name, body in bodies.items()}
         manifest = self.manifest.model_copy(update={"files": digests})
-        store.write(join(uri, MANIFEST), json.dumps(manifest.model_dump(mode="json"), indent=2).encode())
+        document = manifest.model_dump(mode="json", exclude={"logits"} if manifest.logits is None else None)
+        store.write(join(uri, MANIFEST), json.dumps(document, indent=2).encode())
 
     def facts(self) -> dict[str, Any]:
         """What a user asks of a fresh bundle."""
@@ -82,7 +83,7 @@ def load_bundle(store: Store, uri: str, trust: tuple[str, ...] = ()) -> Bundle:
     if manifest.detector not in DETECTORS:
         raise BundleError(f"{uri}: unknown detector {manifest.detector!r} (valid: {', '.join(DETECTORS)})")
     arrays = {name: _unpacked(store, uri, name, manifest) for name in (CLASSIFIER, DETECTOR, CALIBRATION)}
-    classifier = build_classifier(manifest.arch, manifest.args, len(manifest.classes), trust)
+    classifier = build_classifier(manifest.arch, manifest.args, len(manifest.classes), trust, manifest.logits)
     load_weights(classifier, arrays[CLASSIFIER], join(uri, CLASSIFIER))
     try:
         detector = restore(manifest.detector, arrays[DETECTOR])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gradosr.config import TransformSettings
 from gradosr.errors import ClassifierError, ConfigError, GradosrError, first_line
+from gradosr.gradients import pick_logits
 from gradosr.store import Store
 
 LIBRARIES = ("torchvision", "timm")
@@ -22,11 +23,18 @@ REFUSED_ARGS = ("pretrained", "weights", "checkpoint_path")
 REFUSED_VALUES = ("hf-hub:", "hf_hub:", "local-dir:", "http://", "https://", "file://")
 
 
-def build_classifier(arch: str, args: Mapping[str, Any], classes: int, trusted: Collection[str] = ()) -> nn.Module:
+def build_classifier(
+    arch: str,
+    args: Mapping[str, Any],
+    classes: int,
+    trusted: Collection[str] = (),
+    logits: int | str | None = None,
+) -> nn.Module:
     """The architecture with fresh weights, in eval mode; no code is imported that is not a library's or `trusted`.
 
-    `arch` is torchvision:NAME, timm:NAME or package.module:factory. Raises ConfigError for a reference
-    that would fetch something or is not trusted, ClassifierError when it cannot be built.
+    `arch` is torchvision:NAME, timm:NAME or package.module:factory; `logits` the entry of its output that holds
+    them, if it returns more. Raises ConfigError for a reference that would fetch something or is not trusted,
+    ClassifierError when it cannot be built.
     """
     source, separator, name = arch.partition(":")
     if not separator or not name:
@@ -45,6 +53,8 @@ def build_classifier(arch: str, args: Mapping[str, Any], classes: int, trusted: 
         raise ClassifierError(f"{arch} with args {dict(args)}: {first_line(error)}") from error
     if not isinstance(classifier, nn.Module):
         raise ClassifierError(f"{arch} returns {type(classifier).__name__}; expected a torch.nn.Module")
+    if logits is not None:
+        pick_logits(classifier, logits)
     return classifier.eval()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, StrictInt, field_validator, model_validator
 
 from gradosr.errors import ConfigError
 from gradosr.settings import Settings, SettingsT, load_settings
@@ -122,6 +122,10 @@ class TrainSettings(Settings):
     seed: int = 0
 
 
+OutputEntry = StrictInt | str
+"""Index, key or field of what a classifier returns."""
+
+
 class ClassifierSettings(Settings):
     """The classifier: architecture, weights, classes, transform."""
 
@@ -133,6 +137,8 @@ class ClassifierSettings(Settings):
     """URI of a .safetensors file or a torch checkpoint of plain tensors; none with a `train` section."""
     classes: tuple[str, ...] | Uri | None = None
     """Class names in logit order, or the URI of a JSON list; none takes `known`."""
+    logits: OutputEntry | None = None
+    """Which entry of a returned tuple, mapping or object holds the logits; none where they are all that is returned."""
     transform: TransformSettings
 
 

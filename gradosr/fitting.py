@@ -12,7 +12,7 @@ from gradosr.calibration import Calibration, check_enough
 from gradosr.classifier import build_classifier, load_weights, read_weights
 from gradosr.config import FitJob, OneClassSettings, TrainSettings, TransferSettings
 from gradosr.detectors import Detector, Observation, OneClassDetector, TransferDetector
-from gradosr.errors import ConfigError
+from gradosr.errors import ClassifierError, ConfigError
 from gradosr.known_images import CALIBRATION, FITTING, TRAINING, KnownImages, read_known
 from gradosr.manifest import Manifest
 from gradosr.parts import software
@@ -40,7 +40,7 @@ def fit(job: FitJob, notes: Notes) -> Bundle:
     if job.train and not job.classifier.weights:
         _train(classifier, known.of(TRAINING), job.train, job, notes, "classifier")
     fitting, calibration = (observe(observer, known.of(use), job.batch_size) for use in (FITTING, CALIBRATION))
-    detector = _fit_detector(job, known, fitting, classes, notes)
+    detector = _fit_detector(job, known, finite(fitting, notes), classes, notes)
     scores = detector.score(calibration).cpu().numpy()
     correct = torch.cat([_correct(fitting, known.of(FITTING)), _correct(calibration, known.of(CALIBRATION))])
     measured = {
@@ -73,6 +73,7 @@ def _manifest(job: FitJob, classes: tuple[str, ...], provenance: dict[str, Any])
     return Manifest(
         arch=job.classifier.arch,
         args=job.classifier.args,
+        logits=job.classifier.logits,
         classes=classes,
         transform=job.classifier.transform,
         detector=job.detector.kind,
@@ -111,13 +112,30 @@ def _build(job: FitJob, args: Mapping[str, Any], classes: int) -> nn.Module:
     # The fit config itself names the architecture, and so trusts it.
     with torch.random.fork_rng():
         torch.manual_seed(job.train.seed if job.train else job.seed)
-        return build_classifier(job.classifier.arch, args, classes, trusted=(job.classifier.arch,))
+        arch, logits = job.classifier.arch, job.classifier.logits
+        return build_classifier(arch, args, classes, trusted=(arch,), logits=logits)
 
 
 def observe(observer: Observer, known: KnownImages, batch_size: int) -> Observation:
     """What the detector sees of these images."""
     observed = [observer(images).observation for images in known.images_NCHW.split(batch_size)]
     return Observation(torch.cat([o.log_norms_BC for o in observed]), torch.cat([o.logits_BK for o in observed]))
+
+
+def finite(observation: Observation, notes: Notes) -> Observation:
+    """The images whose logits and norms are finite: one other would make every mean nan.
+
+    Raises ClassifierError when none is.
+    """
+    rows = observation.log_norms_BC.isfinite().all(1) & observation.logits_BK.isfinite().all(1)
+    if not rows.any():
+        raise ClassifierError(
+            f"logits or gradient norms of all {len(rows)} known images are not finite; check the classifier's weights "
+            "and classifier.transform"
+        )
+    if left_out := int((~rows).sum()):
+        notes.say(f"left out {left_out} of {len(rows)} images: a logit or a gradient norm is not a finite number")
+    return observation[rows]
 
 
 def _fit_detector(

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from gradosr.config import TransformSettings
+from gradosr.config import OutputEntry, TransformSettings
 from gradosr.errors import BundleError, NotFound, first_line
 from gradosr.settings import Settings
 from gradosr.store import Store, join
@@ -21,6 +21,8 @@ class Manifest(Settings):
     version: Literal[1] = VERSION
     arch: str
     args: dict[str, Any]
+    logits: OutputEntry | None = None
+    """Entry of the classifier's output; not written where none is named: such bundles stay as they were without it."""
     classes: tuple[str, ...]
     """In logit order."""
     transform: TransformSettings

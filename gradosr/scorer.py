@@ -76,7 +76,7 @@ class Scores:
     """One row per image, as in the result schema; on the CPU."""
 
     finite: NDArray[np.bool_]
-    """False: a logit or a norm is not a finite number, the row has no score."""
+    """False: a logit or a norm is not a finite number; unknown_score and p_value are nan, is_unknown is False."""
     predicted_index: NDArray[np.int32]
     confidence: Floats
     """Highest softmax probability."""
@@ -110,6 +110,7 @@ class Scorer:
         logits_BK = observed.observation.logits_BK.float()
         unknown_score = self._detector.score(observed.observation).float().cpu().numpy()
         finite = torch.isfinite(logits_BK).all(1).cpu().numpy() & np.isfinite(unknown_score)
+        unknown_score = np.where(finite, unknown_score, np.float32(np.nan))
         p_value = self.bundle.calibration.p_values(unknown_score)
         confidence, predicted = logits_BK.softmax(1).max(1)
         features = observed.features_BF

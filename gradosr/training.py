@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from gradosr.classifier import normalise
 from gradosr.config import TrainSettings, TransformSettings
+from gradosr.gradients.outputs import checked_logits
 
 
 def train(
@@ -22,7 +23,10 @@ def train(
     device: torch.device,
     observe: Callable[[int, float], None],
 ) -> None:
-    """Train in place, and leave in eval mode. uint8 images at input size; `observe(epoch, mean loss in nats)`."""
+    """Train in place, and leave in eval mode. uint8 images at input size; `observe(epoch, mean loss in nats)`.
+
+    Raises ClassifierError when what it returns in training mode is no logits.
+    """
     generator = torch.Generator().manual_seed(recipe.seed)
     classifier.to(device).train()
     optimiser = torch.optim.SGD(
@@ -43,7 +47,7 @@ def train(
         order_N = torch.randperm(len(images_NCHW), generator=generator)
         for rows in order_N[: steps * batch].split(batch):
             images_BCHW = normalise(augment(images_NCHW[rows], recipe, generator).to(device), transform)
-            logits_BK = classifier(images_BCHW)
+            logits_BK = checked_logits(classifier(images_BCHW), len(rows))
             loss = F.cross_entropy(logits_BK, labels_N[rows].to(device), label_smoothing=recipe.label_smoothing)
             optimiser.zero_grad()
             loss.backward()

@@ -126,6 +126,16 @@ def test_saving_again_gives_the_same_bundle(saved, tmp_path, local):
         assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes()
 
 
+def test_the_entry_of_the_logits_is_kept_and_written_only_where_there_is_one(one_class, saved, tmp_path, local):
+    assert "logits" not in json.loads((saved / "bundle.json").read_text())
+    manifest = one_class.manifest.model_copy(update={"logits": 0})
+    Bundle(manifest, one_class.classifier, one_class.detector, one_class.calibration).save(local, f"{tmp_path}/picked")
+    loaded = load_bundle(local, f"{tmp_path}/picked")
+    assert loaded.manifest.logits == 0
+    assert len(loaded.classifier._forward_hooks) == 1
+    assert not load_bundle(local, str(saved)).classifier._forward_hooks
+
+
 def test_another_bundle_has_another_digest(one_class, saved, tmp_path, local):
     calibration = Calibration(one_class.calibration.scores + np.float32(1))
     other = Bundle(one_class.manifest, one_class.classifier, one_class.detector, calibration)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from gradosr.detectors import DETECTORS, Observation, OneClassDetector, TransferDetector, restore
+from gradosr.errors import ClassifierError
 from gradosr.gradients import GradientEngine, SquaredNorms
 from gradosr.metrics import auroc
 from gradosr.representations import Standardiser, coordinate_names, log_norms, representation
@@ -159,6 +160,19 @@ def test_one_class_scores_are_known_deviations_and_the_logit_can_be_left_out():
 
 
 # --- Transfer ---
+
+
+@pytest.mark.parametrize("logit", [0.0, 0.5, -3e4])
+@pytest.mark.parametrize("logits", [True, False])
+def test_one_class_needs_known_images_of_different_confidence(logits, logit):
+    known, _ = observed(40)
+    rounding = 1 + 1e-7 * torch.randn(40, 1)
+    with pytest.raises(ClassifierError) as refused:
+        OneClassDetector.fit(Observation(known.log_norms_BC, logit * rounding * torch.ones(40, 3)), logits=logits)
+    assert str(refused.value).endswith(
+        "for each of 40 known images: they lose confidence in no direction; check the classifier's weights "
+        "and the images"
+    )
 
 
 def test_transfer_finds_unknown_images_of_other_draws():

@@ -6,6 +6,8 @@ import math
 import re
 import subprocess
 import sys
+from collections import namedtuple
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torchvision import models
 
 from gradosr.errors import ClassifierError, ConfigError
-from gradosr.gradients import OBJECTIVES, GradientEngine, calls, objective, squared_norms
+from gradosr.gradients import OBJECTIVES, GradientEngine, calls, objective, pick_logits, squared_norms
 from gradosr.gradients.slow import slow_squared_norms
 
 CLASSES = 6
@@ -604,6 +606,15 @@ def test_a_classifier_with_casts_of_its_own_is_exact_in_float32():
     assert_within(found, twin, 1e-4 * twin + 1e-6 * twin.amax(1, keepdim=True))
 
 
+def test_a_layer_of_higher_precision_is_exact_where_the_classifier_casts():
+    wide, head = nn.Linear(192, 9), nn.Linear(9, CLASSES)
+    mixed = Net(lambda self, x: self.head(self.wide(x.flatten(1).double()).float()), wide=double(wide), head=head)
+    twin = slow_squared_norms(nn.Sequential(nn.Flatten(), double(wide), double(head)), (pixels := images()).double())
+    found = squared_norms(mixed.eval(), pixels)
+    assert no_rule(mixed, pixels) == set()
+    assert_within(found, twin, 1e-4 * twin + 1e-6 * twin.amax(1, keepdim=True))
+
+
 def test_preprocessing_without_gradients_is_exact():
     def forward(self, x):
         with torch.no_grad():
@@ -867,7 +878,7 @@ def test_a_confounding_label_has_its_ones_at_seeded_places():
         ("n_hot:1", "objective n_hot:1: a confounding label of 6 classes has 0 or 2 to 6 ones"),
         ("n_hot:99", "objective n_hot:99: a confounding label of 6 classes has 0 or 2 to 6 ones"),
         *(
-            (name, f"objective {name}: unknown (valid: {", ".join(OBJECTIVES)}, n_hot:N, n_hot:N:SEED)")
+            (name, f"objective {name}: unknown (valid: {', '.join(OBJECTIVES)}, n_hot:N, n_hot:N:SEED)")
             for name in ("nonsense", "n_hot", "n_hot:", "n_hot:two", "n_hot:-2", "n_hot:2:3:4", "n_hot:²", "")
         ),
     ],
@@ -927,6 +938,10 @@ CUT_OFF = (
     "the classifier's logits are cut off from its parameters (torch.no_grad, .detach() or .numpy() in its forward "
     "pass); gradients need the whole path"
 )
+RANDOM = (
+    "the classifier gives other logits for the same images each time; make its forward pass repeatable "
+    "(F.dropout drops in eval mode too unless it is given training=self.training)"
+)
 INFLUENCE = "images of one batch influence each other's logits; per-image gradients do not exist"
 ANOTHER_PATH = (
     "the classifier calls other layers for this batch than for a batch it was tried with; "
@@ -960,7 +975,24 @@ def through_numpy(self, x):
         (lambda: Net(lambda self, x: x.flatten(1)).eval(), CUT_OFF),
         (
             lambda: Net(lambda self, x: (self.head(x.flatten(1)), x), head=nn.Linear(192, CLASSES)).eval(),
-            "the classifier returns tuple for 3 images; expected logits [batch, classes]",
+            "the classifier returns a tuple of 0, 1; pick the logits by classifier.logits: 0, or by "
+            "pick_logits(classifier, 0)",
+        ),
+        (
+            lambda: Net(lambda self, x: {"x": x, "z": self.head(x.flatten(1))}, head=nn.Linear(192, CLASSES)).eval(),
+            "the classifier returns a dict of x, z; pick the logits by classifier.logits: z, or by "
+            "pick_logits(classifier, 'z')",
+        ),
+        (
+            lambda: Net(lambda self, x: [x, "logits"]).eval(),
+            "the classifier returns a list of 0; none of them is logits [batch, classes]",
+        ),
+        (lambda: Net(lambda self, x: None).eval(), "the classifier returns NoneType for 3 images; expected logits "
+                                                   "[batch, classes]"),
+        (
+            lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 1)).eval(),
+            "the classifier gives logits (3, 1) for 3 images; expected one for each of at least two classes "
+            "(of a sigmoid's single logit z: [0, z])",
         ),
         (
             lambda: nn.Conv2d(3, CLASSES, 8).eval(),
@@ -972,13 +1004,67 @@ def through_numpy(self, x):
         ),
         (lambda: Net(lambda self, x: self.net(x - x.mean(0)), net=flat()).eval(), INFLUENCE),
         (lambda: Net(lambda self, x: self.net(x.roll(1, 0)), net=flat()).eval(), INFLUENCE),
-        (lambda: Net(lambda self, x: self.net(F.dropout(x, 0.5, training=True)), net=flat()).eval(), INFLUENCE),
+        (lambda: Net(lambda self, x: self.net(F.dropout(x, 0.5, training=True)), net=flat()).eval(), RANDOM),
+        (lambda: Net(lambda self, x: F.dropout(self.net(x), 0.1, training=True), net=flat()).eval(), RANDOM),
+        (lambda: Net(lambda self, x: self.net(x) + torch.randn(1), net=flat()).eval(), RANDOM),
+        (lambda: training(nn.Sequential(nn.Dropout(0.1), *flat()).eval()), "0 is in training mode; call .eval() on the "
+                                                                           "classifier first"),
     ],
 )  # fmt: skip
 def test_a_classifier_that_cannot_serve_is_one_clear_line(net, message):
     with pytest.raises(ClassifierError) as refused:
         squared_norms(net(), images(2))
     assert str(refused.value) == message
+
+
+@pytest.mark.parametrize("name", ["0.weight", "0.bias", "1.running_var", "3.weight"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_finite_are_named(name, value):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, CLASSES)).eval()
+    with torch.no_grad():
+        net.state_dict()[name].view(-1)[1] = value
+    with pytest.raises(ClassifierError) as refused:
+        squared_norms(net, images())
+    assert str(refused.value) == (
+        f"{name} holds values that are not finite: no image could be scored; "
+        "its training diverged or its file is damaged, use other weights"
+    )
+
+
+def test_a_mask_of_infinities_is_no_fault():
+    net = Net(lambda self, x: self.head((x.flatten(1) + self.mask).softmax(1)), head=nn.Linear(192, CLASSES)).eval()
+    net.register_buffer("mask", torch.zeros(192).index_fill_(0, torch.arange(9), -math.inf))
+    assert_exact(net, images())
+
+
+@pytest.mark.parametrize("other", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("layer", "shown"),
+    [
+        (nn.Conv2d(3, 3, 3, padding=1), "0.0.weight, 0.0.bias"),
+        (nn.BatchNorm2d(3), "0.0.weight, 0.0.bias"),
+        (nn.GroupNorm(1, 3), "0.0.weight, 0.0.bias"),
+        (nn.LayerNorm(8), "0.0.weight, 0.0.bias"),
+        (nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), "0.0.0.weight, 0.0.0.bias, 0.0.1.weight, ..."),
+    ],
+)
+def test_a_layer_of_another_type_is_named(layer, shown, other):
+    net = nn.Sequential(nn.Sequential(copy.deepcopy(layer).to(other), nn.ReLU()), flat()).eval()
+    with pytest.raises(ClassifierError) as refused:
+        squared_norms(net, images())
+    assert str(refused.value) == (
+        f"mixed precision: {shown} of {str(other).removeprefix('torch.')} and images of float32; "
+        "call .float() on the classifier, or cast where they meet"
+    )
+
+
+def test_images_of_another_type_than_the_classifier_are_told():
+    with pytest.raises(ClassifierError) as refused:
+        squared_norms(flat(), images().double())
+    assert str(refused.value) == (
+        "mixed precision: 1.weight, 1.bias of float32 and images of float64; "
+        "call .double() on the classifier, or cast where they meet"
+    )
 
 
 def test_training_mode_is_refused_at_every_call():
@@ -1029,6 +1115,63 @@ def test_a_classifier_that_goes_image_by_image_is_exact():
         lambda self, x: torch.cat([self.head(one.flatten()[None]) for one in x]), head=nn.Linear(192, CLASSES)
     ).eval()
     assert_exact(net, images(5))
+
+
+# --- Classifiers that return more than logits ---
+
+Output = namedtuple("Output", ["logits", "features"])
+OUTPUTS = {
+    "tuple": (lambda x, z: (x, z), 1),
+    "list": (lambda x, z: [x, None, z], 2),
+    "dict": (lambda x, z: {"loss": None, "logits": z, "x": x}, "logits"),
+    "namedtuple by name": (lambda x, z: Output(z, x), "logits"),
+    "namedtuple by index": (lambda x, z: Output(z, x), 0),
+    "object": (lambda x, z: SimpleNamespace(z=z, x=x), "z"),
+    "tensor": (lambda x, z: z, "logits"),
+}
+
+
+def returning(output):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.PReLU(), nn.Flatten(), nn.Linear(144, CLASSES))
+    return Net(lambda self, x: output(x, self.net(x)), net=net).eval()
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_the_logits_of_any_output_can_be_picked(kind):
+    output, entry = OUTPUTS[kind]
+    net = returning(output)
+    pick_logits(net, entry)
+    found = assert_exact_in_float64(net, images())
+    assert found.names == tuple(name for name, _ in returning(output).named_parameters())
+    assert_exact_in_float32(net, images())
+
+
+@pytest.mark.parametrize(
+    ("kind", "entry", "shown"),
+    [
+        ("tuple", 2, "tuple of 0, 1"),
+        ("tuple", -1, "tuple of 0, 1"),
+        ("list", 1, "list of 0, 2"),
+        ("dict", "loss", "dict of logits, x"),
+        ("namedtuple by name", "logit", "Output of logits, features, 0, 1"),
+        ("object", "__class__", "SimpleNamespace of z, x"),
+    ],
+)
+def test_an_entry_that_is_not_there_is_one_clear_line(kind, entry, shown):
+    net = returning(OUTPUTS[kind][0])
+    pick_logits(net, entry)
+    with pytest.raises(ClassifierError) as refused:
+        squared_norms(net, images())
+    assert str(refused.value) == (
+        f"classifier.logits: {entry} is none of the tensors that the classifier returns ({shown})"
+    )
+
+
+def test_a_picked_entry_is_checked_like_any_output():
+    net = returning(OUTPUTS["tuple"][0])
+    pick_logits(net, 0)
+    with pytest.raises(ClassifierError, match=r"^the classifier returns \(3, 3, 8, 8\) for 3 images; expected logits"):
+        squared_norms(net, images())
 
 
 # --- What it needs ---

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,8 +13,21 @@ import pytest
 import torch
 import yaml
 from gradosr.jobs.cli import COMMANDS, cli, run
+from hostile import tar
 from safetensors.torch import save_file
-from tiny import ARCH, CLASSES, TRANSFORM, labelled_tar, local_job, make_bundle, picture, run_here, write_archive
+from tiny import (
+    ARCH,
+    CLASSES,
+    TRANSFORM,
+    labelled_tar,
+    local_job,
+    make_bundle,
+    picture,
+    rows_of,
+    run_here,
+    white,
+    write_archive,
+)
 from tiny_net import tiny
 
 from gradosr.config import S3Settings
@@ -212,9 +226,35 @@ FIT_MISTAKES: dict[str, tuple[dict[str, Any], int, str]] = {
     "no weights": ({"classifier.weights": None}, 2, "classifier.weights or a train section is required"),
     "strange known": ({"known": ["bird", "cat", "dog"]}, 2, "bird not among the classifier's classes"),
     "objective": ({"detector": {"kind": "one_class", "objectives": ["n_hot:1"]}}, 2, "has 0 or 2 to 3 ones"),
+    "dict": (
+        {"classifier.arch": "tiny_net:keyed"}, 4,
+        "the classifier returns a dict of logits, features; pick the logits by classifier.logits: logits",
+    ),
+    "no such entry": (
+        {"classifier.arch": "tiny_net:keyed", "classifier.logits": "scores"}, 4,
+        "classifier.logits: scores is none of the tensors that the classifier returns (dict of logits, features)",
+    ),
+    "entry of no type": ({"classifier.logits": True}, 2, "classifier.logits: Input should be a valid integer or Input"),
+    "tuple in training": (
+        {"classifier.arch": "tiny_net:auxiliary", "classifier.weights": None, "train": {"epochs": 1}}, 4,
+        "the classifier returns a tuple of 0, 1; pick the logits by classifier.logits: 0",
+    ),
+    "one logit": (
+        {"classifier.args": {"num_classes": 1}, "classifier.weights": None, "train": {"epochs": 1}}, 4,
+        "the classifier gives logits (3, 1) for 3 images; expected one for each of at least two classes",
+    ),
+    "dropout": ({"classifier.arch": "tiny_net:dropping"}, 4, "gives other logits for the same images each time"),
+    "mixed precision": (
+        {"classifier.arch": "tiny_net:mixed"}, 4,
+        "mixed precision: head.weight, head.bias of float64 and images of float32; call .float() on the classifier",
+    ),
+    "indifferent": (
+        {"classifier.arch": "tiny_net:indifferent"}, 4,
+        "known images: they lose confidence in no direction; check the classifier's weights and the images",
+    ),
     "too few": ({"held_out": 0.1}, 4, "calibration images"),
     "no image": ({"input.uri": "nothing/"}, 4, "nothing"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("mistake", FIT_MISTAKES)
@@ -233,6 +273,19 @@ def test_a_mistake_in_a_fit_job_is_one_line(
     assert message in err.splitlines()[-1]
     assert "Traceback" not in err
     assert not (tmp_path / "bundle" / "bundle.json").exists()
+
+
+def test_weights_that_are_not_finite_are_named_before_the_images_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = fit_document(tmp_path)
+    weights = tiny(3).state_dict()
+    weights["body.3.weight"][0, 0, 0, 0] = torch.nan
+    save_file(weights, tmp_path / "weights.safetensors")
+    code, out, err = gradosr(capsys, "fit", write(tmp_path / "fit.yaml", document))
+    assert (code, out) == (4, "")
+    assert "body.3.weight holds values that are not finite" in err.splitlines()[-1]
+    assert "images:" not in err
 
 
 def test_weights_that_are_code_do_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -265,6 +318,46 @@ def test_fit_with_given_weights(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert {path.name for path in (tmp_path / "bundle").iterdir()} == {
         "bundle.json", "fit.json", "classifier.safetensors", "detector.safetensors", "calibration.safetensors",
     }  # fmt: skip
+
+
+def test_a_classifier_that_returns_more_than_logits_is_fitted_and_scores(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To the thresholds and rows of the same network that returns logits alone."""
+    write_archive(Store(), f"{tmp_path}/archive", shards=1)
+    document, found = fit_document(tmp_path), {}
+    for arch, changes in (("tiny_net:tiny", {}), ("tiny_net:keyed", {"logits": "logits"})):
+        bundle = f"{tmp_path}/{arch}"
+        changed = document | {"classifier": document["classifier"] | {"arch": arch} | changes, "bundle": bundle}
+        code, out, err = gradosr(capsys, "fit", write(tmp_path / "fit.yaml", changed), "--json")
+        assert code == 0, err
+        assert json.loads((Path(bundle) / "bundle.json").read_text()).get("logits") == changes.get("logits")
+        run_here(local_job(tmp_path, bundle=bundle, trust=[arch], output=f"{bundle}/results"))
+        scores = [score for (score,) in rows_of(Path(bundle) / "results").values()]
+        found[arch] = [json.loads(out)["threshold"], *scores]
+    assert len(found["tiny_net:tiny"]) == 7
+    assert found["tiny_net:keyed"] == pytest.approx(found["tiny_net:tiny"], rel=1e-3, abs=1e-3)
+
+
+def test_training_outputs_are_picked_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = fit_document(tmp_path)
+    document["classifier"] |= {"arch": "tiny_net:auxiliary", "weights": None, "logits": 0}
+    document |= {"train": {"epochs": 1}, "held_out": 0.5, "detector": {"kind": "transfer"}}
+    code, _, err = gradosr(capsys, "fit", write(tmp_path / "fit.yaml", document))
+    assert code == 0, err
+
+
+def test_known_images_without_a_finite_logit_are_left_out_of_the_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = fit_document(tmp_path) | {"held_out": 0.9}
+    document["classifier"]["arch"] = "tiny_net:bursting"
+    whites = [(f"white{i}.{end}", data) for i in range(10) for end, data in (("png", white()), ("cls", b"cat"))]
+    Store().write(f"{tmp_path}/known/1.tar", tar(whites))
+    code, out, err = gradosr(capsys, "fit", write(tmp_path / "fit.yaml", document), "--json")
+    assert code == 0, err
+    assert re.search(r"left out \d of \d\d images: a logit or a gradient norm is not a finite number", err)
+    assert isinstance(json.loads(out)["threshold"], float)
 
 
 @pytest.mark.parametrize("kind", ["one_class", "transfer"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from hostile import bomb_png, cmyk_jpeg, cut, encoded, grey16_png, noise, parquet_file, tar
-from tiny import CLASSES, labelled_tar, local_job, make_bundle, picture, rows_of, run_here, write_archive
+from tiny import CLASSES, labelled_tar, local_job, make_bundle, picture, rows_of, run_here, white, write_archive
 
 from gradosr.config import ScoreJob
 from gradosr.errors import ConfigError, FingerprintMismatch, GradosrError, InputError
@@ -134,6 +134,27 @@ def test_bad_images_are_rows_with_a_reason(tmp_path: Path) -> None:
     assert rows["a.tar#bomb.png"][3] == 30_000
     assert summary.counts["rows"] == 7
     assert summary.counts["ok"] == 3
+
+
+def test_an_image_without_a_finite_logit_is_a_row_with_a_reason_and_its_neighbours_are_untouched(
+    tmp_path: Path,
+) -> None:
+    arch, members = "tiny_net:bursting", [(f"{i}.png", picture(i)) for i in range(5)]
+    make_bundle(Store(), f"{tmp_path}/bundle", arch=arch)
+    found = []
+    for name, third in (("as_they_are", picture(2)), ("one_white", white())):
+        Store().write(f"{tmp_path}/{name}/a.tar", tar([*members[:2], ("2.png", third), *members[3:]]))
+        job = local_job(tmp_path, trust=[arch], input={"kind": "tar", "uri": f"{tmp_path}/{name}/"}, batch_size=5,
+                        output=f"{tmp_path}/results_{name}")  # fmt: skip
+        _, summary = run_here(job)
+        found.append(rows_of(tmp_path / f"results_{name}", ("status", "error", "predicted_class", "unknown_score")))
+    before, after = found
+    assert {status for status, *_ in before.values()} == {"ok"}
+    assert after.pop("a.tar#2.png") == ("non_finite", "a logit or a gradient norm is not a finite number", None, None)
+    assert summary.counts["non_finite"] == 1
+    for key, (*facts, score) in after.items():
+        assert facts == list(before[key][:-1])
+        assert score == pytest.approx(before[key][-1], rel=1e-3, abs=1e-3)
 
 
 def test_a_cut_tar_keeps_its_readable_rows(tmp_path: Path) -> None:

@@ -126,21 +126,20 @@ def test_scores_of_a_batch_are_those_of_its_images(scorer):
     assert scorer.score(batch).unknown_score.tobytes() == together.tobytes()
 
 
-def test_weights_that_are_no_numbers_give_rows_without_a_score():
-    broken = made()
-    with torch.no_grad():
-        broken.classifier.conv5[0].weight[3] = math.nan
-    scores = Scorer(broken, "cpu").score(pixels(3))
-    assert scores.finite.tolist() == [False] * 3
-    assert not scores.is_unknown.any()
-    assert np.isnan(scores.p_value).all()
-
-
-def test_logits_that_overflow_give_rows_without_a_score():
-    broken = made()
-    with torch.no_grad():
-        broken.classifier.fc.bias[1] = math.inf
-    assert Scorer(broken, "cpu").score(pixels(2)).finite.tolist() == [False] * 2
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+def test_an_image_whose_logits_overflow_has_no_score_and_leaves_its_neighbours_alone(factor):
+    broken, batch = made(), pixels(3)
+    expected = Scorer(broken, "cpu").score(batch)
+    batch[1] = 255
+    white = normalise(batch, TRANSFORM)[1].mean() - 0.1
+    broken.classifier.register_forward_hook(
+        lambda _, args, logits: torch.where(args[0].mean((1, 2, 3))[:, None] > white, factor, logits)
+    )
+    scores = Scorer(broken, "cpu").score(batch)
+    assert scores.finite.tolist() == [True, False, True]
+    assert np.isnan(scores.p_value).tolist() == [False, True, False]
+    assert not scores.is_unknown[1]
+    np.testing.assert_allclose(scores.unknown_score[[0, 2]], expected.unknown_score[[0, 2]], rtol=1e-3, atol=1e-3)
 
 
 def test_a_classifier_without_a_linear_head_has_no_features():
@@ -214,6 +213,14 @@ def test_a_classifier_in_training_mode_is_one_clear_line():
     assert refused(ClassifierError, training) == (
         "the classifier itself is in training mode; call .eval() on the classifier first"
     )
+
+
+@pytest.mark.parametrize(("name", "value"), [("conv5.0.weight", math.nan), ("fc.bias", math.inf)])
+def test_weights_that_are_not_finite_are_named(name, value):
+    broken = made()
+    with torch.no_grad():
+        broken.classifier.state_dict()[name][1] = value
+    assert refused(ClassifierError, broken).startswith(f"{name} holds values that are not finite: ")
 
 
 def test_an_unknown_objective_is_one_clear_line(bundle):

@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from hostile import tar
+from numpy.typing import NDArray
 from PIL import Image
-from tiny_net import tiny
 
 from gradosr.bundle import Bundle
 from gradosr.calibration import Calibration
+from gradosr.classifier import build_classifier
 from gradosr.config import ScoreJob, TransformSettings
 from gradosr.detectors import OneClassDetector
 from gradosr.errors import ShardUnreadable
@@ -31,7 +32,15 @@ TRANSFORM = TransformSettings(resize=(16, 16), mean=(0.5, 0.5, 0.5), std=(0.25, 
 
 def picture(seed: int) -> bytes:
     """A PNG of 16 x 16 random pixels: lossless, so that scores depend on nothing but the bytes."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    return _png(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+
+
+def white() -> bytes:
+    """A PNG of 16 x 16 white pixels."""
+    return _png(np.full((16, 16, 3), 255, np.uint8))
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
     body = io.BytesIO()
     Image.fromarray(pixels).save(body, "PNG")
     return body.getvalue()
@@ -51,17 +60,17 @@ def write_archive(store: Store, uri: str, shards: int = 4, images: int = 6) -> N
         store.write(f"{uri}/{shard:05}.tar", labelled_tar(shard * images, images))
 
 
-def make_bundle(store: Store, uri: str, *, seed: int = 0) -> Bundle:
+def make_bundle(store: Store, uri: str, *, seed: int = 0, arch: str = ARCH) -> Bundle:
     """A bundle of an untrained network; its detector is fitted and calibrated on random pictures."""
     torch.manual_seed(seed)
-    classifier = tiny(num_classes=len(CLASSES)).eval()
+    classifier = build_classifier(arch, {"num_classes": len(CLASSES)}, len(CLASSES), trusted=[arch])
     objectives = ("all_hot", "predicted")
     observer = Observer(classifier, TRANSFORM, objectives, torch.device("cpu"))
     images = torch.randint(0, 256, (80, 3, 16, 16), dtype=torch.uint8)
     detector = OneClassDetector.fit(observer(images[:40]).observation, logits=True)
     scores = detector.score(observer(images[40:]).observation).numpy()
     manifest = Manifest(
-        arch=ARCH,
+        arch=arch,
         args={"num_classes": len(CLASSES)},
         classes=CLASSES,
         transform=TRANSFORM,

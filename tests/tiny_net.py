@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class Tiny(nn.Module):
@@ -33,6 +34,69 @@ class CutOff(Tiny):
 
 def cut_off(num_classes: int) -> CutOff:
     return CutOff(num_classes)
+
+
+class Bursting(Tiny):
+    """Its logits overflow on white images, and on them alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * torch.exp(200 * (x.mean((1, 2, 3)) - 1).relu())[:, None]
+
+
+def bursting(num_classes: int) -> Bursting:
+    return Bursting(num_classes)
+
+
+class Keyed(Tiny):
+    """Its logits come with other things."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        features = self.body(x)
+        return {"logits": self.head(features), "features": features}
+
+
+def keyed(num_classes: int) -> Keyed:
+    return Keyed(num_classes)
+
+
+class Auxiliary(Tiny):
+    """Returns more than logits in training mode, as googlenet does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return (logits, logits) if self.training else logits  # type: ignore[return-value]
+
+
+def auxiliary(num_classes: int) -> Auxiliary:
+    return Auxiliary(num_classes)
+
+
+class Dropping(Tiny):
+    """Drops pixels in eval mode too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.dropout(x, 0.5, training=True))
+
+
+def dropping(num_classes: int) -> Dropping:
+    return Dropping(num_classes)
+
+
+class Indifferent(Tiny):
+    """The same logits for every image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0 * super().forward(x)
+
+
+def indifferent(num_classes: int) -> Indifferent:
+    return Indifferent(num_classes)
+
+
+def mixed(num_classes: int) -> Tiny:
+    net = Tiny(num_classes)
+    net.head.double()
+    return net
 
 
 def not_a_module(num_classes: int) -> str:

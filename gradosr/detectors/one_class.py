@@ -13,7 +13,11 @@ import torch
 from torch import Tensor
 
 from gradosr.detectors.observation import Observation
+from gradosr.errors import ClassifierError
 from gradosr.representations import Standardiser
+
+CONSTANT = 1e-6
+"""Relative range of the highest logits below which they differ by rounding alone, in float32."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +34,18 @@ class OneClassDetector:
 
     @classmethod
     def fit(cls, known: Observation, *, logits: bool) -> "OneClassDetector":
-        """`known`: observations of images that the classifier was not trained on."""
+        """`known`: observations of images that the classifier was not trained on.
+
+        Raises ClassifierError when the classifier is equally confident of all of them.
+        """
+        max_logit_B = known.logits_BK.amax(1)
+        if not max_logit_B.amax() - max_logit_B.amin() > CONSTANT * max_logit_B.abs().amax():
+            raise ClassifierError(
+                f"the highest logit is {max_logit_B[0]:.4g} for each of {len(known)} known images: they lose "
+                "confidence in no direction; check the classifier's weights and the images"
+            )
         standardiser = Standardiser.fit(known.log_norms_BC)
         z_BD = standardiser(known.log_norms_BC)
-        max_logit_B = known.logits_BK.amax(1)
         confidence_B = (max_logit_B - max_logit_B.mean()) / max_logit_B.std()
         direction_D = -(z_BD.T @ confidence_B) / len(known)
         direction_D = direction_D / (z_BD @ direction_D).std()

@@ -3,6 +3,7 @@
 from gradosr.gradients.calls import Rule, Watch
 from gradosr.gradients.engine import GradientEngine, SquaredNorms, Watcher, squared_norms
 from gradosr.gradients.objectives import OBJECTIVES, objective
+from gradosr.gradients.outputs import pick_logits
 from gradosr.gradients.rules import RULES
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "Watch",
     "Watcher",
     "objective",
+    "pick_logits",
     "squared_norms",
 ]

@@ -19,6 +19,7 @@ from gradosr.gradients.objectives import Objective, objective
 from gradosr.gradients.passes import Kept, Pass, forward
 from gradosr.gradients.plan import Plan
 from gradosr.gradients.planning import check_mode, make_plan
+from gradosr.gradients.weights import check_finite, told_of_mixed_precision
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def squared_norms(classifier: nn.Module, images_BCHW: Tensor, objective: str = "
     The slow definition is plain autograd on batches of one. `images_BCHW` are normalised as the
     classifier expects; the classifier is left as it was. For many batches keep a GradientEngine,
     which plans once per input shape. Raises ClassifierError (training mode, logits cut off from the
-    parameters, images that influence each other) and ConfigError (unknown objective).
+    parameters, images that influence each other, weights that are not finite) and ConfigError (unknown objective).
     """
     return GradientEngine(classifier)(images_BCHW, [objective])[0]
 
@@ -124,6 +125,7 @@ class GradientEngine:
     def _planned_for(self, images_BCHW: Tensor) -> _Planned:
         key = (*images_BCHW.shape[1:], images_BCHW.dtype, images_BCHW.device)
         if key not in self._planned:
+            check_finite(self.classifier)
             plan = make_plan(self.classifier, images_BCHW)
             self._planned[key] = planned = _Planned(plan)
             self._announce(plan)
@@ -157,7 +159,8 @@ class GradientEngine:
             blank = images_BCHW.new_zeros(1, *images_BCHW.shape[1:])
             return [one.none() for one in self(blank, objectives, watchers)]
         check_mode(self.classifier)
-        with torch.inference_mode(False), torch.enable_grad():
+        mixed = told_of_mixed_precision(self.classifier, images_BCHW)
+        with torch.inference_mode(False), torch.enable_grad(), mixed:
             images_BCHW = images_BCHW.clone() if images_BCHW.is_inference() else images_BCHW.detach()
             pieces = list(self._pieces(images_BCHW, objectives, watchers))
         return [_joined(parts) for parts in zip(*pieces, strict=True)]
@@ -169,17 +172,17 @@ class GradientEngine:
         planned, start = self._planned_for(images_BCHW), 0
         while start < len(images_BCHW):
             piece = images_BCHW[start : start + planned.at_once]
+            norms: list[SquaredNorms] | None = None
             try:
                 norms = self._piece(planned, piece, objectives, watchers)
             except RuntimeError as error:  # a device's torch.OutOfMemoryError is one
                 if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
                     raise
-                norms = []
-            if norms:
+            if norms is None:  # here the error no longer holds what the failed pass had allocated
+                _halve(planned, piece)
+            else:
                 start += len(piece)
                 yield norms
-            else:  # here, where the error no longer holds what the failed pass had allocated
-                _halve(planned, piece)
 
     def _piece(
         self,
@@ -192,8 +195,8 @@ class GradientEngine:
         logits = one.forward(images_BCHW)
         told = [[watcher(name) for watcher in watchers] for name in objectives]
         norms = [
-            one.backward(loss(logits).sum(), last=loss is losses[-1], watches=[watcher.watch for watcher in some])
-            for loss, some in zip(losses, told, strict=True)
+            one.backward(loss(logits).sum(), last=i == len(losses), watches=[watcher.watch for watcher in some])
+            for i, (loss, some) in enumerate(zip(losses, told, strict=True), 1)
         ]
         if planned.plan.fallback:
             for ruled, extra in zip(norms, self._fallback(planned.plan, images_BCHW, losses), strict=True):

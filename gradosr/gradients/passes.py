@@ -20,6 +20,7 @@ from gradosr.gradients.calls import Call, Rule, Watch, chunks, squared_norm
 from gradosr.gradients.capture import Capture, Function, only_requiring_grad, run
 from gradosr.gradients.folding import Folded, convolve, folded, folded_squared_norms, versions
 from gradosr.gradients.forms import Forms
+from gradosr.gradients.outputs import checked_logits
 from gradosr.gradients.plan import Plan, Use
 from gradosr.gradients.rules import RULES
 
@@ -226,13 +227,7 @@ def input_overwritten() -> ClassifierError:
 
 def forward(classifier: nn.Module, images_BCHW: Tensor) -> Tensor:
     """Logits [B, K]. Raises ClassifierError when the output is anything else."""
-    logits = run(classifier, images_BCHW)
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != images_BCHW.shape[0]:
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ClassifierError(
-            f"the classifier returns {found} for {images_BCHW.shape[0]} images; expected logits [batch, classes]"
-        )
-    return logits
+    return checked_logits(run(classifier, images_BCHW), len(images_BCHW))
 
 
 def _batch_first(tensor: Tensor, feature_dims: int, before: int, batch: int) -> Tensor:

@@ -199,6 +199,7 @@ def _verified(
     again = one.forward(probe)
     norms = one.backward(OBJECTIVES["all_hot"](again).sum())
     if not torch.allclose(again, logits, rtol=1e3 * tolerance, atol=1e3 * floor, equal_nan=True):
+        _check_repeats(classifier, probe, logits)
         norms = {}
     bound = floor * max(used.values())
     right = {
@@ -241,6 +242,7 @@ def _layouts(classifier: nn.Module, probe: Tensor, recorder: Recorder, logits: T
     with other:
         changed = forward(classifier, other.images).detach()
     if not torch.allclose(changed[OTHERS], logits[OTHERS], rtol=1e-4, atol=1e-5, equal_nan=True):
+        _check_repeats(classifier, probe, logits)
         raise ClassifierError("images of one batch influence each other's logits; per-image gradients do not exist")
     found = {
         number: _batch_position(record, other.records[number])
@@ -248,6 +250,15 @@ def _layouts(classifier: nn.Module, probe: Tensor, recorder: Recorder, logits: T
         if number in other.records
     }
     return {number: before for number, before in found.items() if before is not None}
+
+
+def _check_repeats(classifier: nn.Module, probe: Tensor, logits: Tensor) -> None:
+    """Raise ClassifierError when the same images get other logits than before."""
+    if not torch.allclose(forward(classifier, probe), logits, rtol=1e-4, atol=1e-5, equal_nan=True):
+        raise ClassifierError(
+            "the classifier gives other logits for the same images each time; make its forward pass repeatable "
+            "(F.dropout drops in eval mode too unless it is given training=self.training)"
+        )
 
 
 def _batch_position(record: Record, other: Record) -> int | None:

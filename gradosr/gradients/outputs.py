@@ -1,0 +1,66 @@
+"""What a classifier returns: logits [B, K], or something that holds them. B batch, K classes."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from gradosr.errors import ClassifierError
+
+
+def pick_logits(classifier: nn.Module, entry: int | str) -> None:
+    """Make the classifier return one entry of its output: an index, a key, or the name of a field.
+
+    By a hook, not a wrapper: parameters keep their names, and copies keep the hook. A tensor stays as it
+    is: googlenet and inception_v3 return a tuple in training mode alone. The forward pass raises
+    ClassifierError where the output has no such tensor.
+    """
+    classifier.register_forward_hook(partial(_picked, entry))
+
+
+def _picked(entry: int | str, _classifier: nn.Module, _args: Any, output: Any) -> Tensor:
+    picked = output if isinstance(output, Tensor) else _tensors(output).get(entry)
+    if picked is None:
+        raise ClassifierError(
+            f"classifier.logits: {entry} is none of the tensors that the classifier returns ({_listed(output)})"
+        )
+    return picked
+
+
+def checked_logits(output: Any, batch: int) -> Tensor:
+    """The output of a classifier. Raises ClassifierError unless it is logits [batch, K] of at least two classes."""
+    if tensors := _tensors(output):
+        logits = [entry for entry, tensor in tensors.items() if tensor.dim() == 2 and len(tensor) == batch]
+        advice = (
+            f"pick the logits by classifier.logits: {logits[0]}, or by pick_logits(classifier, {logits[0]!r})"
+            if logits
+            else "none of them is logits [batch, classes]"
+        )
+        raise ClassifierError(f"the classifier returns a {_listed(output)}; {advice}")
+    if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[0] != batch:
+        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ClassifierError(f"the classifier returns {found} for {batch} images; expected logits [batch, classes]")
+    if output.shape[1] < 2:
+        raise ClassifierError(
+            f"the classifier gives logits {tuple(output.shape)} for {batch} images; expected one for each of at least "
+            "two classes (of a sigmoid's single logit z: [0, z])"
+        )
+    return output
+
+
+def _tensors(output: Any) -> dict[int | str, Tensor]:
+    """The tensors of a mapping, a tuple or list (by index, and by name where it has names), or an object."""
+    if isinstance(output, Tensor):
+        return {}
+    if isinstance(output, Mapping):
+        entries = dict(output)
+    elif isinstance(output, tuple | list):
+        entries = {**getattr(output, "_asdict", dict)(), **dict(enumerate(output))}
+    else:
+        entries = getattr(output, "__dict__", {})
+    return {entry: tensor for entry, tensor in entries.items() if isinstance(tensor, Tensor)}
+
+
+def _listed(output: Any) -> str:
+    return f"{type(output).__name__} of {', '.join(map(str, _tensors(output))) or 'no tensors'}"
