@@ -4,6 +4,7 @@ B batch, K classes, P parameter tensors, F penultimate features.
 """
 
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from gradosr.errors import ClassifierError
 from gradosr.gradients.calls import squared_norm
 from gradosr.gradients.capture import only_requiring_grad
+from gradosr.gradients.explain import Explained, TimedForms, explained
 from gradosr.gradients.objectives import Objective, objective
 from gradosr.gradients.passes import Kept, Pass, forward
 from gradosr.gradients.plan import Plan
@@ -95,6 +97,20 @@ class GradientEngine:
         zero = logits.new_zeros(images_BCHW.shape[0])
         values = [torch.stack([one.get(name, zero) for name in self.names], 1) for one in norms]
         return [SquaredNorms(self.names, value, logits, features) for value in values]
+
+    def explain(self, images_BCHW: Tensor) -> list[Explained]:
+        """How each parameter gets its norm for images of this shape, in order, and what that takes for this batch."""
+        self(images_BCHW, ["all_hot"])
+        plan = self.plan(images_BCHW)
+        kept, losses = self._kept[id(plan)], [objective("all_hot")]
+        forms = TimedForms(kept.forms)
+        one = Pass(plan, self.classifier, replace(kept, forms=forms))
+        with torch.inference_mode(False), torch.enable_grad():
+            one.backward(losses[0](one.forward(images_BCHW)).sum())
+            start = time.perf_counter()
+            if plan.fallback:
+                self._fallback(plan, images_BCHW, losses)
+        return explained(plan, self.names, forms, time.perf_counter() - start)
 
     def _ruled(
         self, plan: Plan, images_BCHW: Tensor, losses: Sequence[Objective]
