@@ -6,7 +6,10 @@ signal where the true gradient is zero.
 """
 
 import gc
+import logging
+import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gradosr.classifier import build_classifier
-from gradosr.errors import ClassifierError, ConfigError
+from gradosr.errors import ClassifierError, ConfigError, first_line
 from gradosr.gradients import GradientEngine
 from gradosr.gradients.slow import slow_squared_norms
 
@@ -60,6 +63,15 @@ class Conformance:
         return self.float64 <= 1 and self.float32 <= 1
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A classifier that could not be built, or that the engine or its definition refused."""
+
+    arch: str
+    reason: str
+    conforms: bool = False
+
+
 def architectures(library: str) -> list[str]:
     """References as `build_classifier` takes them. Raises ConfigError for a library that is none."""
     if library == "torchvision":
@@ -71,11 +83,28 @@ def architectures(library: str) -> list[str]:
     raise ConfigError(f"conformance {library}: expected torchvision or timm")
 
 
-def conformance(library: str) -> Iterator[Conformance]:
-    """Every architecture of a library, with random weights, two images and ten classes."""
+def conformance(library: str) -> Iterator[Conformance | Failure]:
+    """Every architecture of a library, with random weights, two images and ten classes; a failure stops no other."""
     for arch in architectures(library):
-        yield conformance_of(arch)
+        try:
+            with _unannounced():
+                one: Conformance | Failure = conformance_of(arch)
+        except Exception as error:  # whatever an architecture says
+            one = Failure(arch, first_line(error))
+        yield one
         gc.collect()
+
+
+@contextmanager
+def _unannounced() -> Iterator[None]:
+    """The table tells which parameters have no rule; the engine's warnings would say it again."""
+    logger = logging.getLogger("gradosr.gradients")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def conformance_of(arch: str) -> Conformance:
@@ -124,6 +153,7 @@ def _smallest(arch: str) -> tuple[nn.Module, Tensor]:
     raise fault
 
 
-def facts(one: Conformance) -> dict[str, Any]:
-    """For JSON."""
-    return {**asdict(one), "conforms": one.conforms}
+def facts(one: Conformance | Failure) -> dict[str, Any]:
+    """For JSON, which has no NaN and no infinity: null."""
+    values = {**asdict(one), "conforms": one.conforms}
+    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
