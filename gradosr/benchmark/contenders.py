@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gradosr.classifier import build_classifier
+from gradosr.conformance import move
 from gradosr.errors import ConfigError, first_line
 from gradosr.gradients import GradientEngine, objective
 from gradosr.gradients.calls import squared_norm
@@ -15,9 +16,6 @@ PART = 8
 """Images that stand for the batch where every one costs the same: the loop, and one chunk of vmap."""
 VMAP_BYTES = 2 << 30
 """Bound on the per-sample gradients of a chunk."""
-MOVED = 0.01
-"""Standard deviation by which parameters are moved: a head or a residual scale that starts at zero leaves nothing
-to compare."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +38,7 @@ def workload(arch: str, size: int, batch: int, place: torch.device) -> tuple[Gra
     """
     torch.manual_seed(0)
     classifier = build_classifier(arch, {}, 10)
-    with torch.no_grad():
-        for parameter in classifier.parameters():
-            parameter.add_(MOVED * torch.randn_like(parameter))
+    move(classifier)
     classifier.to(place)
     images_BCHW = torch.randn(batch, 3, size, size).to(place)
     try:

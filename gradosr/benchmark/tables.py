@@ -32,7 +32,7 @@ def explained_table(explained: Sequence[Explained]) -> str:
     """One row per parameter."""
     wide = max(len(one.parameter) for one in explained)
     wide_rule = max(len("rule"), *(len(one.rule) for one in explained))
-    head = f"{'parameter':{wide}}  {'rule':{wide_rule}}  {'ms':>8}  form (others that were measured, ms)"
+    head = f"{'parameter':{wide}}  {'rule':{wide_rule}}  {'ms':>8}  form (ms of all when it was chosen)"
     rows = [
         f"{one.parameter:{wide}}  {one.rule:{wide_rule}}  {_number(one.milliseconds, '.2f'):>8}  {_forms(one)}".rstrip()
         for one in explained
@@ -93,8 +93,8 @@ def _configuration(facts: Facts) -> str:
 
 
 def _forms(one: Explained) -> str:
-    others = [f"{form} {ms:.2f}" for form, ms in one.measured.items() if form != one.form]
-    return f"{one.form} ({', '.join(others)})" if others else one.form or ""
+    tried = [f"{form} {ms:.2f}" for form, ms in one.measured.items()]
+    return f"{one.form} ({', '.join(tried)})" if tried else ""
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -106,7 +106,9 @@ class GradientEngine:
         forms = TimedForms(kept.forms)
         one = Pass(plan, self.classifier, replace(kept, forms=forms))
         with torch.inference_mode(False), torch.enable_grad():
-            one.backward(losses[0](one.forward(images_BCHW)).sum())
+            loss = losses[0](one.forward(images_BCHW)).sum()
+            one.backward(loss, last=False)
+            one.backward(loss)
             start = time.perf_counter()
             if plan.fallback:
                 self._fallback(plan, images_BCHW, losses)

@@ -145,7 +145,9 @@ class Recorder(Capture):
             return output
         if rule.source:  # from here on it is a part of the samples
             output = Root.apply(output, self.images)
-        self.records[number] = Record(func.__name__, rule, call, roles, output.detach(), args[0], output.grad_fn, swapped)
+        self.records[number] = Record(
+            func.__name__, rule, call, roles, output.detach(), args[0], output.grad_fn, swapped
+        )
         return output
 
 
