@@ -32,9 +32,7 @@ types: $(STAMP)
 check: lint types test  ## lint, strict types, tests
 
 bench: $(STAMP)  ## the speed table of the README, measured on this machine
-	$(BIN)/gradosr bench engine --arch torchvision:resnet18 --size 32 --batch 64
-	$(BIN)/gradosr bench engine --arch torchvision:resnet18 --size 224 --batch 16
-	$(BIN)/gradosr bench engine --arch torchvision:resnet50 --size 224 --batch 8
+	$(BIN)/gradosr bench table README.md
 
 lock:  ## pin the newest versions, with hashes and without any registry's address
 	.uv/bin/uv pip compile pyproject.toml --all-extras --generate-hashes --universal --python-version 3.10 \

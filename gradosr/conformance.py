@@ -6,7 +6,10 @@ signal where the true gradient is zero.
 """
 
 import gc
+import logging
+import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gradosr.classifier import build_classifier
-from gradosr.errors import ClassifierError, ConfigError
+from gradosr.errors import ClassifierError, ConfigError, first_line
 from gradosr.gradients import GradientEngine
 from gradosr.gradients.slow import slow_squared_norms
 
@@ -41,6 +44,8 @@ TIMM = (
     "selecsls42", "dpn68", "nextvit_small", "efficientvit_b0", "efficientvit_m0", "tnt_s_patch16_224",
 )  # fmt: skip
 """One or two of every family."""
+MOVED = 0.01
+"""Standard deviation by which parameters are moved off their start."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,15 @@ class Conformance:
         return self.float64 <= 1 and self.float32 <= 1
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A classifier that could not be built, or that the engine or its definition refused."""
+
+    arch: str
+    reason: str
+    conforms: bool = False
+
+
 def architectures(library: str) -> list[str]:
     """References as `build_classifier` takes them. Raises ConfigError for a library that is none."""
     if library == "torchvision":
@@ -75,11 +89,28 @@ def architectures(library: str) -> list[str]:
     raise ConfigError(f"conformance {library}: expected torchvision or timm")
 
 
-def conformance(library: str) -> Iterator[Conformance]:
-    """Every architecture of a library, with random weights, two images and ten classes."""
+def conformance(library: str) -> Iterator[Conformance | Failure]:
+    """Every architecture of a library, with random weights, two images and ten classes; a failure stops no other."""
     for arch in architectures(library):
-        yield conformance_of(arch)
+        try:
+            with _unannounced():
+                one: Conformance | Failure = conformance_of(arch)
+        except Exception as error:  # whatever an architecture says
+            one = Failure(arch, first_line(error))
+        yield one
         gc.collect()
+
+
+@contextmanager
+def _unannounced() -> Iterator[None]:
+    """The table tells which parameters have no rule; the engine's warnings would say it again."""
+    logger = logging.getLogger("gradosr.gradients")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def conformance_of(arch: str) -> Conformance:
@@ -94,6 +125,7 @@ def conformance_of(arch: str) -> Conformance:
 def _conformance(arch: str, draw: int) -> Conformance:
     torch.manual_seed(0)
     classifier, images_BCHW = _smallest(arch, draw)
+    move(classifier)
     engine = GradientEngine(classifier)
     found32 = engine(images_BCHW, ["all_hot"])[0].values_BP.double()
     plan = engine.plan(images_BCHW)
@@ -120,6 +152,13 @@ def _worst(found_BP: Tensor, twin_BP: Tensor, bound_BP: Tensor) -> float:
     return float(((found_BP - twin_BP).abs() / bound_BP).max())
 
 
+def move(classifier: nn.Module) -> None:
+    """Off its start, in place: a head (ViT) or a residual scale that begins at zero leaves no gradient to compare."""
+    with torch.no_grad():
+        for parameter in classifier.parameters():
+            parameter.add_(MOVED * torch.randn_like(parameter))
+
+
 def _smallest(arch: str, draw: int = 1) -> tuple[nn.Module, Tensor]:
     """The classifier at the smallest size it takes, and images for it."""
     fault: Exception = ClassifierError(f"{arch}: takes no size of {SIZES}")
@@ -137,6 +176,7 @@ def _smallest(arch: str, draw: int = 1) -> tuple[nn.Module, Tensor]:
     raise fault
 
 
-def facts(one: Conformance) -> dict[str, Any]:
-    """For JSON."""
-    return {**asdict(one), "conforms": one.conforms}
+def facts(one: Conformance | Failure) -> dict[str, Any]:
+    """For JSON, which has no NaN and no infinity: null."""
+    values = {**asdict(one), "conforms": one.conforms}
+    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}

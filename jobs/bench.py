@@ -1,10 +1,16 @@
 """gradosr bench: figures, from paired runs in one process."""
 
 import json
+from dataclasses import asdict
+from pathlib import Path
 
 import click
 
-from .cli import json_flag
+from .cli import DONE, FAILED, json_flag
+
+COUNT = click.IntRange(min=1)
+device_option = click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
+runs_option = click.option("--runs", default=5, show_default=True, type=COUNT, help="Paired runs.")
 
 
 @click.group()
@@ -14,14 +20,73 @@ def bench() -> None:
 
 @bench.command()
 @click.option("--arch", default="torchvision:resnet18", show_default=True, help="torchvision:NAME or timm:NAME.")
-@click.option("--size", default=32, show_default=True, help="Height and width in pixels.")
-@click.option("--batch", default=64, show_default=True, help="Images per batch.")
-@click.option("--runs", default=5, show_default=True, help="Paired runs.")
-@click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
+@click.option("--size", default=32, show_default=True, type=COUNT, help="Height and width in pixels.")
+@click.option("--batch", default=64, show_default=True, type=COUNT, help="Images per batch.")
+@runs_option
+@device_option
+@click.option("--explain", is_flag=True, help="List which rule serves each parameter, and at what cost, instead.")
+@click.option(
+    "--conformance",
+    type=click.Choice(["torchvision", "timm"]),
+    help="Hold every architecture of a library against the slow definition instead; exit 1 if one does not conform.",
+)
 @json_flag
-def engine(arch: str, size: int, batch: int, runs: int, device: str, as_json: bool) -> None:
-    """Gradient engine against a forward pass, a training step and a batch-of-one loop."""
-    from gradosr.benchmark import bench_engine, table
+def engine(
+    arch: str, size: int, batch: int, runs: int, device: str, explain: bool, conformance: str | None, as_json: bool
+) -> int:
+    """Gradient engine against a forward pass, a training step, a batch-of-one loop and torch.func's vmap."""
+    if explain and conformance:
+        raise click.UsageError("--explain and --conformance: one at a time")
+    if conformance:
+        return _conformance(conformance, as_json=as_json)
+    from gradosr.benchmark import bench_engine, explain_engine
+    from gradosr.benchmark.tables import explained_table, table
 
-    facts = bench_engine(arch, size, batch, runs, device)
-    click.echo(json.dumps(facts) if as_json else table(facts))
+    if explain:
+        rows = explain_engine(arch, size, batch, device)
+        document = {"arch": arch, "size": size, "batch": batch, "parameters": [asdict(row) for row in rows]}
+        click.echo(json.dumps(document) if as_json else explained_table(rows))
+    else:
+        facts = bench_engine(arch, size, batch, runs, device)
+        click.echo(json.dumps(facts) if as_json else table(facts))
+    return DONE
+
+
+@bench.command(name="table")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, writable=True, path_type=Path))
+@runs_option
+@device_option
+def write_table(file: Path, runs: int, device: str) -> None:
+    """Write the speed table between the two markers of FILE, a README."""
+    from gradosr import benchmark
+    from gradosr.benchmark.tables import check_marked, markdown, replaced, table
+
+    check_marked(file.read_text(encoding="utf-8"), str(file))
+    measured = []
+    for arch, size, batch in benchmark.CONFIGURATIONS:
+        measured.append(benchmark.bench_engine(arch, size, batch, runs, device))
+        click.echo(table(measured[-1]), err=True)
+    file.write_text(replaced(file.read_text(encoding="utf-8"), markdown(measured)), encoding="utf-8")
+
+
+def _conformance(library: str, *, as_json: bool) -> int:
+    """One line per architecture as it finishes, or one document at the end."""
+    from gradosr.benchmark.tables import conformance_line
+    from gradosr.conformance import conformance, facts
+
+    found = []
+    for one in conformance(library):
+        found.append(one)
+        click.echo(conformance_line(one), err=as_json)
+    conforming = sum(one.conforms for one in found)
+    if as_json:
+        document = {
+            "library": library,
+            "architectures": [facts(one) for one in found],
+            "count": len(found),
+            "conforming": conforming,
+        }
+        click.echo(json.dumps(document))
+    else:
+        click.echo(f"{library}: {conforming} of {len(found)} architectures conform")
+    return DONE if conforming == len(found) else FAILED

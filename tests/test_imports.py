@@ -12,9 +12,9 @@ JOBS = sorted((ROOT / "jobs").glob("*.py"))
 # From the bottom up; a module may import what stands on an earlier line, or beside it in its own room.
 LAYERS = (
     "errors", "settings", "config", "store", "shards", "readers", "images", "loading", "calibration", "metrics",
-    "seaweedfs demo_data", "gradients", "representations", "detectors", "manifest", "classifier", "bundle",
-    "scorer", "parts", "progress", "results", "run", "worker", "evaluation", "telemetry", "driver", "benchmark",
-    "conformance", "training", "packing", "known_images", "fitting",
+    "seaweedfs demo_data", "gradients", "representations", "detectors", "manifest", "classifier", "bundle", "scorer",
+    "parts", "progress", "results", "run", "worker", "evaluation", "telemetry", "driver", "conformance", "benchmark",
+    "training", "packing", "known_images", "fitting",
 )  # fmt: skip
 ROOMS = {
     "ray": {"driver.py"},

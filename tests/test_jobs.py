@@ -445,16 +445,6 @@ def test_pack_keeps_bytes_and_labels(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert json.loads(out)["known"] == 5
 
 
-def test_bench_engine(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = gradosr(capsys, "bench", "engine", "--arch", "torchvision:squeezenet1_1", "--batch", 8, "--runs", 1,
-                           "--json")  # fmt: skip
-    facts = json.loads(out)
-    assert code == 0
-    assert set(facts["images_per_second"]) == {"forward", "training step", "gradosr", "batch-of-one loop"}
-    assert facts["of_training_step"]["training step"] == 1.0
-    assert facts["fallback_parameters"] == []
-
-
 # --- The command itself ---
 
 

@@ -5,8 +5,9 @@ B batch, K classes, P parameter tensors, F penultimate features.
 
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from gradosr.errors import ClassifierError
 from gradosr.gradients.calls import CHUNK_BYTES, Rule, accumulator, squared_norm
 from gradosr.gradients.capture import only_requiring_grad
+from gradosr.gradients.explain import Explained, TimedForms, explained
 from gradosr.gradients.objectives import Objective, objective
 from gradosr.gradients.passes import Kept, Pass, forward
 from gradosr.gradients.plan import Plan
@@ -210,6 +212,21 @@ class GradientEngine:
                 result.watched.update(watcher.coordinates(result))
             results.append(result)
         return results
+
+    def explain(self, images_BCHW: Tensor) -> list[Explained]:
+        """How each parameter gets its norm for images of this shape, in order, and what that takes for this batch."""
+        self(images_BCHW, ["all_hot"])
+        planned, losses = self._planned_for(images_BCHW), [objective("all_hot")]
+        forms = TimedForms(planned.kept.forms)
+        one = Pass(planned.plan, self.classifier, replace(planned.kept, forms=forms))
+        with torch.inference_mode(False), torch.enable_grad():
+            loss = losses[0](one.forward(images_BCHW)).sum()
+            one.backward(loss, last=False)
+            one.backward(loss)
+            start = time.perf_counter()
+            if planned.plan.fallback:
+                self._fallback(planned.plan, images_BCHW, losses)
+        return explained(planned.plan, self.names, forms, time.perf_counter() - start)
 
     def _fallback(self, plan: Plan, images_BCHW: Tensor, losses: Sequence[Objective]) -> list[dict[str, Tensor]]:
         """Batches of one, for the parameters without a rule alone."""

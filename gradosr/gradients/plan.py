@@ -12,6 +12,8 @@ from gradosr.gradients.folding import Fold
 class Use:
     """One ruled call that serves parameters."""
 
+    function: str
+    """Name of the function called."""
     before: int
     """Positions of the output that lie before the batch: 1 for [B, ...], T for [T, B, ...]."""
     names: Mapping[str, str]

@@ -110,6 +110,7 @@ class Origins:
 class Record:
     """One ruled call in which images and parameters meet, or by which a parameter becomes a part of every sample."""
 
+    function: str
     rule: Rule
     call: Call
     roles: Mapping[str, frozenset[str]]
@@ -147,7 +148,9 @@ class Recorder(Capture):
         constant = self.origins(call.x) == frozenset() and len(output) == PROBES
         if rule.source or constant:  # from here on it is a part of the samples
             output = Root.apply(self._own_of(output), self.images)
-        self.records[number] = Record(rule, call, roles, output.detach(), args[0], output.grad_fn, swapped)
+        self.records[number] = Record(
+            func.__name__, rule, call, roles, output.detach(), args[0], output.grad_fn, swapped
+        )
         return output
 
     def _own_of(self, source: Tensor) -> Tensor:
@@ -304,7 +307,7 @@ def _use(record: Record, before: int, parameters: Mapping[str, nn.Parameter]) ->
         if record.call.parameters[role] is parameters[name]
     }
     derived = {role: tuple(sorted(names)) for role, names in record.roles.items() if role not in direct}
-    return Use(before, direct, derived, record.swapped)
+    return Use(record.function, before, direct, derived, record.swapped)
 
 
 def _folds(classifier: nn.Module, recorder: Recorder, uses: Mapping[int, Use], logits: Tensor) -> dict[int, Use]:

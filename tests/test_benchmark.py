@@ -1,0 +1,332 @@
+"""gradosr bench: figures of a tiny network; which figure is how large is the machine's business."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from gradosr.jobs.cli import run
+from torch import Tensor, nn
+
+from gradosr import benchmark, conformance
+from gradosr.benchmark import contenders, memory
+from gradosr.benchmark.tables import BEGIN, END
+from gradosr.gradients import GradientEngine
+from gradosr.gradients.slow import slow_squared_norms
+
+TINY = "torchvision:squeezenet1_1"
+NAMES = {"forward", "training step", "gradosr", "batch-of-one loop", "vmap"}
+MEGABYTE = 1 << 20
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def gradosr(capsys: pytest.CaptureFixture[str]) -> Command:
+    def command(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = run([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return command
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is measured here, not in children that load torch anew."""
+    monkeypatch.setattr(benchmark, "peak_memory", lambda *what: memory._peak(*what[:4], what[4].type))
+
+
+# --- Figures ---
+
+
+def test_every_contender_is_measured(gradosr: Command, in_process: None) -> None:
+    code, out, err = gradosr("bench", "engine", "--arch", TINY, "--size", 64, "--batch", 4, "--runs", 1, "--json")
+    facts = json.loads(out)
+    assert (code, err) == (0, "")
+    for figures in ("images_per_second", "of_training_step", "memory_bytes", "peak_bytes", "memory_of_training_step"):
+        assert set(facts[figures]) == NAMES
+    assert facts["of_training_step"]["training step"] == facts["memory_of_training_step"]["training step"] == 1.0
+    assert 0 < facts["largest_difference"] < 1e-3
+    assert all(facts["peak_bytes"][name] > facts["memory_bytes"][name] for name in NAMES)
+    assert (facts["failed"], facts["fallback_parameters"]) == ({}, [])
+
+
+def test_memory_is_measured_in_children(gradosr: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NAMES - {"training step", "gradosr"}:  # a child takes seconds to load torch
+        monkeypatch.delitem(contenders.CONTENDERS, name)
+    code, out, err = gradosr("bench", "engine", "--arch", TINY, "--size", 64, "--batch", 4, "--runs", 1, "--json")
+    facts = json.loads(out)
+    assert (code, err) == (0, "")
+    assert set(facts["memory_bytes"]) == {"training step", "gradosr"}
+    assert all(facts["peak_bytes"][name] > size > 0 for name, size in facts["memory_bytes"].items())
+
+
+def test_the_table_is_for_people(gradosr: Command, in_process: None) -> None:
+    code, out, _ = gradosr("bench", "engine", "--arch", TINY, "--size", 32, "--batch", 2, "--runs", 1)
+    assert code == 0
+    assert "squeezenet1_1, 32 pixels, batch 2" in out
+    assert all(any(line.startswith(name) for line in out.splitlines()) for name in NAMES)
+
+
+@pytest.mark.skipif(not (memory.PROC / "clear_refs").exists(), reason="the system keeps no peak")
+def test_peak_memory_is_what_the_batch_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hungry(_engine: GradientEngine, images_BCHW: Tensor) -> contenders.Prepared:
+        torch.ones(300 * MEGABYTE // 4)  # preparing is not counted
+        return contenders.Prepared(lambda: torch.ones(100 * MEGABYTE // 4), images_BCHW)
+
+    monkeypatch.setitem(contenders.CONTENDERS, "hungry", hungry)
+    peak = memory._peak("hungry", TINY, 32, 1, "cpu")
+    assert peak is not None
+    assert 95 * MEGABYTE < peak.beyond < 130 * MEGABYTE
+    assert peak.resident > peak.beyond
+
+
+def test_a_system_that_keeps_no_peak_says_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(memory, "PROC", tmp_path / "none")
+    assert memory._peak("forward", TINY, 32, 1, "cpu") is None
+    monkeypatch.setattr(benchmark, "peak_memory", lambda *what: None)
+    facts = benchmark.bench_engine(TINY, 32, 2, 1, "cpu")
+    assert facts["memory_bytes"] == facts["memory_of_training_step"] == {}
+    assert set(facts["images_per_second"]) == NAMES
+    assert "-" in benchmark.tables.table(facts)
+
+
+def test_vmap_that_cannot_serve_is_a_reason(
+    gradosr: Command, in_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contenders, "VMAP_BYTES", 1000)
+    arguments = ("bench", "engine", "--arch", TINY, "--size", 32, "--batch", 2, "--runs", 1)
+    code, out, _ = gradosr(*arguments, "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert facts["failed"] == {"vmap": "the gradients of one image take 0.0 GB"}
+    assert set(facts["images_per_second"]) == set(facts["memory_bytes"]) == NAMES - {"vmap"}
+    assert "vmap                failed: the gradients of one image" in gradosr(*arguments)[1]
+
+
+def test_a_child_that_dies_is_a_reason_or_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MemoryError, match="its process died on a batch of 2"):
+        memory.peak_memory("forward", TINY, 32, 2, _Deadly())  # type: ignore[arg-type]
+    failed: dict[str, str] = {}
+
+    def dies() -> None:
+        raise MemoryError("its process died")
+
+    assert benchmark._attempt("vmap", failed, dies) is None
+    assert failed == {"vmap": "its process died"}
+    with pytest.raises(benchmark.ClassifierError, match="training step: its process died"):
+        benchmark._attempt("training step", failed, dies)
+
+
+class _Exits(str):
+    """Ends the process that unpickles it."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return sys.modules["os"]._exit, (1,)
+
+
+class _Deadly:
+    type = _Exits("cpu")
+
+
+def test_vmap_and_the_loop_compute_the_same_gradients() -> None:
+    engine, images_BCHW = contenders.workload(TINY, 32, 2, torch.device("cpu"))
+    slow = slow_squared_norms(engine.classifier, images_BCHW)
+    assert (slow > 0).all()
+    found: list[list[Tensor]] = []
+    contenders_norm = contenders.squared_norm
+
+    def noted(gradient_B: Tensor) -> Tensor:
+        norm = contenders_norm(gradient_B)
+        found[-1].append(norm)
+        return norm
+
+    found.append([])
+    prepared = contenders.vmap(engine, images_BCHW)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(contenders, "squared_norm", noted)
+        prepared.work()
+    torch.testing.assert_close(torch.stack(found[0], 1).double(), slow, rtol=1e-4, atol=1e-9)
+
+
+def test_a_slow_contender_takes_few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "SLOW", -1.0)
+    engine, images_BCHW = contenders.workload(TINY, 32, 2, torch.device("cpu"))
+    seconds = benchmark._rounds(engine, images_BCHW, 4, {})
+    assert {name: len(times) for name, times in seconds.items()} == dict.fromkeys(NAMES, benchmark.FEW)
+
+
+def test_it_needs_neither_ray_nor_boto3() -> None:
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('ray', 'boto3', 'botocore'))); "
+        "from gradosr.jobs.cli import run; "
+        f"code = run('bench engine --arch {TINY} --size 32 --batch 2 --runs 1 --explain --json'.split()); "
+        "import gradosr.benchmark.memory, gradosr.benchmark.tables; sys.exit(code)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["arch"] == TINY
+
+
+# --- --explain ---
+
+
+def test_explain_names_the_rule_of_every_parameter(gradosr: Command) -> None:
+    arch = ("--arch", "torchvision:mobilenet_v3_small", "--size", 32, "--batch", 2)
+    code, out, _ = gradosr("bench", "engine", *arch, "--explain", "--json")
+    parameters = json.loads(out)["parameters"]
+    assert code == 0
+    assert [one["parameter"] for one in parameters] == [
+        name for name, _ in contenders.workload(arch[1], 32, 1, torch.device("cpu"))[0].classifier.named_parameters()
+    ]
+    rules = {one["rule"] for one in parameters}
+    assert rules <= {"conv2d", "batch_norm", "conv2d + batch_norm", "linear"}
+    assert {"conv2d + batch_norm", "linear"} <= rules
+    assert all(one["milliseconds"] > 0 for one in parameters)
+    assert any(one["form"] in one["measured"] for one in parameters)
+    code, out, _ = gradosr("bench", "engine", *arch, "--explain")
+    assert len(out.splitlines()) == 1 + len(parameters)
+
+
+class Odd(nn.Module):
+    """A parameter of every fate: shared, derived, without a rule, without a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.Linear(12, 12)
+        self.derived = nn.utils.parametrizations.weight_norm(nn.Linear(12, 12))
+        self.without_rule = nn.Parameter(torch.rand(12))
+        self.unused = nn.Parameter(torch.rand(2))
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        hidden = self.derived(self.shared(self.shared(images_BCHW.flatten(1))))
+        return self.head(torch.where(hidden > 0, hidden, hidden.pow(2) ** self.without_rule))
+
+
+def test_explain_tells_the_fate_of_odd_parameters() -> None:
+    torch.manual_seed(0)
+    explained = GradientEngine(Odd().eval()).explain(torch.randn(4, 3, 2, 2))
+    rules = {one.parameter: one.rule for one in explained}
+    assert rules == {
+        "without_rule": "fallback",
+        "unused": "no gradient",
+        "shared.weight": "2 x linear",
+        "shared.bias": "2 x linear",
+        "derived.bias": "linear",
+        "derived.parametrizations.weight.original0": "linear of derived",
+        "derived.parametrizations.weight.original1": "linear of derived",
+        "head.weight": "linear",
+        "head.bias": "linear",
+    }
+    cost = {one.parameter: one.milliseconds for one in explained}
+    assert cost["without_rule"]
+    assert cost["head.weight"]
+    assert cost["unused"] is None
+
+
+# --- --conformance ---
+
+
+@pytest.fixture
+def three(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    listed = [TINY, "torchvision:no_such", "torchvision:shufflenet_v2_x0_5"]
+    monkeypatch.setattr(conformance, "architectures", lambda _: listed)
+    return listed
+
+
+def test_conformance_is_one_line_per_architecture(gradosr: Command, three: list[str]) -> None:
+    del three[1]
+    code, out, _ = gradosr("bench", "engine", "--conformance", "torchvision")
+    lines = out.splitlines()
+    assert code == 0
+    assert [line.split()[0] for line in lines[:-1]] == three
+    assert all(line.endswith("conforms") for line in lines[:-1])
+    assert lines[-1] == "torchvision: 2 of 2 architectures conform"
+
+
+def test_a_failing_architecture_does_not_stop_the_others(gradosr: Command, three: list[str]) -> None:
+    code, out, err = gradosr("bench", "engine", "--conformance", "torchvision", "--json")
+    document = json.loads(out)
+    assert code == 1
+    assert [one["arch"] for one in document["architectures"]] == three
+    assert [one["conforms"] for one in document["architectures"]] == [True, False, True]
+    assert "no classifier of that name" in document["architectures"][1]["reason"]
+    assert (document["count"], document["conforming"]) == (3, 2)
+    assert len(err.splitlines()) == 3
+
+
+def test_a_wrong_norm_does_not_conform(gradosr: Command, three: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    del three[1:]
+    monkeypatch.setattr(conformance, "slow_squared_norms", lambda *what: 1.01 * slow_squared_norms(*what))
+    code, out, _ = gradosr("bench", "engine", "--conformance", "torchvision")
+    assert code == 1
+    assert "DOES NOT CONFORM" in out
+    assert out.splitlines()[-1] == "torchvision: 0 of 1 architectures conform"
+
+
+def test_a_figure_that_is_none_is_null() -> None:
+    one = conformance.Conformance(TINY, 64, 2, float("nan"), 0.5, (), 0)
+    assert not one.conforms
+    assert json.loads(json.dumps(conformance.facts(one), allow_nan=False))["float64"] is None
+
+
+# --- The README's table ---
+
+
+def test_the_table_takes_its_place_in_the_readme(
+    gradosr: Command, in_process: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(benchmark, "CONFIGURATIONS", [(TINY, 32, 2), (TINY, 48, 2)])
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n\n{BEGIN}\nold\n{END}\n\nafter\n")
+    assert gradosr("bench", "table", readme, "--runs", 1)[:2] == (0, "")
+    text = readme.read_text()
+    assert text.startswith(f"before\n\n{BEGIN}\nImages per second on ")
+    assert text.endswith(f"|\n{END}\n\nafter\n")
+    assert "old" not in text
+    assert torch.__version__ in text
+    assert [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| squeeze")] == [
+        "| squeezenet1_1, 32 pixels, batch 2",
+        "| squeezenet1_1, 48 pixels, batch 2",
+    ]
+    assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
+    assert gradosr("bench", "table", readme, "--runs", 1)[0] == 0  # and again
+
+
+def test_the_readme_has_a_place_for_the_table(gradosr: Command, tmp_path: Path) -> None:
+    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    benchmark.tables.check_marked(text, "README.md")
+    (tmp_path / "x.md").write_text("nothing")
+    code, out, err = gradosr("bench", "table", tmp_path / "x.md")
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert BEGIN in err
+
+
+# --- Bad input ---
+
+MISTAKES: dict[str, tuple[list[object], str]] = {
+    "unknown architecture": (["--arch", "torchvision:resnet19"], "did you mean resnet18?"),
+    "no library": (["--arch", "resnet18"], "arch resnet18: expected torchvision:NAME"),
+    "too small": (["--arch", TINY, "--size", 8], f"{TINY} does not take 8x8 pixels: "),
+    "fixed size": (["--arch", "torchvision:vit_b_32", "--size", 32], "torchvision:vit_b_32 does not take 32x32 pixels"),
+    "no images": (["--batch", 0], "Invalid value for '--batch'"),
+    "no runs": (["--runs", 0], "Invalid value for '--runs'"),
+    "unknown library": (["--conformance", "keras"], "Invalid value for '--conformance'"),
+    "two at once": (["--conformance", "timm", "--explain"], "one at a time"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_clear_line(mistake: str, gradosr: Command) -> None:
+    arguments, message = MISTAKES[mistake]
+    code, out, err = gradosr("bench", "engine", *arguments)
+    assert (code, out) == (2, "")
+    assert message in err.splitlines()[-1]
+    assert "Traceback" not in err
