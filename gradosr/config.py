@@ -240,6 +240,9 @@ class RaySettings(Settings):
     """local starts a Ray of its own and stops it; auto, ray://HOST:PORT or HOST:PORT attach to one."""
 
 
+Precision = Literal["float32", "tf32", "bfloat16"]
+
+
 class ScoreJob(StoreFields):
     """Score every image of an archive into a results folder."""
 
@@ -254,7 +257,12 @@ class ScoreJob(StoreFields):
     batch_size: PositiveInt = 64
     """Images per forward pass."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["float32"] = "float32"
+    precision: Precision = "float32"
+    """Of the classifier's arithmetic. tf32: on CUDA, products of rounded factors. bfloat16: half the memory and, where
+    the hardware has it, the fastest; scores change in the third digit."""
+    max_memory: PositiveFloat | None = None
+    """GiB that a batch may take beside the weights; a larger one goes in pieces. None: as much as there is, and half
+    as many images at once when that is too much."""
     features: Literal["none", "unknown", "all"] = "none"
     """Rows that store the penultimate features."""
     representation: Literal["none", "unknown", "all"] = "none"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gradosr.bundle import Bundle
 from gradosr.classifier import check_logits, input_size, normalise
-from gradosr.config import TransformSettings
+from gradosr.config import Precision, TransformSettings
 from gradosr.detectors import Observation, restore
 from gradosr.errors import ClassifierError, ConfigError, GradosrError, first_line
 from gradosr.gradients import GradientEngine
@@ -27,6 +27,14 @@ def pick_device(wanted: str) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device: cuda, but torch finds no CUDA device here; use device: auto or cpu")
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def use_precision(precision: Precision, device: torch.device) -> torch.dtype:
+    """The type to compute in; TF32 is switched for the whole process. Raises ConfigError for it without CUDA."""
+    if precision == "tf32" and device.type != "cuda":
+        raise ConfigError("precision: tf32, which only CUDA devices have; use precision: float32 or bfloat16")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
 @dataclass(frozen=True)
@@ -43,10 +51,18 @@ class Observer:
     """A classifier with the objectives that make its representation."""
 
     def __init__(
-        self, classifier: nn.Module, transform: TransformSettings, objectives: Sequence[str], device: torch.device
+        self,
+        classifier: nn.Module,
+        transform: TransformSettings,
+        objectives: Sequence[str],
+        device: torch.device,
+        precision: Precision = "float32",
+        max_memory: float | None = None,
     ) -> None:
-        self.device = device
-        self.engine = GradientEngine(classifier.to(device))
+        """`max_memory` in GiB. Raises ConfigError for a precision that the device does not have."""
+        self.device, self._dtype = device, use_precision(precision, device)
+        limit = None if max_memory is None else int(max_memory * 2**30)
+        self.engine = GradientEngine(classifier.to(device, self._dtype), max_memory=limit)
         self.transform = transform
         self.objectives = tuple(objectives)
         self.coordinates = coordinate_names(self.objectives, self.engine.names)
@@ -66,8 +82,9 @@ class Observer:
 
     def __call__(self, images_BCHW: Tensor) -> Observed:
         """uint8 pixels [B, 3, H, W] at the classifier's input size."""
-        norms = self.engine(normalise(images_BCHW.to(self.device), self.transform), self.objectives)
-        observation = Observation(log_norms(norms), norms[0].logits_BK)
+        pixels_BCHW = normalise(images_BCHW.to(self.device), self.transform).to(self._dtype)
+        norms = self.engine(pixels_BCHW, self.objectives)
+        observation = Observation(log_norms(norms), norms[0].logits_BK.float())
         return Observed(observation, representation(norms), norms[0].features_BF)
 
 
@@ -95,10 +112,15 @@ class Scores:
 class Scorer:
     """A bundle on a device."""
 
-    def __init__(self, bundle: Bundle, device: str = "auto") -> None:
+    def __init__(
+        self, bundle: Bundle, device: str = "auto", precision: Precision = "float32", max_memory: float | None = None
+    ) -> None:
+        """Device, precision and max_memory (GiB) as in ScoreJob; the bundle's classifier is moved, not copied."""
         self.bundle = bundle
         manifest = bundle.manifest
-        self.observer = Observer(bundle.classifier, manifest.transform, manifest.objectives, pick_device(device))
+        self.observer = Observer(
+            bundle.classifier, manifest.transform, manifest.objectives, pick_device(device), precision, max_memory
+        )
         arrays = {name: array.to(self.observer.device) for name, array in bundle.detector.arrays().items()}
         self._detector = restore(manifest.detector, arrays)
         checked = self.observer.check(len(manifest.classes))

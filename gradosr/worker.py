@@ -39,7 +39,8 @@ class ShardWorker:
         self._folder = RunFolder(self._store, job.output)
         self._folder.check(self._fingerprint)
         self._label_names = resolve_names(job.input.label_names, self._store)
-        self._scorer = Scorer(load_bundle(self._store, job.bundle, job.trust), job.device)
+        bundle = load_bundle(self._store, job.bundle, job.trust)
+        self._scorer = Scorer(bundle, job.device, job.precision, job.max_memory)
         self._manifest = self._scorer.bundle.manifest
         coordinates = len(self._scorer.observer.coordinates) if job.representation != "none" else 0
         self._schema = schema(coordinates, self._scorer.feature_count if job.features != "none" else 0)

@@ -271,7 +271,7 @@ def test_a_wrong_norm_does_not_conform(gradosr: Command, three: list[str], monke
 
 
 def test_a_figure_that_is_none_is_null() -> None:
-    one = conformance.Conformance(TINY, 64, 2, float("nan"), 0.5, (), 0)
+    one = conformance.Conformance(TINY, 64, 2, float("nan"), 0.5, 1, (), 0)
     assert not one.conforms
     assert json.loads(json.dumps(conformance.facts(one), allow_nan=False))["float64"] is None
 

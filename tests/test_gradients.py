@@ -232,17 +232,6 @@ def test_every_kind_of_convolution_is_exact(kind):
     assert_exact(net, images(2, 8, 13))  # not square
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-def test_both_forms_of_the_convolution_rule_are_tested():
-    """The condition for the Gram, by kind of convolution above."""
-    for kind, conv in CONVS.items():
-        weight = next(conv.parameters())
-        groups = weight.shape[1] != 3
-        places = conv(images())[0, 0].numel()
-        gram = not groups and 2 * places * (weight[0].numel() + len(weight)) < weight.numel()
-        assert gram == (kind.startswith("wide") or kind == "one place"), kind
-
-
 def test_pieces_of_a_batch_are_the_batch(monkeypatch):
     """A batch whose intermediates are too large goes through them in pieces."""
     net = alive(conv_net(CONVS["wide"], nn.Flatten(2), nn.Linear(4, 4), nn.Unflatten(2, (2, 2)), channels=64))

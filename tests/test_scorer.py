@@ -1,5 +1,6 @@
 """Scores of a tiny real bundle: shapes, types, formulas, and what cannot be scored."""
 
+import copy
 import math
 
 import numpy as np
@@ -239,3 +240,28 @@ def test_cuda_asked_for_in_vain_is_one_clear_line(bundle):
         "device: cuda, but torch finds no CUDA device here; use device: auto or cpu"
     )
     assert pick_device("auto") == pick_device("cpu") == torch.device("cpu")
+
+
+def test_bfloat16_scores_like_float32_but_for_rounding(bundle: Bundle) -> None:
+    batch = pixels(32)
+    single = Scorer(copy.deepcopy(bundle), "cpu").score(batch)
+    half = Scorer(copy.deepcopy(bundle), "cpu", "bfloat16").score(batch)
+    assert half.finite.all()
+    for field in ("max_logit", "energy", "unknown_score", "representation_BC"):
+        assert getattr(half, field).dtype == np.float32
+        assert not np.array_equal(getattr(half, field), getattr(single, field))
+    ratio = half.representation_BC / single.representation_BC
+    assert np.median(np.abs(np.log(ratio))) < 0.05
+
+
+def test_max_memory_changes_no_score(bundle: Bundle) -> None:
+    batch = pixels(5)
+    whole = Scorer(copy.deepcopy(bundle), "cpu").score(batch)
+    pieces = Scorer(copy.deepcopy(bundle), "cpu", max_memory=1e-9).score(batch)
+    np.testing.assert_allclose(pieces.unknown_score, whole.unknown_score, rtol=1e-5, atol=1e-5)
+
+
+def test_tf32_without_cuda_is_one_clear_line(bundle: Bundle) -> None:
+    with pytest.raises(ConfigError) as refused:
+        Scorer(bundle, "cpu", "tf32")
+    assert str(refused.value) == ("precision: tf32, which only CUDA devices have; use precision: float32 or bfloat16")
