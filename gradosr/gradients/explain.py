@@ -1,5 +1,6 @@
 """Which rule serves which parameter, in which form, at what cost."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,11 @@ class TimedForms(Forms):
         self.seconds: dict[int, float] = {}
 
     def fastest(
-        self, number: int, forms: Sequence[str], norms: Callable[[str | None], Gradients], grad: Tensor
+        self,
+        number: int,
+        forms: Callable[[], Sequence[str]],
+        norms: Callable[[str | None], Gradients],
+        grad: Tensor,
     ) -> Gradients:
         """As they are; timed."""
         _wait(grad)
@@ -75,7 +80,7 @@ def _explain(plan: Plan, name: str, uses: Mapping[int, Use], forms: TimedForms, 
         rule,
         known.fastest if known else None,
         None if seconds is None else 1e3 * seconds,
-        {form: 1e3 * value for form, value in known.seconds.items()} if known else {},
+        {form: 1e3 * value for form, value in known.seconds.items() if not math.isnan(value)} if known else {},
     )
 
 

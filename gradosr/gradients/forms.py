@@ -4,6 +4,7 @@ What a form costs depends on the machine more than on its counted work: a loop o
 and hopeless on a GPU, small batched products the reverse.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,11 +27,14 @@ class Measured:
 
     batch: int
     seconds: dict[str, float]
+    """Not a number for a form that was taken unmeasured."""
 
     @property
-    def fastest(self) -> str:
-        """Its name."""
-        favoured = next(iter(self.seconds))
+    def fastest(self) -> str | None:
+        """Its name; None where there is but one way."""
+        favoured = next(iter(self.seconds), None)
+        if favoured is None:
+            return None
         best = min(self.seconds, key=lambda form: self.seconds[form])
         return best if self.seconds[best] < CLEARLY * self.seconds[favoured] else favoured
 
@@ -44,14 +48,21 @@ class Forms:
         self._measure = measure
 
     def fastest(
-        self, number: int, forms: Sequence[str], norms: Callable[[str | None], Gradients], grad: Tensor
+        self,
+        number: int,
+        forms: Callable[[], Sequence[str]],
+        norms: Callable[[str | None], Gradients],
+        grad: Tensor,
     ) -> Gradients:
         """`norms` of the fastest form; tried anew where the batch is more than twice the one it was measured on."""
-        if len(forms) < 2 or not self._measure:
-            return norms(forms[0] if forms else None)
         known = self.measured.get(number)
         if known is None or len(grad) > 2 * known.batch:
-            known = self.measured[number] = Measured(len(grad), dict(_measured(forms, norms, grad)))
+            names = forms()
+            if self._measure and len(names) > 1:
+                known = Measured(len(grad), dict(_measured(names, norms, grad)))
+            else:
+                known = Measured(len(grad), dict.fromkeys(names[:1], math.nan))
+            self.measured[number] = known
         return norms(known.fastest)
 
 

@@ -172,7 +172,7 @@ class Pass(Capture):
         if record.both is not None and use.fold is not None:
             names |= use.fold.names
             norms_of = partial(folded_squared_norms, both=record.both, fold=use.fold)
-        forms = record.rule.forms(call, x, g, materialised=use.fold is not None)
+        forms = partial(record.rule.forms, call, x, g, materialised=use.fold is not None)
         norms = self._kept.forms.fastest(number, forms, lambda form: norms_of(replace(call, form=form), x, g), g)
         self._norms |= {name: norms[role] for role, name in names.items()}
 

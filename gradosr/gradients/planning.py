@@ -10,6 +10,7 @@ import copy
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -181,11 +182,19 @@ def _plan(classifier: nn.Module, probe: Tensor, tolerance: float, floor: float) 
     plan = Plan(uses, tuple(used), unused, _penultimate(recorder, logits), recorder.count)
     expected = logits.detach()
     del logits, recorder
-    found = [
-        _verified(replace(plan, uses=some), classifier, probe.detach(), expected, used, tolerance, floor)
-        for some in (folds, uses)
-    ]
-    return min(found, key=lambda plan: len(plan.fallback))
+    verified = partial(
+        _verified,
+        classifier=classifier,
+        probe=probe.detach(),
+        logits=expected,
+        used=used,
+        tolerance=tolerance,
+        floor=floor,
+    )
+    with_folds = verified(replace(plan, uses=folds))
+    if not with_folds.fallback or not with_folds.folded:
+        return with_folds
+    return min(with_folds, verified(plan), key=lambda plan: len(plan.fallback))
 
 
 def _verified(
