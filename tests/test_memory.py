@@ -13,10 +13,11 @@ from gradosr.gradients.calls import CHUNK_BYTES
 from gradosr.gradients.passes import Kept, Pass
 
 
-def net() -> nn.Module:
+def net(width: int = 16) -> nn.Module:
     torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.Tanh()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 6)).eval()
+    first, second = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+    layers = [first, nn.BatchNorm2d(width), nn.ReLU(), second, nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(4 * width, 6)).eval()
 
 
 def bytes_of(classifier: nn.Module, pixels: torch.Tensor) -> int:
@@ -60,32 +61,32 @@ from gradosr.gradients import GradientEngine
 logging.basicConfig(format="%(message)s")
 torch.set_num_threads(1)
 pixels = torch.randn({images}, 3, {size}, {size})
-engine = GradientEngine(net())
+engine = GradientEngine(net({width}))
 engine(pixels[:1], ["all_hot"])
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + ({megabytes} << 20), resource.RLIM_INFINITY))
 found = [engine(pixels, ["all_hot"])[0].values_BP for _ in range(2)]
 resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-torch.testing.assert_close(found[0], GradientEngine(net())(pixels, ["all_hot"])[0].values_BP)
+torch.testing.assert_close(found[0], GradientEngine(net({width}))(pixels, ["all_hot"])[0].values_BP)
 torch.testing.assert_close(*found)
 """
 
 
-def short_of_memory(images: int, size: int, megabytes: int) -> "subprocess.CompletedProcess[str]":
-    program = SHORT_OF_MEMORY.format(images=images, size=size, megabytes=megabytes)
+def short_of_memory(width: int, images: int, size: int, megabytes: int) -> "subprocess.CompletedProcess[str]":
+    program = SHORT_OF_MEMORY.format(width=width, images=images, size=size, megabytes=megabytes)
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits address space as Linux does")
 def test_out_of_memory_halves_the_batch_and_says_so_once() -> None:
-    done = short_of_memory(images=64, size=128, megabytes=150)
+    done = short_of_memory(width=16, images=64, size=128, megabytes=150)
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines() == ["out of memory with 64 images of 128x128: going on with half as many at once"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits address space as Linux does")
 def test_one_image_that_does_not_fit_is_one_clear_line() -> None:
-    done = short_of_memory(images=2, size=1024, megabytes=60)
+    done = short_of_memory(width=4, images=2, size=1024, megabytes=20)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
         "gradosr.errors.ClassifierError: out of memory on cpu for a single image of 1024x1024"
