@@ -133,7 +133,7 @@ class GradientEngine:
             self._announce(plan)
             if self._max_memory is not None and len(images_BCHW):
                 per_image = Pass(plan, self.classifier, planned.kept).bytes_of(images_BCHW[:1])
-                planned.at_once = max(1, (self._max_memory - CHUNK_BYTES) // per_image)
+                planned.at_once = max(1, (self._max_memory - CHUNK_BYTES) // max(1, per_image))
         return self._planned[key]
 
     def _announce(self, plan: Plan) -> None:
