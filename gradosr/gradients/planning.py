@@ -29,24 +29,43 @@ from gradosr.gradients.passes import Kept, Pass, Root, forward, input_overwritte
 from gradosr.gradients.plan import Plan, Use
 from gradosr.gradients.rules import RULES
 
-PROBES = 3
-EXCHANGED = 1  # the middle image: both neighbours must stay as they are
-OTHERS = [row for row in range(PROBES) if row != EXCHANGED]
+PROBES = (3, 4)
+"""Images of a probe batch. The second count is tried where the first leaves parameters without a rule: a tensor of
+parameters may have as many rows as the batch has images."""
+EXCHANGED = 1  # an inner image: both neighbours must stay as they are
 OFF_CENTRE = 100.0
 """Mean of a BatchNorm's input in its standard deviations, beyond which folding would cancel too many digits."""
 
 
 def make_plan(classifier: nn.Module, images_BCHW: Tensor) -> Plan:
     """Plan for images of this shape, type and device. Raises ClassifierError when the classifier cannot serve."""
-    probe = torch.randn(PROBES, *images_BCHW.shape[1:], generator=torch.Generator().manual_seed(0))
-    probe = probe.to(images_BCHW.device, images_BCHW.dtype)
     check_mode(classifier)
+    plans: list[Plan] = []
+    for count in PROBES:
+        try:
+            plans.append(_plan_by_probing(classifier, images_BCHW, count))
+        except _Influence:
+            if count == PROBES[-1] and not plans:
+                raise
+        else:
+            if not plans[-1].fallback:
+                break
+    return min(plans, key=lambda plan: len(plan.fallback))
+
+
+def _plan_by_probing(classifier: nn.Module, images_BCHW: Tensor, count: int) -> Plan:
+    probe = torch.randn(count, *images_BCHW.shape[1:], generator=torch.Generator().manual_seed(0))
+    probe = probe.to(images_BCHW.device, images_BCHW.dtype)
     try:
         return _plan(_precise_copy(classifier), probe.double(), tolerance=1e-6, floor=1e-12)
     except ClassifierError:
         raise
     except (RuntimeError, TypeError, NotImplementedError):  # casts of its own, or operators without float64
         return _plan(classifier, probe, tolerance=1e-2, floor=1e-6)
+
+
+class _Influence(ClassifierError):
+    """Images of one batch change each other's logits, or a tensor of three rows that is no batch was taken for one."""
 
 
 def _precise_copy(classifier: nn.Module) -> nn.Module:
@@ -144,9 +163,9 @@ class Recorder(Capture):
             return output
         origins = {role: self.origins(tensor) for role, tensor in call.parameters.items()}
         roles = {role: names for role, names in origins.items() if names}
-        if not roles or (rule.source and not _becomes_a_batch(call.x, output)):
+        if not roles or (rule.source and not _becomes_a_batch(call.x, output, len(self.images))):
             return output
-        constant = self.origins(call.x) == frozenset() and len(output) == PROBES
+        constant = self.origins(call.x) == frozenset() and len(output) == len(self.images)
         if rule.source or constant:  # from here on it is a part of the samples
             output = Root.apply(self._own_of(output), self.images)
         self.records[number] = Record(
@@ -163,8 +182,8 @@ class Recorder(Capture):
         return own
 
 
-def _becomes_a_batch(parameter: Tensor, output: Tensor) -> bool:
-    return output.dim() > 1 and len(output) == PROBES and not (parameter.dim() == output.dim() and len(parameter) > 1)
+def _becomes_a_batch(parameter: Tensor, output: Tensor, batch: int) -> bool:
+    return output.dim() > 1 and len(output) == batch and not (parameter.dim() == output.dim() and len(parameter) > 1)
 
 
 def _plan(classifier: nn.Module, probe: Tensor, tolerance: float, floor: float) -> Plan:
@@ -253,11 +272,12 @@ def _layouts(classifier: nn.Module, probe: Tensor, recorder: Recorder, logits: T
     other = Recorder(classifier, exchanged.requires_grad_(), exchanged=True)
     with other:
         changed = forward(classifier, other.images).detach()
-    if not torch.allclose(changed[OTHERS], logits[OTHERS], rtol=1e-4, atol=1e-5, equal_nan=True):
+    others = [row for row in range(len(probe)) if row != EXCHANGED]
+    if not torch.allclose(changed[others], logits[others], rtol=1e-4, atol=1e-5, equal_nan=True):
         _check_repeats(classifier, probe, logits)
-        raise ClassifierError("images of one batch influence each other's logits; per-image gradients do not exist")
+        raise _Influence("images of one batch influence each other's logits; per-image gradients do not exist")
     found = {
-        number: _batch_position(record, other.records[number])
+        number: _batch_position(record, other.records[number], len(probe))
         for number, record in recorder.records.items()
         if number in other.records
     }
@@ -273,37 +293,38 @@ def _check_repeats(classifier: nn.Module, probe: Tensor, logits: Tensor) -> None
         )
 
 
-def _batch_position(record: Record, other: Record) -> int | None:
+def _batch_position(record: Record, other: Record, batch: int) -> int | None:
     """Positions before the batch, or None when no layout explains what changed."""
     if record.rule.source:  # nothing changes with the images; the comparison with autograd tells whether this is so
         return 1
     features = record.call.feature_dims
     for one, another in ((record.output, other.output), (record.call.x.detach(), other.call.x.detach())):
-        found = _changed_image(one, another, features)
+        found = _changed_image(one, another, features, batch)
         if found is not None:
             return found
     return None  # the output may hide a change behind a large bias, but the input changes neither
 
 
-def _changed_image(one: Tensor, another: Tensor, feature_dims: int) -> int | None:
+def _changed_image(one: Tensor, another: Tensor, feature_dims: int, batch: int) -> int | None:
     """The smallest number of positions before the batch by which the exchanged image alone has changed."""
     if one.shape != another.shape or one.dim() <= feature_dims:
         return None
     difference = (one - another).abs().flatten(one.dim() - feature_dims).amax(-1).flatten().cpu()
-    if len(difference) % PROBES:
+    if len(difference) % batch:
         return None
     rounding = 16 * torch.finfo(difference.dtype).eps * float(one.abs().max())
-    return next((found for noise in (0.0, rounding) if (found := _before_batch(difference > noise))), None)
+    return next((found for noise in (0.0, rounding) if (found := _before_batch(difference > noise, batch))), None)
 
 
-def _before_batch(changed: Tensor) -> int | None:
+def _before_batch(changed: Tensor, batch: int) -> int | None:
     # A position may stay as it was (a class token, padding of a window), but no other image's may change. Where
     # that leaves a choice, the comparison with autograd tells whether the smallest is right.
-    each = len(changed) // PROBES
+    each = len(changed) // batch
+    others = [row for row in range(batch) if row != EXCHANGED]
     possible = (
         before
         for before in range(1, each + 1)
-        if each % before == 0 and not changed.view(before, PROBES, -1)[:, OTHERS].any()
+        if each % before == 0 and not changed.view(before, batch, -1)[:, others].any()
     )
     return next(possible, None) if changed.any() else None
 
