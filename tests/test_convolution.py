@@ -1,10 +1,14 @@
 """Every form of a convolution's squared norm, wherever it fits, is the norm of the library's own weight gradient."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
-from gradosr.gradients.convolution import FORMS, _folded, _geometry, bind_conv, conv_gradients
+from gradosr.gradients.convolution import GRAMS, MATERIALISED, _geometry, bind_conv, conv_gradients, conv_squared_norms
+
+FORMS = {**MATERIALISED, **GRAMS}
 
 # channels in, channels out, groups, kernel, stride, padding, dilation, height, width
 SHAPES = {
@@ -43,18 +47,19 @@ def example(shape: str, maps: int) -> tuple[Tensor, Tensor, Tensor, dict[str, ob
 def test_a_form_that_fits_is_exact(shape: str, form: str, maps: int) -> None:
     x, grad, weight, options = example(shape, maps)
     call = bind_conv(2)(x.flatten(0, 1), weight, None, **options)
-    geometry, groups = _geometry(call, x, grad, weight), options["groups"]
-    if not FORMS[form].fits(geometry):
+    if not FORMS[form].fits(_geometry(call, x, grad)):
         return
-    found = FORMS[form].norms(geometry, _folded(x, groups), _folded(grad, groups)).view(3, groups).sum(1)
-    expected = conv_gradients(call, x, grad)["weight"].flatten(1).square().sum(1)
-    torch.testing.assert_close(found, expected, rtol=1e-11, atol=0)
+    expected = conv_gradients(replace(call, form="library"), x, grad)["weight"]
+    found = conv_squared_norms(replace(call, form=form), x, grad)["weight"]
+    torch.testing.assert_close(found, expected.flatten(1).square().sum(1), rtol=1e-11, atol=0)
+    if form in MATERIALISED:
+        torch.testing.assert_close(conv_gradients(replace(call, form=form), x, grad)["weight"], expected)
 
 
 @pytest.mark.parametrize(
     ("form", "shape"),
     [
-        ("pointwise", "1x1 strided"),
+        ("unfolded product", "1x1 strided"),
         ("depthwise", "depthwise strided"),
         ("shifted Gram", "dilated"),
         ("shifted Gram", "3x3"),
@@ -62,7 +67,7 @@ def test_a_form_that_fits_is_exact(shape: str, form: str, maps: int) -> None:
 )
 def test_a_form_fits_what_it_is_for(form: str, shape: str) -> None:
     x, grad, weight, options = example(shape, 1)
-    assert FORMS[form].fits(_geometry(bind_conv(2)(x.flatten(0, 1), weight, None, **options), x, grad, weight))
+    assert FORMS[form].fits(_geometry(bind_conv(2)(x.flatten(0, 1), weight, None, **options), x, grad))
 
 
 def test_the_reference_is_autograd() -> None:
