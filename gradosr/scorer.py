@@ -62,7 +62,10 @@ class Observer:
         """`max_memory` in GiB. Raises ConfigError for a precision that the device does not have."""
         self.device, self._dtype = device, use_precision(precision, device)
         limit = None if max_memory is None else int(max_memory * 2**30)
-        self.engine = GradientEngine(classifier.to(device, self._dtype), max_memory=limit)
+        classifier = classifier.to(device)
+        if self._dtype != torch.float32:  # a classifier of mixed types is told as such, not made to fit
+            classifier = classifier.to(self._dtype)
+        self.engine = GradientEngine(classifier, max_memory=limit)
         self.transform = transform
         self.objectives = tuple(objectives)
         self.coordinates = coordinate_names(self.objectives, self.engine.names)
