@@ -258,8 +258,8 @@ class ScoreJob(StoreFields):
     """Images per forward pass."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision = "float32"
-    """Of the classifier's arithmetic. tf32: on CUDA, products of rounded factors. bfloat16: half the memory and, where
-    the hardware has it, the fastest; scores change in the third digit."""
+    """Of the classifier's arithmetic. tf32: on CUDA, products of rounded factors. bfloat16: numbers of half the
+    size, faster where the hardware computes in it; scores change in the third digit."""
     max_memory: PositiveFloat | None = None
     """GiB that a batch may take beside the weights; a larger one goes in pieces. None: as much as there is, and half
     as many images at once when that is too much."""

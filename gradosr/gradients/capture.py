@@ -1,5 +1,6 @@
 """Sees every call of a ruled function while a classifier runs, whoever makes it."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -55,7 +56,7 @@ COMPOSITES: dict[Function, Composite] = {
 }
 
 
-class Capture(TorchFunctionMode):
+class Capture(TorchFunctionMode, ABC):
     """Inside the `with` block, ruled calls go through `see`, numbered from 0 in call order."""
 
     def __init__(self) -> None:
@@ -78,9 +79,9 @@ class Capture(TorchFunctionMode):
             args, kwargs = (kwargs["input"], *args), {k: v for k, v in kwargs.items() if k != "input"}
         return self.see(number, rule, func, args, kwargs)
 
+    @abstractmethod
     def see(self, number: int, rule: Rule, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The call's output."""
-        raise NotImplementedError
 
 
 class _Mended(TorchFunctionMode):

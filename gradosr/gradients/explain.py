@@ -5,11 +5,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from gradosr.gradients.calls import Gradients
-from gradosr.gradients.forms import Forms
+from gradosr.gradients.forms import Forms, wait
 from gradosr.gradients.plan import Plan, Use
 
 FALLBACK, NO_GRADIENT = "fallback", "no gradient"
@@ -48,10 +47,10 @@ class TimedForms(Forms):
         grad: Tensor,
     ) -> Gradients:
         """As they are; timed."""
-        _wait(grad)
+        wait(grad)
         start = time.perf_counter()
         result = super().fastest(number, forms, norms, grad)
-        _wait(grad)
+        wait(grad)
         seconds = time.perf_counter() - start
         self.seconds[number] = min(seconds, self.seconds.get(number, seconds))
         return result
@@ -88,8 +87,3 @@ def _rule(name: str, use: Use) -> str:
     if any(name in names for names in use.derived.values()):
         return f"{use.function} of derived"
     return f"{use.function} + batch_norm" if use.fold else use.function
-
-
-def _wait(tensor: Tensor) -> None:
-    if tensor.is_cuda:
-        torch.cuda.synchronize(tensor.device)

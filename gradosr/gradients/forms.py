@@ -79,14 +79,15 @@ def _measured(
 def _seconds(norms: Callable[[str | None], Gradients], form: str, grad: Tensor) -> float:
     """Of the second run: the first one may build kernels."""
     for _ in range(2):
-        _wait(grad)
+        wait(grad)
         start = time.perf_counter()
         norms(form)
-        _wait(grad)
+        wait(grad)
         seconds = time.perf_counter() - start
     return seconds
 
 
-def _wait(tensor: Tensor) -> None:
+def wait(tensor: Tensor) -> None:
+    """Until its device has done what it was given."""
     if tensor.is_cuda:
         torch.cuda.synchronize(tensor.device)
