@@ -238,6 +238,27 @@ class RaySettings(Settings):
 
     address: str = "local"
     """local starts a Ray of its own and stops it; auto, ray://HOST:PORT or HOST:PORT attach to one."""
+    start_timeout: PositiveFloat = 600.0
+    """Seconds that workers may take to become ready; a cluster that adds GPU nodes may need more."""
+
+
+class Workers(Settings):
+    """Workers that come and go with a cluster; the run goes on with those that are there."""
+
+    min: PositiveInt = 1
+    """Fewer ready ones after ray.start_timeout end the run."""
+    max: PositiveInt
+    """Asked of the cluster at once: what an autoscaler sees as demand."""
+    cpus: PositiveFloat = 1.0
+    """Cores of each: they read and decode and, without a GPU, compute."""
+    gpus: float | None = Field(None, ge=0)
+    """GPUs of each; none: 1 where device is cuda, or auto and the cluster has any."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Workers":
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is more than max {self.max}")
+        return self
 
 
 Precision = Literal["float32", "tf32", "bfloat16"]
@@ -252,8 +273,8 @@ class ScoreJob(StoreFields):
     """The archive."""
     output: Uri
     """Results folder or prefix; the same command again finishes a run."""
-    workers: PositiveInt | Literal["auto"] = "auto"
-    """auto: one per GPU, else by cores."""
+    workers: PositiveInt | Literal["auto"] | Workers = "auto"
+    """auto: one per GPU, else by cores, of the cluster as it is at the start; {min, max} for one that grows."""
     batch_size: PositiveInt = 64
     """Images per forward pass."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -273,6 +294,8 @@ class ScoreJob(StoreFields):
     """Workers that may die over one shard before it is quarantined."""
     shard_timeout: PositiveFloat = 3600.0
     """Seconds after which a worker still busy with one shard is taken for hung and replaced."""
+    drain_timeout: PositiveFloat = 60.0
+    """Seconds that running shards get to finish when the run is asked to end (SIGTERM); no new ones are started."""
     retry_quarantined: bool = False
     """Try quarantined shards again."""
     ray: RaySettings = RaySettings()

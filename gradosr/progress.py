@@ -11,6 +11,8 @@ class Progress:
 
     total: int
     done: int = 0
+    failed: int = 0
+    quarantined: int = 0
     workers: int = 0
     """Ready ones."""
     counts: Counter[str] = field(default_factory=Counter)
@@ -22,6 +24,20 @@ class Progress:
     def seconds(self) -> float:
         """Since the first worker was ready."""
         return 0.0 if self.first_ready is None else time.monotonic() - self.first_ready
+
+    def facts(self) -> dict[str, float]:
+        """For others to read while the run goes on."""
+        return {
+            "pending_shards": self.total,
+            "done": self.done,
+            "failed": self.failed,
+            "quarantined": self.quarantined,
+            "workers": self.workers,
+            "rows": self.counts["rows"],
+            "ok": self.counts["ok"],
+            "unknown": self.counts["unknown"],
+            "seconds": round(self.seconds, 3),
+        }
 
 
 @dataclass(frozen=True)
@@ -45,3 +61,5 @@ class Outcome:
     """Part name -> reason."""
     failed: dict[str, str] = field(default_factory=dict)
     """Shard name -> reason; retried by the next run."""
+    interrupted: bool = False
+    """Whether the run was asked to end before every shard had its turn."""

@@ -72,6 +72,8 @@ class Summary:
     quarantined: tuple[str, ...]
     failed: dict[str, str]
     """Shard -> reason."""
+    interrupted: bool
+    """Asked to end before every shard had its turn."""
 
 
 def prepare(job: ScoreJob) -> Plan:
@@ -162,27 +164,29 @@ def fingerprint_of(job: ScoreJob, manifest: Manifest, digest: str) -> dict[str, 
 
 
 def finish(plan: Plan, outcome: Outcome) -> Summary:
-    """Bring the table in line with the archive as listed; _SUCCESS last, and only when nothing failed."""
+    """Bring the table in line with the archive as listed; _SUCCESS last, and only when every shard has a verdict."""
     folder, listing, current = plan.folder, plan.listing, {shard.part for shard in plan.shards}
     fresh = {report.part: report.counts for report in outcome.reports}
     table = (listing.parts | set(fresh)) & current
     marks = ((listing.quarantined | set(outcome.quarantined)) - table) & current
     outdated_parts, outdated_marks = listing.parts - current, listing.quarantined - marks
     counts = folder.counts(table, fresh)
+    whole = not (outcome.failed or outcome.interrupted)
     summary = Summary(
         output=folder.uri,
         shards=len(plan.shards),
         scored=len(fresh),
         counts=merged(counts.values()),
-        superseded=0 if outcome.failed else len(outdated_parts),
+        superseded=len(outdated_parts) if whole else 0,
         quarantined=tuple(shard.name for shard in plan.shards if shard.part in marks),
         failed=outcome.failed,
+        interrupted=outcome.interrupted,
     )
     if listing.finished and not (plan.pending or outdated_parts or outdated_marks):
         return summary  # nothing to do, nothing touched
-    if not outcome.failed:
+    if whole:
         folder.supersede("parts", outdated_parts, ".parquet")
         folder.supersede("quarantine", outdated_marks, ".json")
     document = {"shards": len(plan.shards), "counts": summary.counts, "quarantined": sorted(marks)}
-    folder.finish(document, counts, success=not outcome.failed)
+    folder.finish(document, counts, success=whole)
     return summary

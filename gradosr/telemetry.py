@@ -116,6 +116,8 @@ def summary_report(summary: Summary) -> str:
     hidden = max(0, len(summary.quarantined) - SHOWN) + max(0, len(summary.failed) - SHOWN)
     if hidden:
         lines.append(f"... and {hidden} more")
+    if summary.interrupted:
+        lines.append("ended early: the table is not whole")
     if summary.failed:
         lines.append("the table is not whole; the same command tries the failed shards again")
     return "\n".join(lines)

@@ -7,7 +7,9 @@ Job modules import click alone at the top; the library is imported inside their 
 import importlib
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -100,6 +102,23 @@ def _say(message: str, code: int) -> int:
     for line in message.splitlines():
         click.echo(f"gradosr: {printable(line)}", err=True)
     return code
+
+
+@contextmanager
+def drained() -> Iterator[threading.Event]:
+    """Within, the first SIGTERM sets the event instead of ending the command; the second one ends it."""
+    stop = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            _terminate(number, frame)
+        stop.set()
+
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:

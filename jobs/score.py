@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import click
 
-from .cli import DONE, FAILED, INCOMPLETE, job_flags
+from .cli import DONE, FAILED, INCOMPLETE, Terminated, drained, job_flags
 
 
 @click.command()
@@ -30,13 +30,16 @@ def score(config: str, overrides: tuple[str, ...], as_json: bool, dry_run: bool)
             from gradosr.driver import Driver, check_local_uris, connected
 
             notes.step("starting Ray")
-            with connected(job.ray, job.runtime_env):
+            with drained() as stop, connected(job.ray, job.runtime_env):
                 check_local_uris(job, plan.pending[0])
-                outcome = Driver(job, plan.folder, plan.fingerprint, notes.progress).run(plan.pending)
+                driver = Driver(job, plan.folder, plan.fingerprint, notes.progress, notes.say, stop)
+                outcome = driver.run(plan.pending)
         summary = finish(plan, outcome)
         notes.say(summary_report(summary))
     if as_json:
         click.echo(json.dumps(asdict(summary)))
+    if summary.interrupted:
+        raise Terminated
     if summary.failed:
         return FAILED
     return INCOMPLETE if summary.quarantined else DONE

@@ -1,7 +1,8 @@
 """The driver on a real local Ray: death, poison, hanging, failure and progress."""
 
 import json
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import doomed
@@ -36,8 +37,17 @@ def job(tmp_path: Path) -> ScoreJob:
 def drive(job: ScoreJob, worker: type[ShardWorker] = ShardWorker) -> tuple[Plan, Outcome, list[Progress]]:
     plan, seen = prepare(job), []
     plan.claim()
-    outcome = Driver(job, plan.folder, plan.fingerprint, seen.append, worker).run(plan.pending)
+    outcome = driver(job, plan, seen.append, worker).run(plan.pending)
     return plan, outcome, seen
+
+
+def driver(
+    job: ScoreJob,
+    plan: Plan,
+    observe: Callable[[Progress], None] = lambda _: None,
+    worker: type[ShardWorker] = ShardWorker,
+) -> Driver:
+    return Driver(job, plan.folder, plan.fingerprint, observe, print, threading.Event(), worker)
 
 
 @pytest.fixture
@@ -106,7 +116,7 @@ def test_a_shard_that_vanished_is_failed_not_quarantined(job: ScoreJob, tmp_path
     plan = prepare(job)
     plan.claim()
     (tmp_path / "archive" / "00001.tar").unlink()
-    outcome = Driver(job, plan.folder, plan.fingerprint, lambda _: None).run(plan.pending)
+    outcome = driver(job, plan).run(plan.pending)
     assert list(outcome.failed) == ["00001.tar"]
     assert "00001.tar" in outcome.failed["00001.tar"]
     assert not outcome.quarantined
@@ -132,7 +142,7 @@ def test_a_worker_refuses_a_folder_that_another_run_took(job: ScoreJob, tmp_path
     document["fingerprint"]["max_pixels"] = 7
     (tmp_path / "results" / "run.json").write_text(json.dumps(document))
     with pytest.raises(ConfigError, match="max_pixels was 7"):
-        Driver(job, plan.folder, plan.fingerprint, lambda _: None).run(plan.pending)
+        driver(job, plan).run(plan.pending)
 
 
 def test_resources_follow_the_cluster(job: ScoreJob) -> None:

@@ -23,9 +23,9 @@ from tiny import (
     local_job,
     make_bundle,
     picture,
+    plain,
     rows_of,
     run_here,
-    white,
     write_archive,
 )
 from tiny_net import tiny
@@ -352,7 +352,7 @@ def test_known_images_without_a_finite_logit_are_left_out_of_the_fit(
 ) -> None:
     document = fit_document(tmp_path) | {"held_out": 0.9}
     document["classifier"]["arch"] = "tiny_net:bursting"
-    whites = [(f"white{i}.{end}", data) for i in range(10) for end, data in (("png", white()), ("cls", b"cat"))]
+    whites = [(f"white{i}.{end}", data) for i in range(10) for end, data in (("png", plain()), ("cls", b"cat"))]
     Store().write(f"{tmp_path}/known/1.tar", tar(whites))
     code, out, err = gradosr(capsys, "fit", write(tmp_path / "fit.yaml", document), "--json")
     assert code == 0, err

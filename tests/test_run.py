@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from hostile import bomb_png, cmyk_jpeg, cut, encoded, grey16_png, noise, parquet_file, tar
-from tiny import CLASSES, labelled_tar, local_job, make_bundle, picture, rows_of, run_here, white, write_archive
+from tiny import CLASSES, labelled_tar, local_job, make_bundle, picture, plain, rows_of, run_here, write_archive
 
 from gradosr.config import ScoreJob
 from gradosr.errors import ConfigError, FingerprintMismatch, GradosrError, InputError
@@ -142,7 +142,7 @@ def test_an_image_without_a_finite_logit_is_a_row_with_a_reason_and_its_neighbou
     arch, members = "tiny_net:bursting", [(f"{i}.png", picture(i)) for i in range(5)]
     make_bundle(Store(), f"{tmp_path}/bundle", arch=arch)
     found = []
-    for name, third in (("as_they_are", picture(2)), ("one_white", white())):
+    for name, third in (("as_they_are", picture(2)), ("one_white", plain())):
         Store().write(f"{tmp_path}/{name}/a.tar", tar([*members[:2], ("2.png", third), *members[3:]]))
         job = local_job(tmp_path, trust=[arch], input={"kind": "tar", "uri": f"{tmp_path}/{name}/"}, batch_size=5,
                         output=f"{tmp_path}/results_{name}")  # fmt: skip
