@@ -10,7 +10,7 @@ import pytest
 import ray
 from tiny import local_job, rows_of, run_here, write_archive
 
-from gradosr.config import RaySettings, ScoreJob
+from gradosr.config import RaySettings, ScoreJob, Workers
 from gradosr.driver import LOST_STARTS, Driver, check_local_uris, connected, resources
 from gradosr.errors import BundleError, ConfigError, RunFailed
 from gradosr.progress import Outcome, Progress
@@ -158,3 +158,62 @@ def test_resources_follow_the_cluster(job: ScoreJob) -> None:
 
 def test_one_node_sees_its_own_files(job: ScoreJob) -> None:
     check_local_uris(job, prepare(job).pending[0])
+
+
+def test_a_straggler_is_run_twice_and_the_first_part_counts(
+    job: ScoreJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean: dict[str, tuple[object, ...]]
+) -> None:
+    monkeypatch.setattr("gradosr.driver.STRAGGLER_SECONDS", 1.0)
+    plan, outcome, _ = drive(job, doomed.Straggling)
+    assert finish(plan, outcome).scored == 4
+    assert_same(rows_of(tmp_path / "results"), clean)
+
+
+def test_asked_to_end_it_lets_running_shards_finish_and_the_next_run_takes_the_rest(
+    job: ScoreJob, tmp_path: Path, clean: dict[str, tuple[object, ...]]
+) -> None:
+    plan, stop = prepare(job), threading.Event()
+    plan.claim()
+
+    def end(progress: Progress) -> None:
+        if progress.first_ready is not None:
+            stop.set()
+
+    outcome = Driver(job, plan.folder, plan.fingerprint, end, print, stop, doomed.Slow).run(plan.pending)
+    assert outcome.interrupted
+    assert 1 <= len(outcome.reports) <= 2
+    summary = finish(plan, outcome)
+    assert summary.interrupted
+    assert not (tmp_path / "results" / "_SUCCESS").exists()
+    plan, outcome, _ = drive(job)
+    assert len(plan.pending) == 4 - summary.scored
+    finish(plan, outcome)
+    assert_same(rows_of(tmp_path / "results"), clean)
+
+
+def test_draining_is_bounded(tmp_path: Path) -> None:
+    write_archive(Store(), f"{tmp_path}/archive", shards=2)
+    job = local_job(tmp_path, workers=2, drain_timeout=1)
+    plan, stop = prepare(job), threading.Event()
+    plan.claim()
+
+    def end(progress: Progress) -> None:
+        if progress.done:
+            stop.set()
+
+    outcome = Driver(job, plan.folder, plan.fingerprint, end, print, stop, doomed.Hanging).run(plan.pending)
+    assert outcome.interrupted
+    assert len(outcome.reports) == 1
+
+
+def test_a_run_goes_on_with_the_workers_there_are(job: ScoreJob, tmp_path: Path) -> None:
+    elastic = job.model_copy(update={"workers": Workers(max=4, cpus=ray.cluster_resources()["CPU"])})
+    plan, outcome, seen = drive(elastic)
+    assert finish(plan, outcome).counts["rows"] == 24
+    assert max(progress.workers for progress in seen) == 1
+
+
+def test_what_is_missing_for_a_worker_is_said(job: ScoreJob) -> None:
+    greedy = job.model_copy(update={"workers": Workers(max=1, cpus=10_000), "ray": RaySettings(start_timeout=1)})
+    with pytest.raises(RunFailed, match=r"0 of 1 ready; each needs 10000 CPU and 0 GPU, free .* no node .* large"):
+        drive(greedy)

@@ -57,7 +57,7 @@ def _peak(name: str, arch: str, size: int, batch: int, device: str) -> Peak | No
     if not _forget_peak(on_gpu=on_gpu):
         return None
     prepared.work()
-    peak = torch.cuda.max_memory_allocated() if on_gpu else _status("VmHWM")
+    peak = torch.cuda.max_memory_allocated() if on_gpu else status_bytes("VmHWM")
     return Peak(peak, max(0, peak - before))
 
 
@@ -70,7 +70,7 @@ def _resident(*, on_gpu: bool) -> int:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc alone
     if trim is not None:
         trim(0)
-    return _status("VmRSS")
+    return status_bytes("VmRSS")
 
 
 def _forget_peak(*, on_gpu: bool) -> bool:
@@ -85,7 +85,7 @@ def _forget_peak(*, on_gpu: bool) -> bool:
     return True
 
 
-def _status(key: str) -> int:
+def status_bytes(key: str) -> int:
     """Bytes, of /proc/self/status; 0 where there is none."""
     status = PROC / "status"
     lines = status.read_text(encoding="ascii", errors="replace").splitlines() if status.exists() else []

@@ -121,8 +121,8 @@ class Driver:
             "max_restarts": 0,
             "max_task_retries": 0,
         }
-        if self._avoided:
-            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(self._avoided)})"}
+        if avoided := [node for node in self._avoided if node]:
+            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(avoided)})"}
         threads = max(1, int(share.cpus))
         job = self._job.model_copy(update={"runtime_env": {}})
         actor = ray.remote(self._kind).options(**options).remote(job, self._fingerprint, threads)
@@ -176,15 +176,15 @@ class Driver:
             self._avoid(worker.node, RunFailed(f"{LOST_STARTS} workers in a row failed to load: {told}"))
 
     def _avoid(self, node: str, cause: Exception) -> None:
-        """No more workers on a node. Raises the cause where that leaves none to work with."""
+        """No more workers on a node ("": wherever it was). Raises the cause where that leaves none to work with."""
+        others = bool(node) and self._elsewhere(node)
+        if not others and not self._ready():
+            raise cause
         if node not in self._avoided:
             self._avoided[node] = str(cause)
-            if self._elsewhere(node) or self._ready():
-                self._say(f"node {address_of(node)} is avoided: {first_line(cause)}")
-        if self._elsewhere(node):
+            self._say(f"node {address_of(node)} is avoided: {first_line(cause)}")
+        if others:
             self._start_worker()
-        elif not self._ready():
-            raise cause
 
     def _elsewhere(self, node: str) -> bool:
         """Whether another node can hold a worker."""
