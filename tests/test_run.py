@@ -371,14 +371,17 @@ def test_an_unwritable_output_is_one_line(job: ScoreJob, tmp_path: Path) -> None
 
 def test_through_s3(bucket: str, store: Store, s3_settings: object, tmp_path: Path) -> None:
     write_archive(store, f"{bucket}/archive", shards=2)
+    store.write(f"{bucket}/archive/bad.tar", tar([("bad.png", b"no image")]))
     make_bundle(store, f"{bucket}/bundle")
     job = local_job(
         tmp_path, bundle=f"{bucket}/bundle", input={"kind": "tar", "uri": f"{bucket}/archive/"}, output=f"{bucket}/out",
         store=s3_settings,
     )  # fmt: skip
     _, summary = run_here(job)
-    assert summary.counts["rows"] == 12
+    assert summary.counts["rows"] == 13
+    (listed,) = store.list(f"{bucket}/out/quarantine/")
+    assert json.loads(store.read(listed.uri))["key"] == "bad.tar#bad.png"
     etags = {o.uri: o.version for o in store.list(f"{bucket}/out/parts/")}
     _, again = run_here(job)
-    assert (again.scored, again.counts["rows"]) == (0, 12)
+    assert (again.scored, again.counts["rows"]) == (0, 13)
     assert etags == {o.uri: o.version for o in store.list(f"{bucket}/out/parts/")}
