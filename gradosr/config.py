@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, StrictInt, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    StrictFloat,
+    StrictInt,
+    field_validator,
+    model_validator,
+)
 
 from gradosr.errors import ConfigError
 from gradosr.settings import Settings, SettingsT, load_settings
@@ -263,6 +272,9 @@ class Workers(Settings):
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 
+Allowance = Annotated[StrictInt, Field(ge=0)] | Annotated[StrictFloat, Field(ge=0, lt=1)]
+"""How many of a whole: a count (an integer), or a share of it (a number with a point, below 1)."""
+
 
 class ScoreJob(StoreFields):
     """Score every image of an archive into a results folder."""
@@ -298,6 +310,10 @@ class ScoreJob(StoreFields):
     """Seconds that running shards get to finish when the run is asked to end (SIGTERM); no new ones are started."""
     retry_quarantined: bool = False
     """Try quarantined shards again."""
+    max_bad_images: Allowance = 0.01
+    """Images of the archive without a score, a count or a share, beyond which a finished run exits with 5."""
+    max_bad_shards: Allowance = 0
+    """Quarantined shards, a count or a share of the archive's, beyond which a finished run exits with 5."""
     ray: RaySettings = RaySettings()
     trust: tuple[str, ...] = ()
     """package.module:factory names that the bundle may import; torchvision and timm need none."""

@@ -84,9 +84,10 @@ def bench_driver(shards: int, workers: int, folder: str | None, as_json: bool) -
 
     from gradosr.benchmark import driving
     from gradosr.benchmark.tables import driver_table
+    from gradosr.telemetry import Notes
 
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        facts = driving.bench_driver(shards, workers, Path(place), lambda line: click.echo(line, err=True))
+        facts = driving.bench_driver(shards, workers, Path(place), Notes())
     click.echo(json.dumps(facts) if as_json else driver_table(facts))
 
 

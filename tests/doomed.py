@@ -86,3 +86,17 @@ class Straggling(ShardWorker):
             mark.touch()
             time.sleep(3600)
         return super().process(shard)
+
+
+class Noted:
+    """Keeps what the driver says."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        self.fates: list[tuple[str, str, str]] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def lost(self, shard: str, fate: str, reason: str) -> None:
+        self.fates.append((shard, fate, reason))

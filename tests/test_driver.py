@@ -1,19 +1,24 @@
 """The driver on a real local Ray: death, poison, hanging, failure and progress."""
 
 import json
+import re
 import threading
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import doomed
 import pytest
 import ray
-from tiny import local_job, rows_of, run_here, write_archive
+from hostile import tar
+from tiny import local_job, picture, rows_of, run_here, write_archive
 
 from gradosr.config import RaySettings, ScoreJob, Workers
 from gradosr.driver import LOST_STARTS, Driver, check_local_uris, connected, resources
 from gradosr.errors import BundleError, ConfigError, RunFailed
 from gradosr.progress import Outcome, Progress
+from gradosr.results import merged
 from gradosr.run import Plan, finish, prepare
 from gradosr.store import Store
 from gradosr.worker import ShardWorker
@@ -24,8 +29,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # Ray leaves
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     """One local Ray for this file."""
-    with connected(RaySettings(), {}):
-        yield
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("RAY_metrics_report_interval_ms", "500")  # 10 s are long in a test
+        with connected(RaySettings(), {}):
+            yield
 
 
 @pytest.fixture
@@ -47,7 +54,7 @@ def driver(
     observe: Callable[[Progress], None] = lambda _: None,
     worker: type[ShardWorker] = ShardWorker,
 ) -> Driver:
-    return Driver(job, plan.folder, plan.fingerprint, observe, print, threading.Event(), worker)
+    return Driver(job, plan.folder, plan.fingerprint, observe, doomed.Noted(), threading.Event(), worker)
 
 
 @pytest.fixture
@@ -156,6 +163,49 @@ def test_resources_follow_the_cluster(job: ScoreJob) -> None:
             resources(job.model_copy(update={"device": "cuda"}), 1)
 
 
+def scraped(run: str) -> dict[tuple[str, ...], float]:
+    """What the node serves to Prometheus of a run: metric and its own tag -> value."""
+    (node,) = ray.nodes()
+    with urllib.request.urlopen(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics") as answer:
+        text = answer.read().decode()
+    found = {}
+    for name, labels, value in re.findall(r"^ray_gradosr_(\w+){(.*)} (\S+)$", text, re.MULTILINE):
+        tags = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+        if tags["run"] == run:
+            own = [tags[tag] for tag in ("status", "outcome", "stage") if tag in tags]
+            found[(name, *own)] = float(value)
+    return found
+
+
+def test_prometheus_is_served_what_the_run_did(job: ScoreJob, tmp_path: Path) -> None:
+    (tmp_path / "archive" / "00001.tar").write_bytes(b"not a tar at all" * 100)
+    Store().write(f"{tmp_path}/archive/bad.tar", tar([("good.png", picture(99)), ("bad.png", b"no image")]))
+    plan, seen, gauges = prepare(job), [], set()
+
+    def observe(progress: Progress) -> None:
+        seen.append(progress)
+        gauges.update(name for name in scraped(job.output) if name in {("queue_shards",), ("workers",)})
+
+    plan.claim()
+    outcome = driver(job, plan, observe).run(plan.pending)
+    assert gauges == {("queue_shards",), ("workers",)}  # seen while it worked: they go with the run
+    seconds = merged(report.seconds for report in outcome.reports)
+    wanted = {
+        ("images_total", "ok"): 19, ("images_total", "not_an_image"): 1,
+        ("shards_total", "done"): 4, ("shards_total", "quarantined"): 1,
+        **{("stage_seconds_total", stage): pytest.approx(spent) for stage, spent in seconds.items()},
+    }  # fmt: skip
+    if seen[-1].counts["unknown"]:
+        wanted["unknown_images_total",] = seen[-1].counts["unknown"]
+    deadline = time.monotonic() + 60
+    while (counters := {name: n for name, n in scraped(job.output).items() if name not in gauges}) != wanted:
+        assert time.monotonic() < deadline, counters
+        time.sleep(0.2)
+    last = seen[-1]
+    assert (last.done, last.failed, last.quarantined) == (5, 0, 1)
+    assert last.done_bytes == last.total_bytes == sum(path.stat().st_size for path in (tmp_path / "archive").iterdir())
+
+
 def test_one_node_sees_its_own_files(job: ScoreJob) -> None:
     check_local_uris(job, prepare(job).pending[0])
 
@@ -179,7 +229,7 @@ def test_asked_to_end_it_lets_running_shards_finish_and_the_next_run_takes_the_r
         if progress.first_ready is not None:
             stop.set()
 
-    outcome = Driver(job, plan.folder, plan.fingerprint, end, print, stop, doomed.Slow).run(plan.pending)
+    outcome = Driver(job, plan.folder, plan.fingerprint, end, doomed.Noted(), stop, doomed.Slow).run(plan.pending)
     assert outcome.interrupted
     assert 1 <= len(outcome.reports) <= 2
     summary = finish(plan, outcome)
@@ -201,7 +251,7 @@ def test_draining_is_bounded(tmp_path: Path) -> None:
         if progress.done:
             stop.set()
 
-    outcome = Driver(job, plan.folder, plan.fingerprint, end, print, stop, doomed.Hanging).run(plan.pending)
+    outcome = Driver(job, plan.folder, plan.fingerprint, end, doomed.Noted(), stop, doomed.Hanging).run(plan.pending)
     assert outcome.interrupted
     assert len(outcome.reports) == 1
 

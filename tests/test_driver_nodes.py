@@ -36,12 +36,12 @@ def job(tmp_path: Path) -> ScoreJob:
 def drive(
     job: ScoreJob, worker: type[ShardWorker] = ShardWorker, observe: Callable[[Progress], None] = lambda _: None
 ) -> tuple[Outcome, list[str]]:
-    plan, said = prepare(job), list[str]()
+    plan, notes = prepare(job), doomed.Noted()
     plan.claim()
-    driver = Driver(job, plan.folder, plan.fingerprint, observe, said.append, threading.Event(), worker)
+    driver = Driver(job, plan.folder, plan.fingerprint, observe, notes, threading.Event(), worker)
     outcome = driver.run(plan.pending)
     assert finish(plan, outcome).counts["rows"] == 48
-    return outcome, said
+    return outcome, notes.warnings
 
 
 def test_a_node_that_cannot_load_is_avoided_and_says_why_once(cluster: Nodes, job: ScoreJob) -> None:

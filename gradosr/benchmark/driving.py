@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from gradosr.benchmark.memory import PROC, status_bytes
 from gradosr.config import RaySettings, ScoreJob, TransformSettings
-from gradosr.driver import Driver, connected
+from gradosr.driver import Driver, Notes, connected
 from gradosr.manifest import MANIFEST, Manifest
 from gradosr.parts import PartBuilder, schema
 from gradosr.progress import Progress, ShardReport
@@ -43,11 +43,11 @@ class NullWorker:
         return ShardReport(shard.part, {"rows": 0}, {"write": time.perf_counter() - start}, "null")
 
 
-def bench_driver(shards: int, workers: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def bench_driver(shards: int, workers: int, folder: Path, notes: Notes) -> dict[str, Any]:
     """A whole run of empty shards below `folder`, and the recognition of it once it is finished.
 
     `run_seconds` count from when all workers are ready; `driver_ms_per_shard` is what of them is not the workers' own.
-    Memory is this process's peak. `say` takes the driver's messages.
+    Memory is this process's peak. `notes` takes the driver's messages.
     """
     (folder / "bundle").mkdir(parents=True)
     (folder / "bundle" / MANIFEST).write_text(_manifest().model_dump_json(exclude={"logits"}), encoding="utf-8")
@@ -67,7 +67,7 @@ def bench_driver(shards: int, workers: int, folder: Path, say: Callable[[str], N
         def note(progress: Progress) -> None:
             first.extend([time.perf_counter()] * (progress.workers == workers and not first))
 
-        driver = Driver(job, plan.folder, plan.fingerprint, note, say, threading.Event(), NullWorker)
+        driver = Driver(job, plan.folder, plan.fingerprint, note, notes, threading.Event(), NullWorker)
         outcome = driver.run(plan.pending)
         ran = time.perf_counter() - first[0]
     _, finished = _timed(lambda: finish(plan, outcome))

@@ -12,13 +12,14 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from gradosr.config import ScoreJob
 from gradosr.driver.cluster import Resources, address_of, check_local_uris, connected, live_nodes, resources
+from gradosr.driver.prometheus import RunMetrics
 from gradosr.errors import ConfigError, GradosrError, InputError, RunFailed, ShardUnreadable, first_line
 from gradosr.progress import Outcome, Progress, ShardReport
 from gradosr.results import RunFolder
@@ -35,6 +36,16 @@ STRAGGLING = 3.0  # times what a shard of its size usually takes, before an idle
 STRAGGLER_SECONDS = 10.0  # at least
 SAID_EVERY = 30.0  # seconds between two lines about the same want
 NO_NODE = "; no node of the cluster is large enough"
+
+
+class Notes(Protocol):
+    """Takes what users should know at once."""
+
+    def warn(self, text: str) -> None:
+        """Trouble that the run survives."""
+
+    def lost(self, shard: str, fate: str, reason: str) -> None:
+        """A shard that becomes no part: `failed` or `quarantined`."""
 
 
 @dataclass(eq=False)
@@ -58,13 +69,13 @@ class Driver:
         folder: RunFolder,
         fingerprint: Mapping[str, Any],
         observe: Callable[[Progress], None],
-        say: Callable[[str], None],
+        notes: Notes,
         stop: threading.Event,
         worker: type[Any] = ShardWorker,
     ) -> None:
         """`observe` is called at every turn, and ends the run by raising; `stop` asks it to drain."""
         self._job, self._folder, self._fingerprint = job, folder, fingerprint
-        self._observe, self._say, self._stop, self._kind = observe, say, stop, worker
+        self._observe, self._notes, self._stop, self._kind = observe, notes, stop, worker
         self._calls: dict[Any, _Worker] = {}  # reference -> the worker that owes its answer
         self._idle = deque[_Worker]()
         self._waiting = deque[Shard]()
@@ -78,12 +89,13 @@ class Driver:
         self._said = 0.0
         self._drain_until = float("inf")
         self._outcome = Outcome()
+        self._metrics = RunMetrics(folder.uri)
 
     def run(self, shards: Sequence[Shard]) -> Outcome:
         """Every shard to a part, a quarantine mark or a failure. Raises RunFailed when no worker can work."""
         self._share = resources(self._job, len(shards))
         self._open, self._waiting = {shard.part: shard for shard in shards}, deque(shards)
-        self._progress = Progress(len(shards))
+        self._progress = Progress(len(shards), total_bytes=sum(shard.size for shard in shards))
         self._enough_since = time.monotonic()
         for _ in range(self._share.workers):
             self._start_worker()
@@ -108,7 +120,7 @@ class Driver:
         running = [worker for worker in self._calls.values() if worker.shard and worker.shard.part in self._open]
         if self._drain_until == float("inf"):
             self._drain_until = time.monotonic() + self._job.drain_timeout
-            self._say(f"asked to end: {len(running)} shards may finish, within {self._job.drain_timeout:g} s")
+            self._notes.warn(f"asked to end: {len(running)} shards may finish, within {self._job.drain_timeout:g} s")
         return not running or time.monotonic() > self._drain_until
 
     # Workers come: placed on a node, loading, ready.
@@ -182,7 +194,7 @@ class Driver:
             raise cause
         if node not in self._avoided:
             self._avoided[node] = str(cause)
-            self._say(f"node {address_of(node)} is avoided: {first_line(cause)}")
+            self._notes.warn(f"node {address_of(node)} is avoided: {first_line(cause)}")
         if others:
             self._start_worker()
 
@@ -234,7 +246,7 @@ class Driver:
         if not late:
             return None
         took, shard = max(late, key=lambda one: one[0])
-        self._say(f"{shard.name}: {took:.0f} s at work, far beyond the usual; another worker tries it as well")
+        self._notes.warn(f"{shard.name}: {took:.0f} s at work, far beyond the usual; another worker tries it as well")
         return shard
 
     def _settle_shard(self, reference: Any, worker: _Worker, shard: Shard) -> None:
@@ -253,6 +265,7 @@ class Driver:
             if self._close(shard):
                 self._outcome.reports.append(report)
                 self._progress.counts.update(report.counts)
+                self._metrics.add(report)
         worker.shard = None
         self._idle.append(worker)
 
@@ -261,18 +274,25 @@ class Driver:
         if self._open.pop(shard.part, None) is None:
             return False
         self._progress.done += 1
+        self._progress.done_bytes += shard.size
         return True
 
     def _fail(self, shard: Shard, reason: str) -> None:
         if self._close(shard):
             self._outcome.failed[shard.name] = reason
             self._progress.failed += 1
+            self._lost(shard, "failed", reason)
 
     def _quarantine(self, shard: Shard, reason: str, attempts: int) -> None:
         if self._close(shard):
             self._folder.quarantine(shard, reason, attempts)
             self._outcome.quarantined[shard.part] = reason
             self._progress.quarantined += 1
+            self._lost(shard, "quarantined", reason)
+
+    def _lost(self, shard: Shard, fate: str, reason: str) -> None:
+        self._notes.lost(shard.name, fate, reason)
+        self._metrics.settle(fate)
 
     def _lose(self, worker: _Worker, shard: Shard, reason: str) -> None:
         """A worker died over a shard: another starts, and the shard goes to the back until it has killed enough."""
@@ -321,7 +341,7 @@ class Driver:
             raise RunFailed(f"ray.start_timeout: {self._want()}")
         if waited > SAID_EVERY and now - self._said > SAID_EVERY:
             self._said = now
-            self._say(f"waiting for workers: {self._want()}")
+            self._notes.warn(f"waiting for workers: {self._want()}")
 
     def _want(self) -> str:
         """What is missing, in numbers."""
@@ -335,6 +355,7 @@ class Driver:
 
     def _report(self) -> None:
         self._progress.workers = len(self._ready())
+        self._metrics.update(self._progress.workers, len(self._waiting))
         self._observe(self._progress)
 
 
