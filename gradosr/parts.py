@@ -8,8 +8,8 @@ import json
 import platform
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from typing import Any, BinaryIO, cast
 
@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gradosr.errors import StoreError, first_line
 from gradosr.shards import Shard
 
 SCHEMA_VERSION = 1
@@ -83,7 +84,8 @@ class PartBuilder:
 
     def _flush(self) -> None:
         arrays = [pa.array([row.get(f.name) for row in self._rows], f.type) for f in self._schema]
-        self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
+        with _spooled():
+            self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
         self._rows = []
 
     def finish(self, metadata: Mapping[str, Any]) -> BinaryIO:
@@ -91,15 +93,26 @@ class PartBuilder:
         self._flush()
         facts = {"gradosr.schema_version": SCHEMA_VERSION, "gradosr.counts": dict(self.counts), **metadata}
         self._writer.add_key_value_metadata({name: json.dumps(value) for name, value in facts.items()})
-        self._writer.close()
+        with _spooled():
+            self._writer.close()
         self._body.seek(0)
         return cast("BinaryIO", self._body)
 
     def close(self) -> None:
         """Drop the memory and the spool file, finished or not."""
-        with suppress(OSError):  # an unfinished writer wants to end its file: the spool disk may be full
-            self._writer.close()
-        self._body.close()
+        for file in (self._writer, self._body):
+            with suppress(OSError):  # both want to end what is unfinished: the spool disk may be full
+                file.close()
+
+
+@contextmanager
+def _spooled() -> Iterator[None]:
+    """Tells which disk is full: it is another one than the output's."""
+    try:
+        yield
+    except OSError as error:
+        advice = "a part too large for memory grows there; make room or set TMPDIR"
+        raise StoreError(f"{tempfile.gettempdir()}: {first_line(error)}: {advice}") from error
 
 
 def stored_values(wanted: str, unknown: np.ndarray, values: np.ndarray | None) -> list[np.ndarray | None]:
