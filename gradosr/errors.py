@@ -9,8 +9,10 @@ GradosrError
 │   └── StoreError          the store did not do what was asked, after retries
 │       ├── NotFound        no such bucket, object or path
 │       ├── AccessDenied    wrong, missing or expired credentials, or a policy that forbids it
-│       └── ObjectChanged   the object was replaced or removed after it was listed
+│       ├── ObjectChanged   the object was replaced or removed after it was listed
+│       └── NoConditionalWrites  the store cannot write on the condition that nobody else did
 ├── ShardUnreadable         a verdict on a shard's content: nothing of it can be read, now or later
+├── RunActive               another driver works on the same run
 └── RunFailed               the run stopped or ended with failed shards; the same command resumes it
 
 Foreign errors become one of these at one boundary each (`raise ... from error`). All carry one
@@ -58,8 +60,16 @@ class ObjectChanged(StoreError):
     """The object was replaced or removed after it was listed."""
 
 
+class NoConditionalWrites(StoreError):
+    """The store cannot write on the condition that nobody else did."""
+
+
 class ShardUnreadable(GradosrError):
     """Nothing of the shard can be read, now or later."""
+
+
+class RunActive(GradosrError):
+    """Another driver works on the same run."""
 
 
 class RunFailed(GradosrError):

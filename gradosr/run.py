@@ -102,17 +102,20 @@ def prepare(job: ScoreJob) -> Plan:
     folder = RunFolder(store, job.output)
     faults: list[GradosrError] = []
 
-    def attempt(step: Callable[[], T]) -> T | None:
+    def attempt(uri: str, step: Callable[[], T]) -> T | None:
+        """What a step makes of `uri`; a server that does not answer is given up soon, and told once for all steps."""
         try:
+            store.reach(uri)
             return step()
         except (ConfigError, InputError) as error:
             faults.append(error)
             return None
 
-    manifest = attempt(lambda: _trusted(job, *read_manifest(store, job.bundle)))
-    attempt(lambda: resolve_names(job.input.label_names, store))
-    listing = attempt(lambda: _listing(folder)) or Listing()
-    listed = attempt(lambda: _shards(job, store, folder, listing))
+    names = job.input.label_names
+    manifest = attempt(job.bundle, lambda: _trusted(job, *read_manifest(store, job.bundle)))
+    attempt(names if isinstance(names, str) else job.input.uri, lambda: resolve_names(names, store))
+    listing = attempt(job.output, lambda: _listing(folder)) or Listing()
+    listed = attempt(job.input.uri, lambda: _shards(job, store, folder, listing))
     if faults or manifest is None or listed is None:
         raise type(faults[0])("\n".join(dict.fromkeys(str(fault) for fault in faults)))
     fingerprint = fingerprint_of(job, *manifest)

@@ -17,7 +17,7 @@ import click
 
 COMMANDS = ("fit", "score", "evaluate", "pack", "bench", "demo")
 
-DONE, FAILED, USAGE, INPUT, INCOMPLETE = 0, 1, 2, 4, 5
+DONE, FAILED, USAGE, INPUT, INCOMPLETE, ACTIVE = 0, 1, 2, 4, 5, 7
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -49,8 +49,8 @@ def cli() -> None:
     A job is a YAML file; --set KEY=VALUE changes a field of it. stdout is data, stderr is messages.
 
     Exit codes: 0 done, 1 failed (run it again to go on), 2 usage or config, 4 input or credentials,
-    5 finished with more bad images or quarantined shards than the job allows, 130 or 143 interrupted (run it again to
-    go on).
+    5 finished with more bad images or quarantined shards than the job allows, 7 the same run is already active,
+    130 or 143 interrupted (run it again to go on).
     """
 
 
@@ -122,11 +122,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _exit_code(error: Exception) -> int:
-    from gradosr.errors import ConfigError, InputError
+    from gradosr.errors import ConfigError, InputError, RunActive
 
-    if isinstance(error, ConfigError):
-        return USAGE
-    return INPUT if isinstance(error, InputError) else FAILED
+    codes = ((ConfigError, USAGE), (InputError, INPUT), (RunActive, ACTIVE))
+    return next((code for kind, code in codes if isinstance(error, kind)), FAILED)
 
 
 def _say(message: str, code: int, *, as_json: bool) -> None:
