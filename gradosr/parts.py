@@ -24,6 +24,7 @@ STATUSES = ("ok", "empty", "truncated", "not_an_image", "unsupported", "too_larg
 SPOOL_BYTES = 64 << 20
 """A part larger than this grows on local disk instead of in memory."""
 ROW_GROUP = 10_000
+"""Rows written at once; fewer where their texts are longer than SPOOL_BYTES together."""
 
 _COLUMNS: dict[str, pa.DataType] = {
     "key": pa.string(),
@@ -69,6 +70,7 @@ class PartBuilder:
         self._body = tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115 - closed with the part
         self._writer = pq.ParquetWriter(self._body, columns, compression="zstd")
         self._rows: list[Row] = []
+        self._letters = 0  # of the texts that come from the archive, and may be as long as it likes
         self.counts: Counter[str] = Counter()
 
     def add(self, rows: Iterable[Row]) -> None:
@@ -78,13 +80,14 @@ class PartBuilder:
             self.counts["rows"] += 1
             self.counts[row["status"]] += 1
             self.counts["unknown"] += bool(row.get("is_unknown"))
-        if len(self._rows) >= ROW_GROUP:
+            self._letters += sum(len(row.get(name) or "") for name in ("key", "source", "label"))
+        if len(self._rows) >= ROW_GROUP or self._letters > SPOOL_BYTES:
             self._flush()
 
     def _flush(self) -> None:
         arrays = [pa.array([row.get(f.name) for row in self._rows], f.type) for f in self._schema]
         self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
-        self._rows = []
+        self._rows, self._letters = [], 0
 
     def finish(self, metadata: Mapping[str, Any]) -> BinaryIO:
         """The whole file from its beginning, with `metadata` and the counts in the footer."""
