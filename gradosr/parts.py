@@ -27,6 +27,7 @@ STAGES = ("read", "decode", "score", "write")
 SPOOL_BYTES = 64 << 20
 """A part larger than this grows on local disk instead of in memory."""
 ROW_GROUP = 10_000
+"""Rows written at once; fewer where their texts are longer than SPOOL_BYTES together."""
 
 _COLUMNS: dict[str, pa.DataType] = {
     "key": pa.string(),
@@ -74,6 +75,7 @@ class PartBuilder:
         self._writer = pq.ParquetWriter(self._body, columns, compression="zstd")
         self._bad_images = tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115 - closed with the part
         self._rows: list[Row] = []
+        self._letters = 0  # of the texts that come from the archive, and may be as long as it likes
         self.counts: Counter[str] = Counter()
 
     def add(self, rows: Iterable[Row]) -> None:
@@ -83,11 +85,12 @@ class PartBuilder:
             self.counts["rows"] += 1
             self.counts[row["status"]] += 1
             self.counts["unknown"] += bool(row.get("is_unknown"))
+            self._letters += sum(len(row.get(name) or "") for name in ("key", "source", "label"))
             if row["status"] != "ok":
                 line = json.dumps({name: row.get(name) for name in _BAD_IMAGE})
                 with _spooled():
                     self._bad_images.write(line.encode() + b"\n")
-        if len(self._rows) >= ROW_GROUP:
+        if len(self._rows) >= ROW_GROUP or self._letters > SPOOL_BYTES:
             self.flush()
 
     def flush(self) -> None:
@@ -97,7 +100,7 @@ class PartBuilder:
         arrays = [pa.array([row.get(f.name) for row in self._rows], f.type) for f in self._schema]
         with _spooled():
             self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
-        self._rows = []
+        self._rows, self._letters = [], 0
 
     def bad_images(self) -> BinaryIO | None:
         """The rows so far that have no score, one JSON line each, from the beginning; None where all have one."""
