@@ -34,6 +34,8 @@ LOOK = 1.0
 """Seconds between its looks."""
 TRIES = 5
 """Writes that are refused in a row, because others were faster, before one is given up."""
+JOB = "GRADOSR_JOB"
+"""Environment variable of a driver that is a Ray job: its submission id."""
 _NO_VERSION = "0" * 32  # in the form of an ETag, and of no object
 
 
@@ -86,8 +88,8 @@ def read_lease(store: Store, run_uri: str) -> LeaseRecord | None:
 class Lease:
     """`with Lease(store, run_uri, facts, say) as lease:` stands around a driver's work, which calls `lease.check`.
 
-    `facts` gives the progress to publish, called from another thread; `say` tells the user a line; `job` is the Ray
-    submission id. Entering raises RunActive when another driver is at work, and StoreError.
+    `facts` gives the progress to publish, called from another thread; `say` tells the user a line. Entering raises
+    RunActive when another driver is at work, and StoreError.
     """
 
     def __init__(
@@ -96,14 +98,13 @@ class Lease:
         run_uri: str,
         facts: Callable[[], Mapping[str, Any]],
         say: Callable[[str], None],
-        job: str | None = None,
     ) -> None:
         self.lost = threading.Event()
         """Set once another driver has taken the run over."""
         self.waited = False
         """Whether entering had to wait: another driver may have finished shards meanwhile."""
         self._store, self._run, self._uri = store, run_uri, join(run_uri, "lease.json")
-        self._facts, self._say, self._job = facts, say, job
+        self._facts, self._say, self._job = facts, say, os.environ.get(JOB)
         self._token = uuid.uuid4().hex
         self._version: str | None = None  # what our last write made
         self._conditional = True  # unless the store shows otherwise

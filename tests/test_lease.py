@@ -20,7 +20,7 @@ from fault_proxy import FaultProxy
 from gradosr import lease
 from gradosr.config import S3Settings
 from gradosr.errors import RunActive, StoreError
-from gradosr.lease import Lease, LeaseRecord, read_lease
+from gradosr.lease import JOB, Lease, LeaseRecord, read_lease
 from gradosr.seaweedfs import SeaweedFS
 from gradosr.store import Store, join, s3
 
@@ -70,12 +70,13 @@ def until(happened: Callable[[], bool]) -> None:
 
 
 def test_a_lease_is_renewed_with_the_progress_and_released(
-    place: tuple[Store, str], times: Callable[..., None], said: list[str]
+    place: tuple[Store, str], times: Callable[..., None], said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times(renew=0.05)
+    monkeypatch.setenv(JOB, "gradosr-abc-1")
     assert read_lease(*place) is None
     done = count()
-    with Lease(*place, lambda: {"done": next(done)}, said.append, job="gradosr-abc-1") as held:
+    with Lease(*place, lambda: {"done": next(done)}, said.append) as held:
         first = record(place)
         assert (first.pid, first.job, first.released) == (os.getpid(), "gradosr-abc-1", False)
         until(lambda: record(place).progress["done"] >= first.progress["done"] + 3)
