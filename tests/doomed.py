@@ -69,11 +69,12 @@ class Slow(ShardWorker):
 
 
 class Eating(ShardWorker):
-    """Dies over every shard on a node of this environment."""
+    """Dies over every shard on a node of this environment, and takes its time on others."""
 
     def process(self, shard: Shard) -> ShardReport:
         if "GRADOSR_TEST_EATING" in os.environ:
             _kill()
+        time.sleep(2)
         return super().process(shard)
 
 
