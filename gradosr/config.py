@@ -273,6 +273,8 @@ class ScoreJob(StoreFields):
     """Workers that may die over one shard before it is quarantined."""
     shard_timeout: PositiveFloat = 3600.0
     """Seconds after which a worker still busy with one shard is taken for hung and replaced."""
+    drain_timeout: PositiveFloat = 60.0
+    """Seconds that running shards get to finish when the run is asked to end (SIGTERM); no new ones are started."""
     retry_quarantined: bool = False
     """Try quarantined shards again."""
     ray: RaySettings = RaySettings()

@@ -81,27 +81,65 @@ def prepare(job: ScoreJob) -> Plan:
     """
     store = Store(job.store, job.stores)
     folder = RunFolder(store, job.output)
-    faults: list[GradosrError] = []
-
-    def attempt(step: Callable[[], T]) -> T | None:
-        try:
-            return step()
-        except (ConfigError, InputError) as error:
-            faults.append(error)
-            return None
-
-    manifest = attempt(lambda: _trusted(job, *read_manifest(store, job.bundle)))
-    attempt(lambda: resolve_names(job.input.label_names, store))
-    listing = attempt(lambda: _listing(folder)) or Listing()
+    attempt = _Attempts()
+    manifest, listing = _look(job, store, folder, attempt)
     listed = attempt(lambda: _shards(job, store, folder, listing))
-    if faults or manifest is None or listed is None:
-        raise type(faults[0])("\n".join(dict.fromkeys(str(fault) for fault in faults)))
-    fingerprint = fingerprint_of(job, *manifest)
-    if listing.claimed:
-        folder.check(fingerprint)
+    if attempt.faults or manifest is None or listed is None:
+        raise attempt.fault()
+    fingerprint = _checked(job, manifest, folder, listing)
     skipped = listing.parts | (set() if job.retry_quarantined else listing.quarantined)
     pending = [shard for shard in listed[0] if shard.part not in skipped]
     return Plan(job, folder, fingerprint, manifest[0].classes, *listed, listing, pending)
+
+
+def check(job: ScoreJob) -> dict[str, Any]:
+    """What `prepare` checks without listing the archive, which takes long from afar: the fingerprint of the run.
+
+    Raises ConfigError or InputError that lists every fault, one a line.
+    """
+    store = Store(job.store, job.stores)
+    folder = RunFolder(store, job.output)
+    attempt = _Attempts()
+    manifest, listing = _look(job, store, folder, attempt)
+    if attempt.faults or manifest is None:
+        raise attempt.fault()
+    return _checked(job, manifest, folder, listing)
+
+
+class _Attempts:
+    """Steps that are all taken, so that every fault is told at once."""
+
+    def __init__(self) -> None:
+        self.faults: list[GradosrError] = []
+
+    def __call__(self, step: Callable[[], T]) -> T | None:
+        """What the step returns; None when it meets a fault."""
+        try:
+            return step()
+        except (ConfigError, InputError) as error:
+            self.faults.append(error)
+            return None
+
+    def fault(self) -> GradosrError:
+        """All faults in one, of the first one's kind."""
+        return type(self.faults[0])("\n".join(dict.fromkeys(str(fault) for fault in self.faults)))
+
+
+def _look(
+    job: ScoreJob, store: Store, folder: RunFolder, attempt: _Attempts
+) -> tuple[tuple[Manifest, str] | None, Listing]:
+    """The bundle's manifest and digest, and the run folder as listed."""
+    manifest = attempt(lambda: _trusted(job, *read_manifest(store, job.bundle)))
+    attempt(lambda: resolve_names(job.input.label_names, store))
+    return manifest, attempt(lambda: _listing(folder)) or Listing()
+
+
+def _checked(job: ScoreJob, manifest: tuple[Manifest, str], folder: RunFolder, listing: Listing) -> dict[str, Any]:
+    """The run's fingerprint. Raises FingerprintMismatch when the folder is of another one."""
+    fingerprint = fingerprint_of(job, *manifest)
+    if listing.claimed:
+        folder.check(fingerprint)
+    return fingerprint
 
 
 def _trusted(job: ScoreJob, manifest: Manifest, digest: str) -> tuple[Manifest, str]:
@@ -183,6 +221,11 @@ def finish(plan: Plan, outcome: Outcome) -> Summary:
     if not outcome.failed:
         folder.supersede("parts", outdated_parts, ".parquet")
         folder.supersede("quarantine", outdated_marks, ".json")
-    document = {"shards": len(plan.shards), "counts": summary.counts, "quarantined": sorted(marks)}
+    document = {
+        "shards": len(plan.shards),
+        "counts": summary.counts,
+        "quarantined": sorted(marks),
+        "failed": outcome.failed,
+    }
     folder.finish(document, counts, success=not outcome.failed)
     return summary

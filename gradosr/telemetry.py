@@ -74,12 +74,13 @@ def line(progress: Progress) -> str:
     if rows > ok:
         parts.append(f"bad images {rows - ok:,}")
     if progress.done:
-        parts.append(f"ETA {_duration(seconds / progress.done * (progress.total - progress.done))}")
+        parts.append(f"ETA {duration(seconds / progress.done * (progress.total - progress.done))}")
     parts.append(f"workers {progress.workers}")
     return " | ".join(parts)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """M:SS, or H:MM:SS."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 import click
 
-COMMANDS = ("fit", "score", "evaluate", "pack", "bench", "demo")
+COMMANDS = ("fit", "score", "submit", "status", "logs", "cancel", "evaluate", "pack", "bench", "demo")
 
-DONE, FAILED, USAGE, INPUT, INCOMPLETE = 0, 1, 2, 4, 5
+DONE, FAILED, USAGE, INPUT, INCOMPLETE, ACTIVE = 0, 1, 2, 4, 5, 7
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -47,7 +47,8 @@ def cli() -> None:
     A job is a YAML file; --set KEY=VALUE changes a field of it. stdout is data, stderr is messages.
 
     Exit codes: 0 done, 1 failed (run it again to go on), 2 usage or config, 4 input or credentials,
-    5 finished with quarantined shards, 130 or 143 interrupted (run it again to go on).
+    5 finished with quarantined shards, 7 the same run is already active, 130 or 143 interrupted
+    (run it again to go on).
     """
 
 
@@ -55,6 +56,12 @@ config_argument = click.argument("config", type=click.Path())
 json_flag = click.option("--json", "as_json", is_flag=True, help="Print the facts as one JSON document on stdout.")
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a config field; repeatable; values are YAML."
+)
+
+address_option = click.option(
+    "--address",
+    metavar="URL",
+    help="Job server of the Ray cluster: http://HEAD:8265. Default: RAY_API_SERVER_ADDRESS or RAY_ADDRESS, if set.",
 )
 
 
@@ -87,11 +94,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _exit_code(error: Exception) -> int:
-    from gradosr.errors import ConfigError, InputError
+    from gradosr.errors import ConfigError, InputError, RunActive
 
-    if isinstance(error, ConfigError):
-        return USAGE
-    return INPUT if isinstance(error, InputError) else FAILED
+    codes = {ConfigError: USAGE, InputError: INPUT, RunActive: ACTIVE}
+    return next((code for kind, code in codes.items() if isinstance(error, kind)), FAILED)
 
 
 def _say(message: str, code: int) -> int:
