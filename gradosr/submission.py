@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from ray.exceptions import AuthenticationError
@@ -40,6 +40,8 @@ POLL = 1.0  # seconds between questions for a job's state
 SILENCE = 60.0  # seconds without a line after which the log's connection is made anew
 PATIENCE = 120.0  # seconds for which a cluster may be out of reach before following its job ends
 NOT_FOUND, TERMINATED = 127, 143  # a shell's exit codes
+
+T = TypeVar("T")
 
 _ID = re.compile(r"gradosr-([0-9a-f]{12})-([1-9][0-9]*)")
 
@@ -92,8 +94,8 @@ class Cluster:
     def __init__(self, address: str | None = None) -> None:
         self.address = _job_server(address)
         os.environ["RAY_API_SERVER_ADDRESS"] = self.address  # Ray would let the environment override the argument
-        for chatty in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
-            logging.getLogger(chatty).setLevel(logging.WARNING)
+        for handler in logging.getLogger("ray").handlers:
+            handler.setLevel(logging.WARNING)  # uploads and closed connections are nobody's news
         with self._translated():
             self._client = _Client(self.address)
 
@@ -150,12 +152,12 @@ class Cluster:
         Lost connections are made anew, the cluster itself may be out of reach for PATIENCE seconds.
         """
         lines = _Lines(say)
-        while not (job := self._patiently(name)).ended:
+        while not (job := self._patiently(lambda: self.job(name))).ended:
             lines.rewind()
             asyncio.run(self._tail(name, lines.take))
             time.sleep(POLL)
         lines.rewind()
-        lines.take(self.log(name))
+        lines.take(self._patiently(lambda: self.log(name)))
         lines.end()
         return job
 
@@ -167,7 +169,7 @@ class Cluster:
             with self._translated(name):
                 self._client.stop_job(name)  # again and again: a job that is not started yet does not hear it
             time.sleep(POLL)
-            job = self._patiently(name)
+            job = self._patiently(lambda: self.job(name))
             if time.monotonic() > deadline and not job.ended:
                 raise RunFailed(f"{name}: still {job.state}, {job.stop_wait + MARGIN:g} s after it was asked to end")
         return job
@@ -182,11 +184,12 @@ class Cluster:
                 return
             take(text)
 
-    def _patiently(self, name: str) -> SubmittedJob:
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        """The answer, asked for again while the cluster is out of reach, for PATIENCE seconds."""
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
-                return self.job(name)
+                return ask()
             except _Unreachable:
                 if time.monotonic() > deadline:
                     raise

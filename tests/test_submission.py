@@ -13,12 +13,15 @@ from typing import Any
 
 import pytest
 import yaml
+from gradosr.jobs.cli import run
 from ray_head import Line, RayHead
 from tiny import make_bundle, write_archive
 
 from gradosr.config import S3Settings
 from gradosr.seaweedfs import SeaweedFS
 from gradosr.store import Store
+
+pytestmark = pytest.mark.timeout(400)  # the first test waits for all that the fixtures do
 
 SHARDS, IMAGES = 20, 6
 SECRET = "a-value-for-the-job-alone"
@@ -177,7 +180,8 @@ def test_a_broken_tail_loses_and_repeats_nothing(story: Story, site: Site) -> No
     assert story.followed.code == 0, story.followed.err
     whole = site.run("logs", story.job)
     assert whole.code == 0
-    assert "terminated" in whole.out
+    assert f"Running entrypoint for job {story.job}: gradosr score" in whole.out
+    assert f"/{SHARDS} | images" in whole.out
     assert story.followed.out == whole.out
 
 
@@ -217,39 +221,50 @@ def test_of_two_submits_at_once_one_is_refused_and_a_missing_gradosr_is_told(sit
     assert len(refused.err.splitlines()) == 1
 
 
-def test_what_goes_wrong_is_one_line(site: Site) -> None:
-    unknown = "gradosr-000000000000-1"
-    home = {"HOME": str(site.folder)}
-    config = site.config("nowhere", bundle=f"{site.bucket}/nothing")
-    cases = {
-        "wrong token": (["status"], {"RAY_AUTH_TOKEN": "wrong"}, 4, "RAY_AUTH_TOKEN"),
-        "no token": (["status"], {"RAY_AUTH_TOKEN": "", **home}, 4, "RAY_AUTH_TOKEN"),
-        "no mode": (["status"], {"RAY_AUTH_MODE": "", "RAY_AUTH_TOKEN": "", **home}, 4, "RAY_AUTH_MODE=token"),
-        "dead address": (["status", "--address", "127.0.0.1:9"], {}, 4, "(connection refused)"),
-        "no job server": (["status", "--address", site.environment["AWS_ENDPOINT_URL"]], {}, 4, "127.0.0.1"),
-        "Ray's own address": (["status", "--address", "ray://head:10001"], {}, 2, "http://HEAD:8265"),
-        "unknown job": (["status", unknown], {}, 4, "no such job"),
-        "log of an unknown job": (["logs", "-f", unknown], {}, 4, "no such job"),
-        "cancel an unknown job": (["cancel", unknown], {}, 4, "no such job"),
-        "no job": (["logs", "raysubmit_1"], {}, 4, "gradosr-HASH-ATTEMPT"),
-        "no bundle": (["submit", config], {}, 4, "no bundle there"),
-        "runtime_env": (["submit", site.config("odd", runtime_env={"pip": 3})], {}, 2, "runtime_env: "),
-    }
-    names = list(cases)
-    for some in (names[:4], names[4:8], names[8:]):
-        processes = {name: site.start(*cases[name][0], **cases[name][1]) for name in some}
-        for name, process in processes.items():
-            ended, (_, _, code, message) = Ended.of(process), cases[name]
-            assert (ended.code, ended.out) == (code, ""), (name, ended)
-            assert message in ended.err, (name, ended)
-            assert len(ended.err.splitlines()) == 1, (name, ended)
+def test_what_the_cluster_refuses_is_one_line(site: Site) -> None:
+    unknown, nobody = "gradosr-000000000000-1", {"HOME": str(site.folder)}
+    cases: list[tuple[list[object], dict[str, str], int, str]] = [
+        (["status"], {"RAY_AUTH_TOKEN": "wrong"}, 4, "RAY_AUTH_TOKEN"),
+        (["status"], {"RAY_AUTH_TOKEN": "", **nobody}, 4, "RAY_AUTH_TOKEN"),
+        (["logs", "-f", unknown], {}, 4, f"{unknown}: no such job"),
+        (["submit", site.config("odd", runtime_env={"pip": 3})], {}, 2, "runtime_env: "),
+    ]
+    processes = [site.start(*arguments, **environment) for arguments, environment, _, _ in cases]
+    for process, (arguments, _, code, message) in zip(processes, cases, strict=True):
+        assert_one_line(Ended.of(process), code, message, arguments)
 
 
-def test_local_uris_and_a_working_dir_are_refused_all_at_once(site: Site) -> None:
+def test_what_is_wrong_before_a_cluster_is_asked_is_one_line(
+    site: Site, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in site.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", site.head.address)
+    endpoint = site.environment["AWS_ENDPOINT_URL"]
+    cases: list[tuple[list[object], int, str]] = [
+        (["status"], 4, "RAY_AUTH_MODE=token"),  # this process has none
+        (["status", "--address", "127.0.0.1:9"], 4, "http://127.0.0.1:9: no Ray job server answers there (connection"),
+        (["status", "--address", endpoint], 4, endpoint),
+        (["status", "--address", "ray://head:10001"], 2, "http://HEAD:8265"),
+        (["cancel", "raysubmit_1", "--address", endpoint], 4, endpoint),
+        (["submit", site.config("nowhere", bundle=f"{site.bucket}/nothing")], 4, "no bundle there"),
+    ]
+    for arguments, code, message in cases:
+        found = run([str(argument) for argument in arguments])
+        assert_one_line(Ended(found, *capsys.readouterr()), code, message, arguments)
+
+
+def assert_one_line(ended: Ended, code: int, message: str, arguments: list[object]) -> None:
+    assert (ended.code, ended.out) == (code, ""), (arguments, ended)
+    assert message in ended.err, (arguments, ended)
+    assert len(ended.err.splitlines()) == 1, (arguments, ended)
+
+
+def test_local_uris_and_a_working_dir_are_refused_all_at_once(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     archive = {"kind": "tar", "uri": "archive/", "label_names": "names.json"}
     local = {"bundle": "bundle/", "input": archive, "output": "file:///results"}
-    refused = site.run("submit", site.config("local", **local, runtime_env={"working_dir": "."}))
-    assert (refused.code, refused.out) == (2, "")
-    found = [line.removeprefix("gradosr: ").partition(": ")[0] for line in refused.err.splitlines()]
+    assert run(["submit", str(site.config("local", **local, runtime_env={"working_dir": "."}))]) == 2
+    refused = capsys.readouterr().err
+    found = [line.removeprefix("gradosr: ").partition(": ")[0] for line in refused.splitlines()]
     assert found == ["bundle", "input.uri", "output", "input.label_names", "runtime_env.working_dir"]
-    assert "py_modules" in refused.err
+    assert "py_modules" in refused
