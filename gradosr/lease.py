@@ -7,11 +7,12 @@ from typing import Any
 from gradosr.errors import NotFound
 from gradosr.store import Store, join
 
-LEASE = "lease.json"
+EXPIRES = 30.0
+"""Seconds without a renewal after which another driver may take the run over."""
 
 
 @dataclass(frozen=True)
-class LeaseState:
+class LeaseRecord:
     """lease.json."""
 
     token: str
@@ -26,11 +27,16 @@ class LeaseState:
     progress: dict[str, Any]
     """Progress.facts() of the driver."""
 
+    @property
+    def holder(self) -> str:
+        """For people."""
+        return f"{self.host} (pid {self.pid}" + (f", job {self.job})" if self.job else ")")
 
-def read_lease(store: Store, run_uri: str) -> LeaseState | None:
+
+def read_lease(store: Store, run_uri: str) -> LeaseRecord | None:
     """The lease as it is now; None where there is none."""
     try:
-        document = json.loads(store.read(join(run_uri, LEASE)))
+        document = json.loads(store.read(join(run_uri, "lease.json")))
     except NotFound:
         return None
-    return LeaseState(**{name: document[name] for name in LeaseState.__dataclass_fields__})
+    return LeaseRecord(**{name: document[name] for name in LeaseRecord.__dataclass_fields__})

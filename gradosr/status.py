@@ -8,13 +8,10 @@ from datetime import datetime, timezone
 from typing import Any, Literal
 
 from gradosr.errors import NotFound
-from gradosr.lease import LeaseState, read_lease
+from gradosr.lease import EXPIRES, LeaseRecord, read_lease
 from gradosr.results import Listing, RunFolder, merged
 from gradosr.store import Store
 from gradosr.telemetry import SHOWN, duration, printable
-
-ALIVE = 30.0
-"""Seconds since its last sign of life for which a driver is taken to be at work: it gives one every ten."""
 
 State = Literal["finished", "running", "ended", "silent", "unknown"]
 
@@ -44,7 +41,7 @@ class RunStatus:
     """Under the last driver, since its first worker was ready."""
     eta: float | None
     """Seconds until the driver at work is done, at its pace so far."""
-    driver: LeaseState | None
+    driver: LeaseRecord | None
     sign_of_life: float | None
     """Seconds since the driver gave one, by its clock and the one here, which may differ."""
     reasons: dict[str, dict[str, str]]
@@ -96,7 +93,7 @@ def _document(store: Store, uri: str) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _state(listing: Listing, lease: LeaseState | None) -> tuple[State, float | None]:
+def _state(listing: Listing, lease: LeaseRecord | None) -> tuple[State, float | None]:
     """The run's state, and the seconds since its driver's last sign of life."""
     if lease is None:
         return ("finished" if listing.finished else "unknown"), None
@@ -106,12 +103,13 @@ def _state(listing: Listing, lease: LeaseState | None) -> tuple[State, float | N
         return "finished", age
     if lease.released:
         return "ended", age
-    return ("running" if age <= ALIVE else "silent"), age
+    return ("running" if age <= EXPIRES else "silent"), age
 
 
 def _images(listing: Listing, stats: Mapping[str, Any], progress: Mapping[str, Any]) -> tuple[int, bool]:
     """Rows on record, and whether of all parts: what drivers recorded at their end, and what the last one did since."""
-    recorded = {part: counts for part, counts in stats.get("parts", {}).items() if part in listing.parts}
+    entries = {part: entry for part, entry in stats.get("parts", {}).items() if part in listing.parts}
+    recorded = {part: entry.get("counts", entry) for part, entry in entries.items()}
     rows, parts = merged(recorded.values()).get("rows", 0), len(recorded)
     fresh = progress.get("done", 0) - progress.get("failed", 0) - progress.get("quarantined", 0)
     if fresh <= len(listing.parts) - parts:  # else they are among the recorded ones: the driver ended
@@ -149,12 +147,11 @@ def status_report(status: RunStatus) -> str:
     lines = [f"{status.output}: {_STATES[status.state]}", f"shards       {_shards(status)}"]
     pace = "" if status.images_per_second is None else f", {status.images_per_second:,.0f}/s"
     eta = "" if status.eta is None else f", ETA {duration(status.eta)}"
-    lines.append(f"images       {'' if status.images_complete else 'at least '}{status.images:,}{pace}{eta}")
+    known = f"{'' if status.images_complete else 'at least '}{status.images:,}"
+    lines.append(f"images       {known if status.images or status.images_complete else 'not counted yet'}{pace}{eta}")
     if status.driver and status.sign_of_life is not None:
-        driver = status.driver
-        job = f", job {driver.job}" if driver.job else ""
         life = f"last sign of life {duration(status.sign_of_life)} ago, if its clock and this one agree"
-        lines.append(f"driver       {driver.host}, process {driver.pid}{job}; {life}")
+        lines.append(f"driver       {status.driver.holder}; {life}")
     for kind, reasons in status.reasons.items():
         lines += [f"{kind:13}{shard}: {reason}" for shard, reason in reasons.items()]
         if hidden := getattr(status, kind) - len(reasons):

@@ -201,8 +201,9 @@ class Cluster:
         try:
             yield
         except AuthenticationError as error:
+            reason = first_line(error).partition(". ")[0]  # Ray's own advice fills a screen
             advice = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token to the cluster's token"
-            raise InputError(f"{self.address}: {first_line(error)}: {advice}") from error
+            raise InputError(f"{self.address}: {reason}: {advice}") from error
         except OSError as error:  # the errors of requests are such
             reason = system_reason(error) or type(error).__name__
             raise _Unreachable(

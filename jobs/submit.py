@@ -32,7 +32,8 @@ def submit(
     bundle = check(job)["bundle"]
     cluster = Cluster(address)
     submitted = cluster.submit(job, bundle, name or Path(config).stem)
-    advice = f"gradosr: `gradosr logs -f {submitted.id}` follows it, `gradosr cancel {submitted.id}` ends it"
+    there = f"{submitted.id} --address {cluster.address}"
+    advice = f"gradosr: `gradosr logs -f {there}` follows it, `gradosr cancel {there}` ends it"
     if not wait:
         click.echo(advice, err=True)
     else:

@@ -11,7 +11,8 @@ import pytest
 from tiny import local_job, run_here, write_archive
 
 from gradosr.errors import InputError
-from gradosr.status import ALIVE, RunStatus, read_status, status_report
+from gradosr.lease import EXPIRES
+from gradosr.status import RunStatus, read_status, status_report
 from gradosr.store import Store
 
 
@@ -67,11 +68,11 @@ def test_a_driver_at_work(half_done: Path) -> None:
     assert (status.images, status.images_complete) == (52, True)
     assert (status.images_per_second, status.eta) == (2.0, 60.0)
     assert status.sign_of_life is not None
-    assert ALIVE > status.sign_of_life >= 2
+    assert EXPIRES > status.sign_of_life >= 2
     report = status_report(status)
     assert "a driver is at work" in report
     assert "52, 2/s, ETA 1:00" in report
-    assert "head, process 7, job gradosr-0123456789ab-2" in report
+    assert "head (pid 7, job gradosr-0123456789ab-2)" in report
     assert "left for later" not in report  # the shard is being tried again
 
 
@@ -82,7 +83,7 @@ def test_parts_that_nobody_counted_yet(half_done: Path) -> None:
     assert "at least 12" in status_report(status)
 
 
-@pytest.mark.parametrize(("age", "released", "state"), [(2, True, "ended"), (ALIVE + 60, False, "silent")])
+@pytest.mark.parametrize(("age", "released", "state"), [(2, True, "ended"), (EXPIRES + 60, False, "silent")])
 def test_a_driver_that_is_gone(half_done: Path, age: float, released: bool, state: str) -> None:
     progress = {"archive_shards": 4, "pending_shards": 4, "done": 4, "failed": 2, "quarantined": 0, "rows": 12}
     write_lease(half_done / "results", age, released=released, **progress, seconds=3.0)

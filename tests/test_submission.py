@@ -122,7 +122,9 @@ def story(site: Site) -> Story:
     (site.folder / "jobs").mkdir()
     (site.folder / "jobs" / "__init__.py").write_text("raise SystemExit('the wrong jobs')")
     py_modules = [str(site.folder / "jobs")]
-    config = site.config("results", runtime_env={"env_vars": {"SECRET": SECRET, "NAP": "0.15"}, "py_modules": py_modules})
+    config = site.config(
+        "results", runtime_env={"env_vars": {"SECRET": SECRET, "NAP": "0.15"}, "py_modules": py_modules}
+    )
     submitted = site.run("submit", config, "--json", "--name", "first try")
     assert submitted.code == 0, submitted.err
     job = json.loads(submitted.out)["id"]
