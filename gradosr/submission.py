@@ -326,8 +326,9 @@ def _message(details: JobDetails) -> str:
     lines = [line.strip() for line in (details.message or "").splitlines() if line.strip()] or [""]
     if details.driver_exit_code == NOT_FOUND:
         return f"gradosr is not installed on the cluster, or not on the PATH that `ray start` had: {lines[-1]}"
-    # Of a command that failed Ray gives the end of the log, else what befell it, followed by details.
-    return lines[-1] if details.driver_exit_code else lines[0]
+    if details.driver_exit_code:  # Ray quotes the end of its log
+        return lines[-1].removeprefix("gradosr: ")
+    return " ".join(dict.fromkeys((lines[0], lines[-1])))  # what befell it, and at the end of a traceback why
 
 
 def _refusal(answer: str, address: str, job: str) -> InputError | RunActive:

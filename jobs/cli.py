@@ -15,7 +15,7 @@ import click
 
 COMMANDS = ("fit", "score", "submit", "status", "logs", "cancel", "evaluate", "pack", "bench", "demo")
 
-DONE, FAILED, USAGE, INPUT, INCOMPLETE, ACTIVE = 0, 1, 2, 4, 5, 7
+DONE, FAILED, USAGE, INPUT, INCOMPLETE, ACTIVE, INTERRUPTED = 0, 1, 2, 4, 5, 7, 130
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -79,7 +79,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return USAGE
     except (click.Abort, KeyboardInterrupt):
-        return _say("interrupted; the same command goes on from here", 130)
+        return _say("interrupted; the same command goes on from here", INTERRUPTED)
     except Terminated:
         return _say("terminated; the same command goes on from here", 143)
     except BrokenPipeError:

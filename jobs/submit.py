@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .cli import DONE, address_option, job_flags
+from .cli import DONE, INTERRUPTED, address_option, job_flags
 from .logs import say
 
 
@@ -33,15 +33,12 @@ def submit(
     cluster = Cluster(address)
     submitted = cluster.submit(job, bundle, name or Path(config).stem)
     there = f"{submitted.id} --address {cluster.address}"
-    advice = f"gradosr: `gradosr logs -f {there}` follows it, `gradosr cancel {there}` ends it"
-    if not wait:
-        click.echo(advice, err=True)
-    else:
+    click.echo(f"gradosr: `gradosr logs -f {there}` follows it, `gradosr cancel {there}` ends it", err=True)
+    if wait:
         try:
             submitted = cluster.follow(submitted.id, partial(say, err=True))
-        except KeyboardInterrupt:
-            click.echo(advice, err=True)
-            raise
+        except KeyboardInterrupt:  # of this command alone: the job goes on
+            return INTERRUPTED
     if submitted.exit_code:
         click.echo(f"gradosr: {submitted.id} {submitted.state}: {printable(submitted.message)}", err=True)
     click.echo(json.dumps(submitted.facts()) if as_json else submitted.id)

@@ -66,13 +66,23 @@ class RayHead:
         raise RuntimeError((self.folder / "start.log").read_text())
 
     def __exit__(self, *_: object) -> None:
-        self._process.terminate()  # with --block it ends what it started
-        try:
-            self._process.wait(30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._process.terminate()  # with --block it ends what it started, unless a job hangs
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(10)
+        while self._kill_all():
+            time.sleep(0.1)
+        self._process.wait()
+        shutil.rmtree(self.folder)
+
+    def _kill_all(self) -> bool:
+        """SIGKILL whatever has our token in its environment; whether there was such a process."""
+        found = False
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if self.token.encode() in (process / "environ").read_bytes():
+                    os.kill(int(process.name), signal.SIGKILL)
+                    found = True
+        return found
 
     def _arguments(self) -> list[str]:
         gcs, client, agent, metrics = self._ports
