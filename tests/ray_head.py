@@ -24,7 +24,7 @@ START_SECONDS = 90
 class RayHead:
     """`with RayHead(environment) as head:` runs `ray start --head` with token authentication.
 
-    Ports and folder are its own; its processes end with the block, and with this process.
+    Ports and folder are its own; its processes end with the block, and soon after this process.
     """
 
     def __init__(self, environment: Mapping[str, str], cpus: int = 2) -> None:
