@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, StrictInt, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    StrictFloat,
+    StrictInt,
+    field_validator,
+    model_validator,
+)
 
 from gradosr.errors import ConfigError
 from gradosr.settings import Settings, SettingsT, load_settings
@@ -238,9 +247,33 @@ class RaySettings(Settings):
 
     address: str = "local"
     """local starts a Ray of its own and stops it; auto, ray://HOST:PORT or HOST:PORT attach to one."""
+    start_timeout: PositiveFloat = 600.0
+    """Seconds that workers may take to become ready; a cluster that adds GPU nodes may need more."""
+
+
+class Workers(Settings):
+    """Workers that come and go with a cluster; the run goes on with those that are there."""
+
+    min: PositiveInt = 1
+    """Fewer ready ones after ray.start_timeout end the run."""
+    max: PositiveInt
+    """Asked of the cluster at once: what an autoscaler sees as demand."""
+    cpus: PositiveFloat = 1.0
+    """Cores of each: they read and decode and, without a GPU, compute."""
+    gpus: float | None = Field(None, ge=0)
+    """GPUs of each; none: 1 where device is cuda, or auto and the cluster has any."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Workers":
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is more than max {self.max}")
+        return self
 
 
 Precision = Literal["float32", "tf32", "bfloat16"]
+
+Allowance = Annotated[StrictInt, Field(ge=0)] | Annotated[StrictFloat, Field(ge=0, lt=1)]
+"""How many of a whole: a count (an integer), or a share of it (a number with a point, below 1)."""
 
 
 class ScoreJob(StoreFields):
@@ -252,8 +285,8 @@ class ScoreJob(StoreFields):
     """The archive."""
     output: Uri
     """Results folder or prefix; the same command again finishes a run."""
-    workers: PositiveInt | Literal["auto"] = "auto"
-    """auto: one per GPU, else by cores."""
+    workers: PositiveInt | Literal["auto"] | Workers = "auto"
+    """auto: one per GPU, else by cores, of the cluster as it is at the start; {min, max} for one that grows."""
     batch_size: PositiveInt = 64
     """Images per forward pass."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -277,6 +310,10 @@ class ScoreJob(StoreFields):
     """Seconds that running shards get to finish when the run is asked to end (SIGTERM); no new ones are started."""
     retry_quarantined: bool = False
     """Try quarantined shards again."""
+    max_bad_images: Allowance = 0.01
+    """Images of the archive without a score, a count or a share, beyond which a finished run exits with 5."""
+    max_bad_shards: Allowance = 0
+    """Quarantined shards, a count or a share of the archive's, beyond which a finished run exits with 5."""
     ray: RaySettings = RaySettings()
     trust: tuple[str, ...] = ()
     """package.module:factory names that the bundle may import; torchvision and timm need none."""

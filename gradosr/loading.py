@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ class PreparedImage:
     pixels: Tensor | None
     """uint8 [3, h, w]."""
     fault: Fault | None
+    seconds: float = 0.0
+    """Spent on decoding, resizing and cropping."""
 
 
 def prepare(encoded: EncodedImage, transform: TransformSettings, max_pixels: int) -> PreparedImage:
@@ -36,9 +39,11 @@ def prepare(encoded: EncodedImage, transform: TransformSettings, max_pixels: int
     bare = EncodedImage(encoded.key, b"", encoded.label, encoded.source)
     if encoded.fault:
         return PreparedImage(bare, None, None, None, encoded.fault)
+    start = time.perf_counter()
     decoded = decode(encoded.data, max_pixels)
     pixels = None if decoded.pixels is None else to_input_size(decoded.pixels, transform)
-    return PreparedImage(bare, decoded.width, decoded.height, pixels, decoded.fault)
+    seconds = time.perf_counter() - start
+    return PreparedImage(bare, decoded.width, decoded.height, pixels, decoded.fault, seconds)
 
 
 def prepared_batches(

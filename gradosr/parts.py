@@ -1,7 +1,8 @@
 """The result schema, and a part in the making.
 
 Footer metadata of a part (JSON values): gradosr.schema_version, gradosr.counts, gradosr.shard,
-gradosr.fingerprint, gradosr.seconds, gradosr.worker, gradosr.software.
+gradosr.fingerprint, gradosr.seconds (by stage; `write` is what came before the part's own PUT), gradosr.worker,
+gradosr.software.
 """
 
 import json
@@ -21,6 +22,7 @@ from gradosr.shards import Shard
 
 SCHEMA_VERSION = 1
 STATUSES = ("ok", "empty", "truncated", "not_an_image", "unsupported", "too_large", "non_finite")
+STAGES = ("read", "decode", "score", "write")
 SPOOL_BYTES = 64 << 20
 """A part larger than this grows on local disk instead of in memory."""
 ROW_GROUP = 10_000
@@ -46,6 +48,7 @@ _COLUMNS: dict[str, pa.DataType] = {
     "label": pa.string(),
 }
 _REQUIRED = ("key", "shard", "row", "status")
+_BAD_IMAGE = ("key", "source", "status", "error")
 
 
 def schema(representation: int = 0, features: int = 0) -> pa.Schema:
@@ -68,6 +71,7 @@ class PartBuilder:
         self._shard, self._schema = shard, columns
         self._body = tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115 - closed with the part
         self._writer = pq.ParquetWriter(self._body, columns, compression="zstd")
+        self._bad_images = tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115 - closed with the part
         self._rows: list[Row] = []
         self.counts: Counter[str] = Counter()
 
@@ -78,17 +82,30 @@ class PartBuilder:
             self.counts["rows"] += 1
             self.counts[row["status"]] += 1
             self.counts["unknown"] += bool(row.get("is_unknown"))
+            if row["status"] != "ok":
+                line = json.dumps({name: row.get(name) for name in _BAD_IMAGE})
+                self._bad_images.write(line.encode() + b"\n")
         if len(self._rows) >= ROW_GROUP:
-            self._flush()
+            self.flush()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Encode the rows so far."""
+        if not self._rows:
+            return
         arrays = [pa.array([row.get(f.name) for row in self._rows], f.type) for f in self._schema]
         self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
         self._rows = []
 
+    def bad_images(self) -> BinaryIO | None:
+        """The rows so far that have no score, one JSON line each, from the beginning; None where all have one."""
+        if self.counts["ok"] == self.counts["rows"]:
+            return None
+        self._bad_images.seek(0)
+        return cast("BinaryIO", self._bad_images)
+
     def finish(self, metadata: Mapping[str, Any]) -> BinaryIO:
         """The whole file from its beginning, with `metadata` and the counts in the footer."""
-        self._flush()
+        self.flush()
         facts = {"gradosr.schema_version": SCHEMA_VERSION, "gradosr.counts": dict(self.counts), **metadata}
         self._writer.add_key_value_metadata({name: json.dumps(value) for name, value in facts.items()})
         self._writer.close()
@@ -96,10 +113,11 @@ class PartBuilder:
         return cast("BinaryIO", self._body)
 
     def close(self) -> None:
-        """Drop the memory and the spool file, finished or not."""
+        """Drop the memory and the spool files, finished or not."""
         with suppress(OSError):  # an unfinished writer wants to end its file: the spool disk may be full
             self._writer.close()
         self._body.close()
+        self._bad_images.close()
 
 
 def stored_values(wanted: str, unknown: np.ndarray, values: np.ndarray | None) -> list[np.ndarray | None]:

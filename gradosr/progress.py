@@ -11,6 +11,12 @@ class Progress:
 
     total: int
     done: int = 0
+    """Settled: with a part, failed or quarantined."""
+    total_bytes: int = 0
+    """0: not known."""
+    done_bytes: int = 0
+    failed: int = 0
+    quarantined: int = 0
     workers: int = 0
     """Ready ones."""
     counts: Counter[str] = field(default_factory=Counter)
@@ -23,8 +29,34 @@ class Progress:
         """Since the first worker was ready."""
         return 0.0 if self.first_ready is None else time.monotonic() - self.first_ready
 
+    @property
+    def share(self) -> float:
+        """Of the work that is done, 0 to 1: by bytes where they are known, because shards differ in size."""
+        if self.total_bytes:
+            return self.done_bytes / self.total_bytes
+        return self.done / self.total if self.total else 1.0
 
-@dataclass(frozen=True)
+    def facts(self) -> dict[str, float]:
+        """For others to read while the run goes on."""
+        return {
+            "pending_shards": self.total,
+            "done": self.done,
+            "failed": self.failed,
+            "quarantined": self.quarantined,
+            "workers": self.workers,
+            "rows": self.counts["rows"],
+            "ok": self.counts["ok"],
+            "unknown": self.counts["unknown"],
+            "seconds": round(self.seconds, 3),
+        }
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds to go at the pace so far; None before there is one."""
+        return self.seconds * (1 / self.share - 1) if self.share else None
+
+
+@dataclass(frozen=True, slots=True)
 class ShardReport:
     """What a worker sends back: small, no rows."""
 
@@ -32,7 +64,7 @@ class ShardReport:
     counts: dict[str, int]
     """rows, unknown, and one per status."""
     seconds: dict[str, float]
-    """By stage: read (as far as scoring waited for reading and decoding), score, write."""
+    """By stage: read, decode (its threads added up), score, write. Reading and decoding run ahead of scoring."""
     worker: str
 
 
@@ -45,3 +77,5 @@ class Outcome:
     """Part name -> reason."""
     failed: dict[str, str] = field(default_factory=dict)
     """Shard name -> reason; retried by the next run."""
+    interrupted: bool = False
+    """Whether the run was asked to end before every shard had its turn."""

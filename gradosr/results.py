@@ -2,19 +2,19 @@
 
 RUN/run.json        the fingerprint, written once before the first part
 RUN/parts/          one Parquet object per shard version; its presence is the completion mark
-RUN/quarantine/     one JSON per shard version that can never be read, or kills its workers
+RUN/quarantine/     PART.json: the mark of a shard version that can never be read, or kills its workers;
+                    PART.images.jsonl: the bad images of a part, one JSON line each
 RUN/groups/         which single images form which shard (kind: images)
-RUN/superseded/     parts whose shard changed or vanished
-RUN/stats.json      counts by part
-RUN/_SUCCESS        the parts that make up the table, and their merged counts
+RUN/superseded/     parts whose shard changed or vanished, with what quarantine/ held of them
+RUN/stats.json      counts and seconds by stage, merged and by part
+RUN/_SUCCESS        the parts that make up the table, and their merged counts and seconds
 """
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +24,9 @@ from gradosr.parts import SCHEMA_VERSION
 from gradosr.shards import Shard
 from gradosr.store import Store, join
 
+PART, MARK, BAD_IMAGES = ".parquet", ".json", ".images.jsonl"  # endings behind the name of a part
+Number = TypeVar("Number", int, float)
+
 
 @dataclass
 class Listing:
@@ -32,12 +35,24 @@ class Listing:
     parts: set[str] = field(default_factory=set)
     """Names without folder and ending."""
     quarantined: set[str] = field(default_factory=set)
+    """Parts of which there is a mark instead."""
+    bad_images: set[str] = field(default_factory=set)
+    """Parts whose bad images are listed."""
     groups: list[str] = field(default_factory=list)
     """URIs of the group records, in order."""
     finished: bool = False
     """Whether _SUCCESS is there."""
     claimed: bool = False
     """Whether run.json is there."""
+
+
+class PartStats(NamedTuple):
+    """What the footer of a part says of it."""
+
+    counts: Mapping[str, int]
+    """rows, unknown, and one per status."""
+    seconds: Mapping[str, float]
+    """By stage; of a part just reported `write` has its PUT as well."""
 
 
 class RunFolder:
@@ -85,10 +100,12 @@ class RunFolder:
         start = len(self.path(""))
         for stored in self._store.list(self.path("")):
             folder, _, name = stored.uri[start:].rpartition("/")
-            if folder == "parts" and name.endswith(".parquet"):
-                listing.parts.add(name.removesuffix(".parquet"))
-            elif folder == "quarantine" and name.endswith(".json"):
-                listing.quarantined.add(name.removesuffix(".json"))
+            if folder == "parts" and name.endswith(PART):
+                listing.parts.add(name.removesuffix(PART))
+            elif folder == "quarantine" and name.endswith(MARK):
+                listing.quarantined.add(name.removesuffix(MARK))
+            elif folder == "quarantine" and name.endswith(BAD_IMAGES):
+                listing.bad_images.add(name.removesuffix(BAD_IMAGES))
             elif folder == "groups":
                 listing.groups.append(stored.uri)
             elif not folder:
@@ -107,46 +124,51 @@ class RunFolder:
 
     def put_part(self, part: str, body: BinaryIO) -> None:
         """The commit. A part that is there already counts: same name, same rows."""
-        self._store.write(self.path("parts", f"{part}.parquet"), body, if_absent=True)
+        self._store.write(self.path("parts", part + PART), body, if_absent=True)
+
+    def put_bad_images(self, part: str, lines: BinaryIO) -> None:
+        """List the bad images of a part that is about to be put; in place of what a worker left that died over it."""
+        self._store.write(self.path("quarantine", part + BAD_IMAGES), lines)
 
     def quarantine(self, shard: Shard, reason: str, attempts: int) -> None:
         """Write the terminal mark of a shard version."""
         mark = {"shard": shard.uri, "version": shard.version, "reason": reason, "attempts": attempts}
-        self._store.write(self.path("quarantine", f"{shard.part}.json"), json.dumps(mark, indent=2).encode())
+        self._store.write(self.path("quarantine", shard.part + MARK), json.dumps(mark, indent=2).encode())
 
     def reopen(self) -> None:
         """Take the old _SUCCESS away: the table it names is about to be outdated."""
         self._store.move(self.path("_SUCCESS"), self.path("superseded", "_SUCCESS"))
 
     def supersede(self, folder: str, names: Iterable[str], ending: str) -> None:
-        """Move parts or marks out of the table."""
+        """Move parts, marks or lists of bad images out of the table."""
         for name in sorted(names):
             self._store.move(self.path(folder, name + ending), self.path("superseded", name + ending))
 
-    def counts(self, parts: Iterable[str], fresh: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
-        """Counts of every part: as just reported, else from stats.json, else from the part's footer."""
-        known = {**self._recorded_counts(), **fresh}
+    def stats(self, parts: Iterable[str], fresh: Mapping[str, PartStats]) -> dict[str, PartStats]:
+        """Of every part, by name: as just reported, else from stats.json, else from the part's footer."""
+        known = {**self._recorded_stats(), **fresh}
         wanted = sorted(parts)
+        unknown = [part for part in wanted if part not in known]
         with ThreadPoolExecutor(16, "footers") as pool:
-            read = dict(
-                zip(wanted, pool.map(lambda part: known.get(part) or self._footer_counts(part), wanted), strict=True)
-            )
-        return {part: dict(counts) for part, counts in read.items()}
+            known.update(zip(unknown, pool.map(self._footer_stats, unknown), strict=True))
+        return {part: known[part] for part in wanted}
 
-    def _recorded_counts(self) -> dict[str, dict[str, int]]:
+    def _recorded_stats(self) -> dict[str, PartStats]:
         try:
-            return cast("dict[str, dict[str, int]]", json.loads(self._store.read(self.path("stats.json")))["parts"])
-        except (NotFound, ValueError, KeyError):  # never the only record: the footers are
+            recorded = json.loads(self._store.read(self.path("stats.json")))["parts"]
+            return {part: PartStats(entry["counts"], entry["seconds"]) for part, entry in recorded.items()}
+        except (NotFound, ValueError, KeyError, TypeError, AttributeError):  # never the only record: the footers are
             return {}
 
-    def _footer_counts(self, part: str) -> dict[str, int]:
-        with self._store.open(self._store.stat(self.path("parts", f"{part}.parquet"))) as body:
+    def _footer_stats(self, part: str) -> PartStats:
+        with self._store.open(self._store.stat(self.path("parts", part + PART))) as body:
             metadata = pq.read_metadata(body).metadata
-        return cast("dict[str, int]", json.loads(metadata[b"gradosr.counts"]))
+        return PartStats(json.loads(metadata[b"gradosr.counts"]), json.loads(metadata[b"gradosr.seconds"]))
 
-    def finish(self, summary: Mapping[str, Any], parts: Mapping[str, Mapping[str, int]], *, success: bool) -> None:
+    def finish(self, summary: Mapping[str, Any], parts: Mapping[str, PartStats], *, success: bool) -> None:
         """Write stats.json and, when the table is whole, _SUCCESS last."""
-        self._store.write(self.path("stats.json"), json.dumps({**summary, "parts": parts}).encode())
+        by_part = {part: stats._asdict() for part, stats in parts.items()}
+        self._store.write(self.path("stats.json"), json.dumps({**summary, "parts": by_part}).encode())
         if success:
             self._store.write(self.path("_SUCCESS"), json.dumps({**summary, "parts": sorted(parts)}).encode())
 
@@ -164,13 +186,14 @@ class RunFolder:
         return pa.concat_tables(tables), listing.finished
 
     def _read_part(self, part: str, columns: Sequence[str]) -> pa.Table:
-        with self._store.open(self._store.stat(self.path("parts", f"{part}.parquet"))) as body:
+        with self._store.open(self._store.stat(self.path("parts", part + PART))) as body:
             return pq.read_table(body, columns=list(columns))
 
 
-def merged(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """Counts of several parts added up."""
-    total: Counter[str] = Counter()
-    for counts in parts:
-        total.update(counts)
-    return dict(total)
+def merged(parts: Iterable[Mapping[str, Number]]) -> dict[str, Number]:
+    """Counts or seconds of several parts added up."""
+    total: dict[str, Number] = {}
+    for part in parts:
+        for name, value in part.items():
+            total[name] = total.get(name, 0) + value
+    return total

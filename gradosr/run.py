@@ -1,16 +1,17 @@
 """A scoring run from the outside: what is to be done, and what is left when it is. Needs neither Ray nor torch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, TypeVar
 
-from gradosr.config import DECODER, ImagesInput, ScoreJob
+from gradosr.config import DECODER, Allowance, ImagesInput, ScoreJob
 from gradosr.errors import ConfigError, GradosrError, InputError, NotFound, RunFailed
 from gradosr.manifest import Manifest, read_manifest
 from gradosr.parts import SCHEMA_VERSION, software
 from gradosr.progress import Outcome
 from gradosr.readers import READERS, resolve_names
-from gradosr.results import Listing, RunFolder, merged
+from gradosr.results import BAD_IMAGES, MARK, PART, Listing, PartStats, RunFolder, merged
 from gradosr.shards import Shard, list_groups, list_shards, means
 from gradosr.store import Store
 
@@ -57,6 +58,18 @@ class Plan:
         }
 
 
+@dataclass(frozen=True)
+class Exceeded:
+    """A bound of the job that the table as a whole is beyond."""
+
+    bound: str
+    """max_bad_images or max_bad_shards."""
+    found: int
+    total: int
+    """Images, or shards of the archive."""
+    allowed: int
+
+
 @dataclass
 class Summary:
     """What a run left."""
@@ -67,11 +80,17 @@ class Summary:
     """Shards scored now."""
     counts: dict[str, int]
     """Of the whole table: rows, unknown, one per status."""
+    seconds: dict[str, float]
+    """Of the whole table, by stage; all workers added up."""
     superseded: int
     """Parts moved out of the table."""
     quarantined: tuple[str, ...]
     failed: dict[str, str]
     """Shard -> reason."""
+    interrupted: bool
+    """Asked to end before every shard had its turn."""
+    exceeded: tuple[Exceeded, ...] = ()
+    """Of a run whose table is whole."""
 
 
 def prepare(job: ScoreJob) -> Plan:
@@ -200,32 +219,70 @@ def fingerprint_of(job: ScoreJob, manifest: Manifest, digest: str) -> dict[str, 
 
 
 def finish(plan: Plan, outcome: Outcome) -> Summary:
-    """Bring the table in line with the archive as listed; _SUCCESS last, and only when nothing failed."""
+    """Bring the table in line with the archive as listed; _SUCCESS last, and only when every shard has a verdict."""
     folder, listing, current = plan.folder, plan.listing, {shard.part for shard in plan.shards}
-    fresh = {report.part: report.counts for report in outcome.reports}
-    table = (listing.parts | set(fresh)) & current
-    marks = ((listing.quarantined | set(outcome.quarantined)) - table) & current
-    outdated_parts, outdated_marks = listing.parts - current, listing.quarantined - marks
-    counts = folder.counts(table, fresh)
-    summary = Summary(
-        output=folder.uri,
-        shards=len(plan.shards),
-        scored=len(fresh),
-        counts=merged(counts.values()),
-        superseded=0 if outcome.failed else len(outdated_parts),
-        quarantined=tuple(shard.name for shard in plan.shards if shard.part in marks),
-        failed=outcome.failed,
-    )
-    if listing.finished and not (plan.pending or outdated_parts or outdated_marks):
+    fresh = {report.part: PartStats(report.counts, report.seconds) for report in outcome.reports}
+    stats = folder.stats((listing.parts | set(fresh)) & current, fresh)
+    marks = ((listing.quarantined | set(outcome.quarantined)) - set(stats)) & current
+    outdated = {
+        ("parts", PART): listing.parts - current,
+        ("quarantine", MARK): listing.quarantined - marks,
+        ("quarantine", BAD_IMAGES): listing.bad_images - {part for part, one in stats.items() if _bad(one.counts)},
+    }
+    whole = not (outcome.failed or outcome.interrupted)
+    summary = _summary(plan, outcome, stats, marks, len(outdated["parts", PART]) if whole else 0)
+    if listing.finished and not plan.pending and not any(outdated.values()):
         return summary  # nothing to do, nothing touched
-    if not outcome.failed:
-        folder.supersede("parts", outdated_parts, ".parquet")
-        folder.supersede("quarantine", outdated_marks, ".json")
+    if whole:
+        for (place, ending), names in outdated.items():
+            folder.supersede(place, names, ending)
     document = {
-        "shards": len(plan.shards),
+        "shards": summary.shards,
         "counts": summary.counts,
+        "seconds": summary.seconds,
+        "images_per_second": _rates(summary),
         "quarantined": sorted(marks),
         "failed": outcome.failed,
     }
-    folder.finish(document, counts, success=not outcome.failed)
+    folder.finish(document, stats, success=whole)
     return summary
+
+
+def _summary(plan: Plan, outcome: Outcome, stats: Mapping[str, PartStats], marks: set[str], superseded: int) -> Summary:
+    counts = merged(part.counts for part in stats.values())
+    seconds = merged(part.seconds for part in stats.values())
+    return Summary(
+        output=plan.folder.uri,
+        shards=len(plan.shards),
+        scored=len(outcome.reports),
+        counts=counts,
+        seconds={stage: round(spent, 4) for stage, spent in seconds.items()},
+        superseded=superseded,
+        quarantined=tuple(shard.name for shard in plan.shards if shard.part in marks),
+        failed=outcome.failed,
+        interrupted=outcome.interrupted,
+        exceeded=() if outcome.failed or outcome.interrupted else _exceeded(plan, counts, len(marks)),
+    )
+
+
+def _rates(summary: Summary) -> dict[str, float]:
+    """Images per second of one worker (decode: of one thread) in each stage: the lowest is what holds a run up."""
+    return {stage: round(summary.counts["rows"] / spent, 1) for stage, spent in summary.seconds.items() if spent}
+
+
+def _bad(counts: Mapping[str, int]) -> int:
+    """Images without a score."""
+    return counts.get("rows", 0) - counts.get("ok", 0)
+
+
+def _exceeded(plan: Plan, counts: Mapping[str, int], quarantined: int) -> tuple[Exceeded, ...]:
+    """Of the table as a whole, not of what was scored now: a finished run asked again has the same exit code."""
+    rows, shards = counts.get("rows", 0), len(plan.shards)
+    images = Exceeded("max_bad_images", _bad(counts), rows, _allowed(plan.job.max_bad_images, rows))
+    marks = Exceeded("max_bad_shards", quarantined, shards, _allowed(plan.job.max_bad_shards, shards))
+    return tuple(bound for bound in (images, marks) if bound.found > bound.allowed)
+
+
+def _allowed(allowance: Allowance, total: int) -> int:
+    """Of `total`; a share as it is written: 0.58 of 50 is 29, of which binary fractions make 28.99."""
+    return allowance if isinstance(allowance, int) else int(Decimal(str(allowance)) * total)

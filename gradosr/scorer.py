@@ -16,7 +16,7 @@ from gradosr.classifier import check_logits, input_size, normalise
 from gradosr.config import Precision, TransformSettings
 from gradosr.detectors import Observation, restore
 from gradosr.errors import ClassifierError, ConfigError, GradosrError, first_line
-from gradosr.gradients import GradientEngine
+from gradosr.gradients import GradientEngine, lay_channels_last
 from gradosr.representations import coordinate_names, log_norms, representation
 
 Floats = NDArray[np.float32]
@@ -65,6 +65,7 @@ class Observer:
         classifier = classifier.to(device)
         if self._dtype != torch.float32:  # a classifier of mixed types is told as such, not made to fit
             classifier = classifier.to(self._dtype)
+        lay_channels_last(classifier)
         self.engine = GradientEngine(classifier, max_memory=limit)
         self.transform = transform
         self.objectives = tuple(objectives)

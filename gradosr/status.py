@@ -108,9 +108,8 @@ def _state(listing: Listing, lease: LeaseRecord | None) -> tuple[State, float | 
 
 def _images(listing: Listing, stats: Mapping[str, Any], progress: Mapping[str, Any]) -> tuple[int, bool]:
     """Rows on record, and whether of all parts: what drivers recorded at their end, and what the last one did since."""
-    entries = {part: entry for part, entry in stats.get("parts", {}).items() if part in listing.parts}
-    recorded = {part: entry.get("counts", entry) for part, entry in entries.items()}
-    rows, parts = merged(recorded.values()).get("rows", 0), len(recorded)
+    recorded = [entry["counts"] for part, entry in stats.get("parts", {}).items() if part in listing.parts]
+    rows, parts = merged(recorded).get("rows", 0), len(recorded)
     fresh = progress.get("done", 0) - progress.get("failed", 0) - progress.get("quarantined", 0)
     if fresh <= len(listing.parts) - parts:  # else they are among the recorded ones: the driver ended
         rows, parts = rows + progress.get("rows", 0), parts + fresh

@@ -1,24 +1,31 @@
-"""What a person sees while a job runs, on stderr: a live display on a terminal, plain lines elsewhere."""
+"""What a run says while it works, on stderr: a live display on a terminal, a line now and then or a JSON log elsewhere.
 
+Names of shards and reasons come from data: as text their control characters are shown, not obeyed; JSON escapes them.
+"""
+
+import json
 import time
+from collections import deque
 from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import datetime, timezone
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, Group, RenderableType
+from rich.progress_bar import ProgressBar
 from rich.status import Status
+from rich.table import Table
+from rich.text import Text
 
 from gradosr.parts import STATUSES
 from gradosr.progress import Progress
 from gradosr.run import Summary
 
-PLAIN_INTERVAL = 5.0
-"""Seconds between lines where there is no terminal."""
-
-
 SHOWN = 10
-"""Shards named in a summary."""
+"""Shards named in a summary, and while the work goes on."""
+WINDOW = 60.0
+"""Seconds that the rate of the last minute looks back."""
 
 
 def printable(text: str) -> str:
@@ -26,16 +33,28 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-class Notes:
-    """Lines that stay (`say`) and a line that is replaced by the next (`step`)."""
+def log_line(event: str, text: str, level: str = "info", **facts: Any) -> str:
+    """One line of the JSON log: time (ISO 8601, UTC), level (info, warning, error), event, message, facts by name."""
+    now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    return json.dumps({"time": now, "level": level, "event": event, "message": text, **facts})
 
-    def __init__(self, console: Console | None = None) -> None:
+
+class Notes:
+    """The one sink of a job's messages: lines that stay, and where the work stands.
+
+    The latter is a display that is replaced by the next on a terminal, elsewhere a line every `interval` seconds; the
+    first at once, and one when the first shard is done. With `as_json` every line is a JSON object, see `log_line`.
+    """
+
+    def __init__(self, console: Console | None = None, interval: float = 30.0, *, as_json: bool = False) -> None:
         self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self._interval, self._as_json = interval, as_json
         self._status: Status | None = None
-        self._last = 0.0
+        self._last, self._any_done, self._shards_named = -interval, False, 0
+        self._pace = _Pace()
 
     def __enter__(self) -> "Notes":
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._as_json:
             self._status = self._console.status("starting")
             self._status.start()
         return self
@@ -48,35 +67,109 @@ class Notes:
 
     def say(self, text: str) -> None:
         """Lines that stay."""
-        for one in text.splitlines():
-            self._console.print(escape(printable(one)))
+        self._tell("note", text)
+
+    def warn(self, text: str) -> None:
+        """Lines that stay and tell of trouble that the work survives."""
+        self._tell("warning", text, "warning")
+
+    def lost(self, shard: str, fate: str, reason: str) -> None:
+        """A shard that becomes no part: `failed` or `quarantined`. A text log names the first few, the summary too."""
+        self._shards_named += 1
+        if self._as_json or self._shards_named <= SHOWN:
+            self._tell(fate, f"{fate}: {printable(shard)}: {printable(reason)}", "warning", shard=shard, reason=reason)
 
     def step(self, text: str) -> None:
-        """Where the work stands; without a terminal at most one line every few seconds."""
+        """Where the work stands."""
         if self._status:
-            self._status.update(escape(printable(text)))
-        elif time.monotonic() - self._last >= PLAIN_INTERVAL:
-            self._last = time.monotonic()
-            self.say(text)
+            self._status.update(Text(printable(text)))
+        elif self._is_due():
+            self._tell("step", text)
 
     def progress(self, progress: Progress) -> None:
-        """`step` with a run's progress."""
-        self.step(line(progress))
+        """Where a run stands; to be called often."""
+        recent = self._pace(progress.seconds, progress.counts["rows"])
+        if self._status:
+            self._status.update(_display(progress, recent))
+        elif self._is_due(at_once=progress.done > 0 and not self._any_done):
+            self._tell("progress", line(progress, recent), **_facts(progress, recent))
+        self._any_done |= progress.done > 0
+
+    def summary(self, summary: Summary) -> None:
+        """What a run left."""
+        level = "error" if summary.failed else "warning" if summary.exceeded else "info"
+        lengths = {"failed": len(summary.failed), "quarantined": len(summary.quarantined)}  # each was told by itself
+        self._tell("summary", summary_report(summary), level, **{**asdict(summary), **lengths})
+
+    def _is_due(self, *, at_once: bool = False) -> bool:
+        now = time.monotonic()
+        due = at_once or now - self._last >= self._interval
+        self._last = now if due else self._last
+        return due
+
+    def _tell(self, event: str, text: str, level: str = "info", **facts: Any) -> None:
+        if self._as_json:
+            self._console.out(log_line(event, text, level, **facts), highlight=False)
+        else:
+            for one in text.splitlines():
+                self._console.out(printable(one), highlight=False)
 
 
-def line(progress: Progress) -> str:
-    """A run's progress in one line."""
+class _Pace:
+    """Images per second over the last WINDOW seconds."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def __call__(self, seconds: float, rows: int) -> float | None:
+        """Of a run that has `rows` after `seconds`; None as long as it is younger than the window."""
+        if not self._seen or seconds - self._seen[-1][0] >= 1:
+            self._seen.append((seconds, rows))
+        while len(self._seen) > 1 and self._seen[1][0] <= seconds - WINDOW:
+            self._seen.popleft()
+        then, before = self._seen[0]
+        return (rows - before) / (seconds - then) if seconds - then >= WINDOW else None
+
+
+def line(progress: Progress, recent: float | None = None) -> str:
+    """A run's progress in one line; `recent` in images per second."""
     rows, ok = progress.counts["rows"], progress.counts["ok"]
-    seconds = max(progress.seconds, 1e-9)
-    parts = [f"shards {progress.done}/{progress.total}", f"images {rows:,} ({rows / seconds:,.0f}/s)"]
+    lately = "" if recent is None else f", last minute {_rate(recent)}"
+    parts = [f"shards {progress.done:,}/{progress.total:,}", f"images {rows:,} ({_rate(_average(progress))}{lately})"]
     if ok:
         parts.append(f"unknown {progress.counts['unknown'] / ok:.1%}")
     if rows > ok:
         parts.append(f"bad images {rows - ok:,}")
-    if progress.done:
-        parts.append(f"ETA {duration(seconds / progress.done * (progress.total - progress.done))}")
+    parts += [f"{fate} {n:,}" for fate, n in (("failed", progress.failed), ("quarantined", progress.quarantined)) if n]
+    if progress.remaining is not None:
+        parts.append(f"ETA {duration(progress.remaining)}")
     parts.append(f"workers {progress.workers}")
     return " | ".join(parts)
+
+
+def _facts(progress: Progress, recent: float | None) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        **progress.facts(),
+        "images_per_second": round(_average(progress), 1),
+        "images_per_second_last_minute": None if recent is None else round(recent, 1),
+        "eta_seconds": None if progress.remaining is None else round(progress.remaining, 1),
+    }
+
+
+def _display(progress: Progress, recent: float | None) -> RenderableType:
+    """A bar above the line."""
+    bar = Table.grid(padding=(0, 1))
+    bar.add_row(ProgressBar(total=1.0, completed=progress.share, width=40), f"{progress.share:.0%}")
+    return Group(bar, line(progress, recent))
+
+
+def _average(progress: Progress) -> float:
+    return progress.counts["rows"] / max(progress.seconds, 1e-9)
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:,.0f}/s" if per_second >= 10 else f"{per_second:.1f}/s"
 
 
 def duration(seconds: float) -> str:
@@ -104,19 +197,27 @@ def summary_report(summary: Summary) -> str:
     """What a run left, for people: one line, and one more for each shard without results."""
     counts = summary.counts
     rows, ok = counts.get("rows", 0), counts.get("ok", 0)
-    head = f"{summary.scored} shards scored now" if summary.scored else "nothing left to score"
+    head = f"{summary.scored:,} shards scored now" if summary.scored else "nothing left to score"
     bad = ", ".join(f"{counts[status]:,} {status}" for status in STATUSES[1:] if counts.get(status))
     lines = [
-        f"{head}; {summary.output} holds {rows:,} rows of {summary.shards:,} shards: "
+        f"{head}; {printable(summary.output)} holds {rows:,} rows of {summary.shards:,} shards: "
         f"{ok:,} scored, {counts.get('unknown', 0):,} unknown" + (f", {bad}" if bad else "")
     ]
     if summary.superseded:
-        lines.append(f"{summary.superseded} outdated parts moved to superseded/")
-    lines += [f"quarantined: {name} (reason in quarantine/)" for name in summary.quarantined[:SHOWN]]
-    lines += [f"failed: {name}: {reason}" for name, reason in list(summary.failed.items())[:SHOWN]]
+        lines.append(f"{summary.superseded:,} outdated parts moved to superseded/")
+    lines += [f"quarantined: {printable(name)} (reason in quarantine/)" for name in summary.quarantined[:SHOWN]]
+    failed = list(summary.failed.items())[:SHOWN]
+    lines += [f"failed: {printable(name)}: {printable(reason)}" for name, reason in failed]
     hidden = max(0, len(summary.quarantined) - SHOWN) + max(0, len(summary.failed) - SHOWN)
     if hidden:
-        lines.append(f"... and {hidden} more")
+        lines.append(f"... and {hidden:,} more")
+    if summary.interrupted:
+        lines.append("ended early: the table is not whole")
     if summary.failed:
         lines.append("the table is not whole; the same command tries the failed shards again")
+    lines += [
+        f"over {over.bound}: {over.found:,} of {over.total:,}, allowed are {over.allowed:,}, "
+        f"that is {over.found - over.allowed:,} too many"
+        for over in summary.exceeded
+    ]
     return "\n".join(lines)

@@ -11,7 +11,7 @@ import torch
 from gradosr.bundle import load_bundle
 from gradosr.config import ScoreJob
 from gradosr.loading import PreparedImage, prepared_batches
-from gradosr.parts import PartBuilder, Row, schema, software, stored_values
+from gradosr.parts import STAGES, PartBuilder, Row, schema, software, stored_values
 from gradosr.progress import ShardReport
 from gradosr.readers import READERS, resolve_names
 from gradosr.results import RunFolder
@@ -51,21 +51,27 @@ class ShardWorker:
 
         Raises ShardUnreadable when nothing of it can ever be read, StoreError when the store failed.
         """
-        seconds = dict.fromkeys(("read", "score", "write"), 0.0)
+        seconds = dict.fromkeys(STAGES, 0.0)
         part = PartBuilder(shard, self._schema)
         try:
-            for batch in _timed(self._batches(shard), seconds, "read"):
+            for batch in self._batches(shard, seconds):
+                seconds["decode"] += sum(image.seconds for image in batch)
                 with _Clock(seconds, "score"):
                     part.add(self._rows(batch))
             with _Clock(seconds, "write"):
+                part.flush()
+                if bad_images := part.bad_images():  # first, so that they are there when the part is
+                    self._folder.put_bad_images(shard.part, bad_images)
+            with _Clock(seconds, "write"):  # again: the footer cannot tell how long its own PUT took
                 self._folder.put_part(shard.part, part.finish(self._footer(shard, seconds)))
         finally:
             part.close()
-        return ShardReport(shard.part, dict(part.counts), seconds, self.name)
+        return ShardReport(shard.part, dict(part.counts), _rounded(seconds), self.name)
 
-    def _batches(self, shard: Shard) -> Iterator[list[PreparedImage]]:
+    def _batches(self, shard: Shard, seconds: dict[str, float]) -> Iterator[list[PreparedImage]]:
         images = READERS[self._job.input.kind].read(shard, self._store, self._job.input, self._label_names)
         transform, max_pixels = self._manifest.transform, self._job.max_pixels
+        images = _timed(images, seconds, "read")
         return prepared_batches(images, transform, max_pixels, self._job.batch_size, self._threads)
 
     def _rows(self, batch: list[PreparedImage]) -> Iterator[Row]:
@@ -109,7 +115,7 @@ class ShardWorker:
         return {
             "gradosr.shard": {"uri": shard.uri, "version": shard.version},
             "gradosr.fingerprint": self._fingerprint,
-            "gradosr.seconds": seconds,
+            "gradosr.seconds": _rounded(seconds),
             "gradosr.worker": self.name,
             "gradosr.software": software(),
         }
@@ -126,6 +132,11 @@ class _Clock:
 
     def __exit__(self, *_: object) -> None:
         self._seconds[self._stage] += time.perf_counter() - self._start
+
+
+def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    """To a tenth of a millisecond: a hundred thousand parts are listed in one stats.json."""
+    return {stage: round(spent, 4) for stage, spent in seconds.items()}
 
 
 def _timed(items: Iterator[T], seconds: dict[str, float], stage: str) -> Iterator[T]:

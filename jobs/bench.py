@@ -69,6 +69,28 @@ def write_table(file: Path, runs: int, device: str) -> None:
     file.write_text(replaced(file.read_text(encoding="utf-8"), markdown(measured)), encoding="utf-8")
 
 
+@bench.command(name="driver")
+@click.option("--shards", default=100_000, show_default=True, type=COUNT)
+@click.option("--workers", default=2, show_default=True, type=COUNT)
+@click.option(
+    "--folder",
+    type=click.Path(exists=True, file_okay=False, writable=True),
+    help="Where archive and results go for the time of the bench; default: the system's temporary folder.",
+)
+@json_flag
+def bench_driver(shards: int, workers: int, folder: str | None, as_json: bool) -> None:
+    """The driver over shards that cost nothing: milliseconds per shard, memory, and seconds to see that all is done."""
+    import tempfile
+
+    from gradosr.benchmark import driving
+    from gradosr.benchmark.tables import driver_table
+    from gradosr.telemetry import Notes
+
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        facts = driving.bench_driver(shards, workers, Path(place), Notes())
+    click.echo(json.dumps(facts) if as_json else driver_table(facts))
+
+
 def _conformance(library: str, *, as_json: bool) -> int:
     """One line per architecture as it finishes, or one document at the end."""
     from gradosr.benchmark.tables import conformance_line

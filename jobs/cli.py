@@ -7,7 +7,9 @@ Job modules import click alone at the top; the library is imported inside their 
 import importlib
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -47,8 +49,8 @@ def cli() -> None:
     A job is a YAML file; --set KEY=VALUE changes a field of it. stdout is data, stderr is messages.
 
     Exit codes: 0 done, 1 failed (run it again to go on), 2 usage or config, 4 input or credentials,
-    5 finished with quarantined shards, 7 the same run is already active, 130 or 143 interrupted
-    (run it again to go on).
+    5 finished with more bad images or quarantined shards than the job allows, 7 the same run is already active,
+    130 or 143 interrupted (run it again to go on).
     """
 
 
@@ -70,18 +72,49 @@ def job_flags(command: F) -> F:
     return config_argument(set_option(json_flag(command)))
 
 
+def log_flags(command: F) -> F:
+    """--log-interval and --log-format: how a job tells of itself on stderr."""
+    interval = click.option(
+        "--log-interval",
+        default=30.0,
+        show_default=True,
+        metavar="SECONDS",
+        type=click.FloatRange(min=0),
+        help="Between lines of progress, where stderr is no terminal.",
+    )
+    form = click.option(
+        "--log-format",
+        default="text",
+        show_default=True,
+        type=click.Choice(["text", "json"]),
+        callback=_remember_format,
+        is_eager=True,
+        help="json: one object per line on stderr, errors included.",
+    )
+    return interval(form(command))
+
+
+def _remember_format(context: click.Context, _option: click.Parameter, value: str) -> str:
+    """For `run`, which outlives the command and tells its errors."""
+    context.ensure_object(dict)["log_format"] = value
+    return value
+
+
 def run(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code and leaves one line per fault on stderr."""
     signal.signal(signal.SIGTERM, _terminate)
+    flags: dict[str, str] = {}
     try:
-        code = cli(args=arguments, prog_name="gradosr", standalone_mode=False)
+        return int(cli(args=arguments, prog_name="gradosr", standalone_mode=False, obj=flags) or DONE)
     except click.ClickException as error:
-        error.show()
-        return USAGE
+        if not _as_json(flags):
+            error.show()
+            return USAGE
+        message, code = error.format_message(), USAGE
     except (click.Abort, KeyboardInterrupt):
-        return _say("interrupted; the same command goes on from here", INTERRUPTED)
+        message, code = "interrupted; the same command goes on from here", INTERRUPTED
     except Terminated:
-        return _say("terminated; the same command goes on from here", 143)
+        message, code = "terminated; the same command goes on from here", 143
     except BrokenPipeError:
         return FAILED
     except Exception as error:
@@ -89,8 +122,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
         if not isinstance(error, GradosrError):
             raise
-        return _say(str(error), _exit_code(error))
-    return int(code or DONE)
+        message, code = str(error), _exit_code(error)
+    _say(message, code, as_json=_as_json(flags))
+    return code
 
 
 def _exit_code(error: Exception) -> int:
@@ -100,12 +134,33 @@ def _exit_code(error: Exception) -> int:
     return next((code for kind, code in codes.items() if isinstance(error, kind)), FAILED)
 
 
-def _say(message: str, code: int) -> int:
-    from gradosr.telemetry import printable
+def _say(message: str, code: int, *, as_json: bool) -> None:
+    from gradosr.telemetry import log_line, printable
 
     for line in message.splitlines():
-        click.echo(f"gradosr: {printable(line)}", err=True)
-    return code
+        told = log_line("error", line, "error", exit_code=code) if as_json else f"gradosr: {printable(line)}"
+        click.echo(told, err=True)
+
+
+def _as_json(flags: Mapping[str, str]) -> bool:
+    return flags.get("log_format") == "json"
+
+
+@contextmanager
+def drained() -> Iterator[threading.Event]:
+    """Within, the first SIGTERM sets the event instead of ending the command; the second one ends it."""
+    stop = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            _terminate(number, frame)
+        stop.set()
+
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:

@@ -66,3 +66,37 @@ class Slow(ShardWorker):
     def process(self, shard: Shard) -> ShardReport:
         time.sleep(0.5)
         return super().process(shard)
+
+
+class Eating(ShardWorker):
+    """Dies over every shard on a node of this environment."""
+
+    def process(self, shard: Shard) -> ShardReport:
+        if "GRADOSR_TEST_EATING" in os.environ:
+            _kill()
+        return super().process(shard)
+
+
+class Straggling(ShardWorker):
+    """The first worker that takes 00001.tar never ends; the next one does."""
+
+    def process(self, shard: Shard) -> ShardReport:
+        mark = Path(self._job.output).parent / "taken"
+        if shard.name == "00001.tar" and not mark.exists():
+            mark.touch()
+            time.sleep(3600)
+        return super().process(shard)
+
+
+class Noted:
+    """Keeps what the driver says."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        self.fates: list[tuple[str, str, str]] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def lost(self, shard: str, fate: str, reason: str) -> None:
+        self.fates.append((shard, fate, reason))

@@ -75,9 +75,9 @@ def test_the_table_is_for_people(gradosr: Command, in_process: None) -> None:
 
 @pytest.mark.skipif(not (memory.PROC / "clear_refs").exists(), reason="the system keeps no peak")
 def test_peak_memory_is_what_the_batch_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    def hungry(_engine: GradientEngine, images_BCHW: Tensor) -> contenders.Prepared:
+    def hungry(given: contenders.Workload) -> contenders.Prepared:
         torch.ones(300 * MEGABYTE // 4)  # preparing is not counted
-        return contenders.Prepared(lambda: torch.ones(100 * MEGABYTE // 4), images_BCHW)
+        return contenders.Prepared(lambda: torch.ones(100 * MEGABYTE // 4), given.images_BCHW)
 
     monkeypatch.setitem(contenders.CONTENDERS, "hungry", hungry)
     peak = memory._peak("hungry", TINY, 32, 1, "cpu")
@@ -135,8 +135,8 @@ class _Deadly:
 
 
 def test_vmap_and_the_loop_compute_the_same_gradients() -> None:
-    engine, images_BCHW = contenders.workload(TINY, 32, 2, torch.device("cpu"))
-    slow = slow_squared_norms(engine.classifier, images_BCHW)
+    given = contenders.workload(TINY, 32, 2, torch.device("cpu"))
+    slow = slow_squared_norms(given.classifier, given.images_BCHW)
     assert (slow > 0).all()
     found: list[list[Tensor]] = []
     contenders_norm = contenders.squared_norm
@@ -147,7 +147,7 @@ def test_vmap_and_the_loop_compute_the_same_gradients() -> None:
         return norm
 
     found.append([])
-    prepared = contenders.vmap(engine, images_BCHW)
+    prepared = contenders.vmap(given)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(contenders, "squared_norm", noted)
         prepared.work()
@@ -156,8 +156,7 @@ def test_vmap_and_the_loop_compute_the_same_gradients() -> None:
 
 def test_a_slow_contender_takes_few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "SLOW", -1.0)
-    engine, images_BCHW = contenders.workload(TINY, 32, 2, torch.device("cpu"))
-    seconds = benchmark._rounds(engine, images_BCHW, 4, {})
+    seconds = benchmark._rounds(contenders.workload(TINY, 32, 2, torch.device("cpu")), 4, {})
     assert {name: len(times) for name, times in seconds.items()} == dict.fromkeys(NAMES, benchmark.FEW)
 
 
@@ -182,7 +181,7 @@ def test_explain_names_the_rule_of_every_parameter(gradosr: Command) -> None:
     parameters = json.loads(out)["parameters"]
     assert code == 0
     assert [one["parameter"] for one in parameters] == [
-        name for name, _ in contenders.workload(arch[1], 32, 1, torch.device("cpu"))[0].classifier.named_parameters()
+        name for name, _ in contenders.workload(arch[1], 32, 1, torch.device("cpu")).classifier.named_parameters()
     ]
     rules = {one["rule"] for one in parameters}
     assert rules <= {"conv2d", "batch_norm", "conv2d + batch_norm", "linear"}

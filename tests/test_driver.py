@@ -1,18 +1,24 @@
 """The driver on a real local Ray: death, poison, hanging, failure and progress."""
 
 import json
-from collections.abc import Iterator
+import re
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import doomed
 import pytest
 import ray
-from tiny import local_job, rows_of, run_here, write_archive
+from hostile import tar
+from tiny import local_job, picture, rows_of, run_here, write_archive
 
-from gradosr.config import RaySettings, ScoreJob
+from gradosr.config import RaySettings, ScoreJob, Workers
 from gradosr.driver import LOST_STARTS, Driver, check_local_uris, connected, resources
 from gradosr.errors import BundleError, ConfigError, RunFailed
 from gradosr.progress import Outcome, Progress
+from gradosr.results import merged
 from gradosr.run import Plan, finish, prepare
 from gradosr.store import Store
 from gradosr.worker import ShardWorker
@@ -23,8 +29,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # Ray leaves
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     """One local Ray for this file."""
-    with connected(RaySettings(), {}):
-        yield
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("RAY_metrics_report_interval_ms", "500")  # 10 s are long in a test
+        with connected(RaySettings(), {}):
+            yield
 
 
 @pytest.fixture
@@ -36,8 +44,17 @@ def job(tmp_path: Path) -> ScoreJob:
 def drive(job: ScoreJob, worker: type[ShardWorker] = ShardWorker) -> tuple[Plan, Outcome, list[Progress]]:
     plan, seen = prepare(job), []
     plan.claim()
-    outcome = Driver(job, plan.folder, plan.fingerprint, seen.append, worker).run(plan.pending)
+    outcome = driver(job, plan, seen.append, worker).run(plan.pending)
     return plan, outcome, seen
+
+
+def driver(
+    job: ScoreJob,
+    plan: Plan,
+    observe: Callable[[Progress], None] = lambda _: None,
+    worker: type[ShardWorker] = ShardWorker,
+) -> Driver:
+    return Driver(job, plan.folder, plan.fingerprint, observe, doomed.Noted(), threading.Event(), worker)
 
 
 @pytest.fixture
@@ -106,7 +123,7 @@ def test_a_shard_that_vanished_is_failed_not_quarantined(job: ScoreJob, tmp_path
     plan = prepare(job)
     plan.claim()
     (tmp_path / "archive" / "00001.tar").unlink()
-    outcome = Driver(job, plan.folder, plan.fingerprint, lambda _: None).run(plan.pending)
+    outcome = driver(job, plan).run(plan.pending)
     assert list(outcome.failed) == ["00001.tar"]
     assert "00001.tar" in outcome.failed["00001.tar"]
     assert not outcome.quarantined
@@ -132,7 +149,7 @@ def test_a_worker_refuses_a_folder_that_another_run_took(job: ScoreJob, tmp_path
     document["fingerprint"]["max_pixels"] = 7
     (tmp_path / "results" / "run.json").write_text(json.dumps(document))
     with pytest.raises(ConfigError, match="max_pixels was 7"):
-        Driver(job, plan.folder, plan.fingerprint, lambda _: None).run(plan.pending)
+        driver(job, plan).run(plan.pending)
 
 
 def test_resources_follow_the_cluster(job: ScoreJob) -> None:
@@ -146,5 +163,107 @@ def test_resources_follow_the_cluster(job: ScoreJob) -> None:
             resources(job.model_copy(update={"device": "cuda"}), 1)
 
 
+def scraped(run: str) -> dict[tuple[str, ...], float]:
+    """What the node serves to Prometheus of a run: metric and its own tag -> value."""
+    (node,) = ray.nodes()
+    with urllib.request.urlopen(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics") as answer:
+        text = answer.read().decode()
+    found = {}
+    for name, labels, value in re.findall(r"^ray_gradosr_(\w+){(.*)} (\S+)$", text, re.MULTILINE):
+        tags = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+        if tags["run"] == run:
+            own = [tags[tag] for tag in ("status", "outcome", "stage") if tag in tags]
+            found[(name, *own)] = float(value)
+    return found
+
+
+def test_prometheus_is_served_what_the_run_did(job: ScoreJob, tmp_path: Path) -> None:
+    (tmp_path / "archive" / "00001.tar").write_bytes(b"not a tar at all" * 100)
+    Store().write(f"{tmp_path}/archive/bad.tar", tar([("good.png", picture(99)), ("bad.png", b"no image")]))
+    plan, seen, gauges = prepare(job), [], set()
+
+    def observe(progress: Progress) -> None:
+        seen.append(progress)
+        gauges.update(name for name in scraped(job.output) if name in {("queue_shards",), ("workers",)})
+
+    plan.claim()
+    outcome = driver(job, plan, observe).run(plan.pending)
+    assert gauges == {("queue_shards",), ("workers",)}  # seen while it worked: they go with the run
+    seconds = merged(report.seconds for report in outcome.reports)
+    wanted = {
+        ("images_total", "ok"): 19, ("images_total", "not_an_image"): 1,
+        ("shards_total", "done"): 4, ("shards_total", "quarantined"): 1,
+        **{("stage_seconds_total", stage): pytest.approx(spent) for stage, spent in seconds.items()},
+    }  # fmt: skip
+    if seen[-1].counts["unknown"]:
+        wanted["unknown_images_total",] = seen[-1].counts["unknown"]
+    deadline = time.monotonic() + 60
+    while (counters := {name: n for name, n in scraped(job.output).items() if name not in gauges}) != wanted:
+        assert time.monotonic() < deadline, counters
+        time.sleep(0.2)
+    last = seen[-1]
+    assert (last.done, last.failed, last.quarantined) == (5, 0, 1)
+    assert last.done_bytes == last.total_bytes == sum(path.stat().st_size for path in (tmp_path / "archive").iterdir())
+
+
 def test_one_node_sees_its_own_files(job: ScoreJob) -> None:
     check_local_uris(job, prepare(job).pending[0])
+
+
+def test_a_straggler_is_run_twice_and_the_first_part_counts(
+    job: ScoreJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean: dict[str, tuple[object, ...]]
+) -> None:
+    monkeypatch.setattr("gradosr.driver.STRAGGLER_SECONDS", 1.0)
+    plan, outcome, _ = drive(job, doomed.Straggling)
+    assert finish(plan, outcome).scored == 4
+    assert_same(rows_of(tmp_path / "results"), clean)
+
+
+def test_asked_to_end_it_lets_running_shards_finish_and_the_next_run_takes_the_rest(
+    job: ScoreJob, tmp_path: Path, clean: dict[str, tuple[object, ...]]
+) -> None:
+    plan, stop = prepare(job), threading.Event()
+    plan.claim()
+
+    def end(progress: Progress) -> None:
+        if progress.first_ready is not None:
+            stop.set()
+
+    outcome = Driver(job, plan.folder, plan.fingerprint, end, doomed.Noted(), stop, doomed.Slow).run(plan.pending)
+    assert outcome.interrupted
+    assert 1 <= len(outcome.reports) <= 2
+    summary = finish(plan, outcome)
+    assert summary.interrupted
+    assert not (tmp_path / "results" / "_SUCCESS").exists()
+    plan, outcome, _ = drive(job)
+    assert len(plan.pending) == 4 - summary.scored
+    finish(plan, outcome)
+    assert_same(rows_of(tmp_path / "results"), clean)
+
+
+def test_draining_is_bounded(tmp_path: Path) -> None:
+    write_archive(Store(), f"{tmp_path}/archive", shards=2)
+    job = local_job(tmp_path, workers=2, drain_timeout=1)
+    plan, stop = prepare(job), threading.Event()
+    plan.claim()
+
+    def end(progress: Progress) -> None:
+        if progress.done:
+            stop.set()
+
+    outcome = Driver(job, plan.folder, plan.fingerprint, end, doomed.Noted(), stop, doomed.Hanging).run(plan.pending)
+    assert outcome.interrupted
+    assert len(outcome.reports) == 1
+
+
+def test_a_run_goes_on_with_the_workers_there_are(job: ScoreJob, tmp_path: Path) -> None:
+    elastic = job.model_copy(update={"workers": Workers(max=4, cpus=ray.cluster_resources()["CPU"])})
+    plan, outcome, seen = drive(elastic)
+    assert finish(plan, outcome).counts["rows"] == 24
+    assert max(progress.workers for progress in seen) == 1
+
+
+def test_what_is_missing_for_a_worker_is_said(job: ScoreJob) -> None:
+    greedy = job.model_copy(update={"workers": Workers(max=1, cpus=10_000), "ray": RaySettings(start_timeout=1)})
+    with pytest.raises(RunFailed, match=r"0 of 1 ready; each needs 10000 CPU and 0 GPU, free .* no node .* large"):
+        drive(greedy)

@@ -17,7 +17,15 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torchvision import models
 
 from gradosr.errors import ClassifierError, ConfigError
-from gradosr.gradients import OBJECTIVES, GradientEngine, calls, objective, pick_logits, squared_norms
+from gradosr.gradients import (
+    OBJECTIVES,
+    GradientEngine,
+    calls,
+    lay_channels_last,
+    objective,
+    pick_logits,
+    squared_norms,
+)
 from gradosr.gradients.slow import slow_squared_norms
 
 CLASSES = 6
@@ -708,6 +716,16 @@ def test_channels_last_images_and_weights_are_exact():
     assert_exact(net, pixels.to(memory_format=last))
     assert_exact(net.to(memory_format=last), pixels.to(memory_format=last))
     torch.testing.assert_close(squared_norms(net, pixels).values_BP, expected, rtol=1e-4, atol=0)
+
+
+def test_weights_laid_out_channels_last_give_the_same_norms():
+    net = settled(models.resnet18(num_classes=CLASSES))
+    pixels = images(2, 64)
+    expected = GradientEngine(net)(pixels, ["all_hot"])[0]
+    lay_channels_last(net)
+    assert net.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    found = GradientEngine(net)(pixels, ["all_hot"])[0]
+    torch.testing.assert_close(found.values_BP, expected.values_BP, rtol=1e-3, atol=0)
 
 
 def test_views_and_strided_images_are_exact():

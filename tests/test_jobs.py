@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import torch
 import yaml
@@ -24,9 +23,9 @@ from tiny import (
     local_job,
     make_bundle,
     picture,
+    plain,
     rows_of,
     run_here,
-    white,
     write_archive,
 )
 from tiny_net import tiny
@@ -100,6 +99,8 @@ MISTAKES: dict[str, tuple[list[str], int, str]] = {
     "label names": (["input.label_names=nowhere.json"], 4, "nowhere.json"),
     "unwritable": (["output=score.yaml/results"], 4, "score.yaml"),
     "scheme": (["output=gs://bucket/x"], 2, "gs://"),
+    "share of 1": (["max_bad_images=1.0"], 2, "max_bad_images: Input should be a valid integer or Input should be"),
+    "below none": (["max_bad_shards=-1"], 2, "max_bad_shards: Input should be greater than or equal to 0"),
 }
 
 
@@ -139,6 +140,22 @@ def test_an_unreadable_config_is_told(
     assert code == 2
     assert message in err
     assert "Traceback" not in err
+
+
+def test_a_json_log_holds_errors_too(score_yaml: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    json_log = ["--log-format", "json"]
+    for arguments, code, messages in (
+        ([score_yaml, "--set", "bundel=1", "--set", "batch_size=no"], 2, ["bundel: unknown key", "batch_size: Input"]),
+        ([score_yaml, "--set", "bundle=no\u202ewhere"], 4, ["no\u202ewhere: no bundle there"]),
+        ([score_yaml, "--log-interval", "soon"], 2, ["'soon' is not a valid float"]),
+    ):
+        found, out, err = gradosr(capsys, "score", *json_log, *arguments)
+        assert err.isascii()
+        events = [json.loads(line) for line in err.splitlines()]
+        assert (found, out, len(events)) == (code, "", len(messages))
+        for event, message in zip(sorted(events, key=lambda event: -len(event["message"])), messages, strict=True):
+            assert message in event["message"]
+            assert (event["event"], event["level"], event["exit_code"]) == ("error", "error", code)
 
 
 def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -353,7 +370,7 @@ def test_known_images_without_a_finite_logit_are_left_out_of_the_fit(
 ) -> None:
     document = fit_document(tmp_path) | {"held_out": 0.9}
     document["classifier"]["arch"] = "tiny_net:bursting"
-    whites = [(f"white{i}.{end}", data) for i in range(10) for end, data in (("png", white()), ("cls", b"cat"))]
+    whites = [(f"white{i}.{end}", data) for i in range(10) for end, data in (("png", plain()), ("cls", b"cat"))]
     Store().write(f"{tmp_path}/known/1.tar", tar(whites))
     code, out, err = gradosr(capsys, "fit", write(tmp_path / "fit.yaml", document), "--json")
     assert code == 0, err
@@ -456,8 +473,7 @@ def test_every_command_is_listed_and_has_few_flags(capsys: pytest.CaptureFixture
         assert f"  {name} " in out
         command = cli.get_command(None, name)  # type: ignore[arg-type]
         assert command is not None
-        flags = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
-        assert len(flags) <= 5, f"{name}: a new knob is a config field"
+        assert len(command.params) <= 6, f"{name}: a new knob is a config field"
 
 
 def test_help_needs_no_heavy_import() -> None:
@@ -503,3 +519,34 @@ def test_score_by_subprocess_resumes_after_sigkill(tmp_path: Path) -> None:
     assert summary["counts"]["rows"] == 1600
     assert summary["scored"] <= 40 - len(before)
     assert before.items() <= {path.name: path.stat().st_mtime_ns for path in parts.glob("part-*")}.items()
+
+
+def test_score_tells_too_many_bad_images_by_its_exit_code_and_logs_json_lines(tmp_path: Path) -> None:
+    """In a process of its own, on a real Ray; the finished run asked again says the same."""
+    write_archive(Store(), f"{tmp_path}/archive", shards=2)
+    Store().write(f"{tmp_path}/archive/bad.tar", tar([("good.png", picture(99)), ("bad\n\x1b[31m.png", b"no image")]))
+    Store().write(f"{tmp_path}/archive/no\n\x1b[31mtar.tar", b"not a tar at all" * 100)
+    job = local_job(tmp_path, workers=1).model_dump(mode="json", exclude={"stores", "runtime_env"})
+    command = [sys.executable, "-m", "gradosr.jobs.cli", "score", str(write(tmp_path / "score.yaml", job))]
+    first = subprocess.run(
+        [*command, "--json", "--log-format", "json", "--log-interval", "0"],
+        check=False, capture_output=True, text=True, timeout=150,
+    )  # fmt: skip
+    assert first.returncode == 5, first.stderr
+    assert (tmp_path / "results" / "_SUCCESS").exists()
+    over = [
+        {"bound": "max_bad_images", "found": 1, "total": 14, "allowed": 0},
+        {"bound": "max_bad_shards", "found": 1, "total": 4, "allowed": 0},
+    ]
+    assert json.loads(first.stdout)["exceeded"] == over
+    events = [json.loads(line) for line in first.stderr.splitlines()]
+    assert {"progress", "summary"} <= {event["event"] for event in events}
+    assert (events[-1]["event"], events[-1]["level"], events[-1]["exceeded"]) == ("summary", "warning", over)
+    assert "\x1b" not in first.stderr
+    for overrides, code in (([], 5), (["max_bad_images=1"], 5), (["max_bad_images=1", "max_bad_shards=0.25"], 0)):
+        sets = [part for override in overrides for part in ("--set", override)]
+        again = subprocess.run([*command, *sets], check=False, capture_output=True, text=True, timeout=60)
+        lines = again.stderr.splitlines()
+        assert (again.returncode, len(lines)) == (code, 4 - len(overrides)), again.stderr
+        assert lines[1] == "quarantined: no\\n\\x1b[31mtar.tar (reason in quarantine/)"
+    assert again.stdout == ""

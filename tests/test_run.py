@@ -2,12 +2,14 @@
 
 import json
 import re
+from dataclasses import astuple
 from pathlib import Path
 
+import pyarrow.json
 import pyarrow.parquet as pq
 import pytest
 from hostile import bomb_png, cmyk_jpeg, cut, encoded, grey16_png, noise, parquet_file, tar
-from tiny import CLASSES, labelled_tar, local_job, make_bundle, picture, rows_of, run_here, white, write_archive
+from tiny import CLASSES, labelled_tar, local_job, make_bundle, picture, plain, rows_of, run_here, write_archive
 
 from gradosr.config import ScoreJob
 from gradosr.errors import ConfigError, FingerprintMismatch, GradosrError, InputError
@@ -40,7 +42,10 @@ def test_every_image_becomes_one_row_with_the_schema(job: ScoreJob, tmp_path: Pa
     assert json.loads(metadata[b"gradosr.counts"])["rows"] == 6
     assert json.loads(metadata[b"gradosr.shard"])["uri"].endswith(".tar")
     assert json.loads(metadata[b"gradosr.fingerprint"]) == json.loads(json.dumps(plan.fingerprint))
-    assert set(json.loads(metadata[b"gradosr.seconds"])) == {"read", "score", "write"}
+    seconds = json.loads(metadata[b"gradosr.seconds"])
+    assert set(seconds) == {"read", "decode", "score", "write"}
+    assert all(spent > 0 for spent in seconds.values())
+    assert not (tmp_path / "results" / "quarantine").exists()
 
 
 def test_open_set_columns_agree(job: ScoreJob, tmp_path: Path) -> None:
@@ -136,13 +141,115 @@ def test_bad_images_are_rows_with_a_reason(tmp_path: Path) -> None:
     assert summary.counts["ok"] == 3
 
 
+BAD = {"empty.jpg": b"", "text.jpg": b"this is no image at all", 'a\nb\x1b[31m"\u202e.png': b"neither is this"}
+
+
+def write_bad_archive(folder: Path) -> None:
+    """bad.tar of one good and three bad images, good.tar of six good ones."""
+    folder.mkdir(parents=True)
+    (folder / "bad.tar").write_bytes(tar([("good.png", picture(0)), *BAD.items()]))
+    (folder / "good.tar").write_bytes(labelled_tar(10, 6))
+
+
+def test_bad_images_are_also_listed_apart(tmp_path: Path) -> None:
+    write_bad_archive(tmp_path / "archive")
+    plan, _ = run_here(local_job(tmp_path))
+    (path,) = (tmp_path / "results" / "quarantine").iterdir()
+    assert path.name == f"{plan.shards[0].part}.images.jsonl"
+    lines = path.read_bytes().split(b"\n")
+    assert (len(lines), lines[-1]) == (4, b"")
+    assert all(0x20 <= byte < 0x7F for byte in b"".join(lines))
+    listed = {row["key"]: (row["status"], row["error"]) for row in map(json.loads, lines[:-1])}
+    rows = rows_of(tmp_path / "results", ("status", "error"))
+    assert listed == {key: row for key, row in rows.items() if row[0] != "ok"}
+    assert set(listed) == {f"bad.tar#{name}" for name in BAD}
+    assert pyarrow.json.read_json(path)["key"].to_pylist() == list(listed)
+
+
+def test_listed_bad_images_are_no_quarantine_mark_and_leave_with_their_part(tmp_path: Path) -> None:
+    write_bad_archive(tmp_path / "archive")
+    before, summary = run_here(local_job(tmp_path))
+    assert summary.quarantined == ()
+    assert not run_here(local_job(tmp_path))[0].pending
+    part, good = (shard.part for shard in before.shards)
+    (tmp_path / "archive" / "bad.tar").write_bytes(labelled_tar(0, 3))
+    stray = tmp_path / "results" / "quarantine" / f"{good}.images.jsonl"
+    stray.write_text("{}\n")  # as a worker leaves it that dies before it puts its part
+    run_here(local_job(tmp_path))
+    assert not list((tmp_path / "results" / "quarantine").iterdir())
+    names = {path.name for path in (tmp_path / "results" / "superseded").iterdir()}
+    assert names == {"_SUCCESS", f"{part}.parquet", f"{part}.images.jsonl", stray.name}
+
+
+@pytest.mark.parametrize(
+    ("bounds", "exceeded"),
+    [
+        ({}, [("max_bad_images", 3, 10, 0)]),
+        ({"max_bad_images": 3}, []),
+        ({"max_bad_images": 2}, [("max_bad_images", 3, 10, 2)]),
+        ({"max_bad_images": 0}, [("max_bad_images", 3, 10, 0)]),
+        ({"max_bad_images": 0.3}, []),
+        ({"max_bad_images": 0.29}, [("max_bad_images", 3, 10, 2)]),
+    ],
+)
+def test_too_many_bad_images_are_told_of_the_whole_table(
+    tmp_path: Path, bounds: dict[str, float], exceeded: list[tuple[object, ...]]
+) -> None:
+    write_bad_archive(tmp_path / "archive")
+    job = local_job(tmp_path, **bounds)
+    assert run_here(job, only=1)[1].exceeded == ()  # failed shards: the table is not whole
+    for scored in (1, 0):
+        _, summary = run_here(job)
+        assert (summary.scored, [astuple(bound) for bound in summary.exceeded]) == (scored, exceeded)
+    assert (tmp_path / "results" / "_SUCCESS").exists()
+
+
+def test_a_share_is_taken_as_it_is_written(tmp_path: Path) -> None:
+    """29 of 50, of which binary fractions make 28.99."""
+    (tmp_path / "archive").mkdir()
+    images = [(f"{i}.png", picture(i) if i < 21 else b"") for i in range(50)]
+    (tmp_path / "archive" / "a.tar").write_bytes(tar(images))
+    assert not run_here(local_job(tmp_path, max_bad_images=0.58))[1].exceeded
+    assert run_here(local_job(tmp_path, max_bad_images=0.57))[1].exceeded
+
+
+def test_too_many_quarantined_shards_are_told(job: ScoreJob, tmp_path: Path) -> None:
+    (tmp_path / "archive" / "00001.tar").write_bytes(b"not a tar at all" * 100)
+    _, summary = run_here(job)
+    assert [astuple(bound) for bound in summary.exceeded] == [("max_bad_shards", 1, 4, 0)]
+    assert (tmp_path / "results" / "_SUCCESS").exists()
+    for allowance in (1, 0.25):
+        assert not run_here(local_job(tmp_path, max_bad_shards=allowance))[1].exceeded
+    assert run_here(local_job(tmp_path, max_bad_shards=0.2))[1].exceeded
+
+
+def test_stats_are_merged_and_by_part_and_those_of_a_lost_driver_come_from_the_footers(
+    job: ScoreJob, tmp_path: Path
+) -> None:
+    _, summary = run_here(job)
+    stats = json.loads((tmp_path / "results" / "stats.json").read_text())
+    success = json.loads((tmp_path / "results" / "_SUCCESS").read_text())
+    assert set(stats["parts"]) == set(success["parts"])
+    assert stats["counts"] == success["counts"] == summary.counts
+    for stage in ("read", "decode", "score", "write"):
+        spent = sum(part["seconds"][stage] for part in stats["parts"].values())
+        assert stats["seconds"][stage] == summary.seconds[stage] == pytest.approx(spent, abs=1e-3)
+        assert stats["images_per_second"][stage] == pytest.approx(24 / spent, rel=0.01)
+    for name in ("stats.json", "_SUCCESS"):
+        (tmp_path / "results" / name).unlink()
+    _, again = run_here(job)
+    assert again.counts == summary.counts
+    assert again.seconds["score"] == summary.seconds["score"]
+    assert 0 < again.seconds["write"] < summary.seconds["write"]
+
+
 def test_an_image_without_a_finite_logit_is_a_row_with_a_reason_and_its_neighbours_are_untouched(
     tmp_path: Path,
 ) -> None:
     arch, members = "tiny_net:bursting", [(f"{i}.png", picture(i)) for i in range(5)]
     make_bundle(Store(), f"{tmp_path}/bundle", arch=arch)
     found = []
-    for name, third in (("as_they_are", picture(2)), ("one_white", white())):
+    for name, third in (("as_they_are", picture(2)), ("one_white", plain())):
         Store().write(f"{tmp_path}/{name}/a.tar", tar([*members[:2], ("2.png", third), *members[3:]]))
         job = local_job(tmp_path, trust=[arch], input={"kind": "tar", "uri": f"{tmp_path}/{name}/"}, batch_size=5,
                         output=f"{tmp_path}/results_{name}")  # fmt: skip
@@ -264,14 +371,17 @@ def test_an_unwritable_output_is_one_line(job: ScoreJob, tmp_path: Path) -> None
 
 def test_through_s3(bucket: str, store: Store, s3_settings: object, tmp_path: Path) -> None:
     write_archive(store, f"{bucket}/archive", shards=2)
+    store.write(f"{bucket}/archive/bad.tar", tar([("bad.png", b"no image")]))
     make_bundle(store, f"{bucket}/bundle")
     job = local_job(
         tmp_path, bundle=f"{bucket}/bundle", input={"kind": "tar", "uri": f"{bucket}/archive/"}, output=f"{bucket}/out",
         store=s3_settings,
     )  # fmt: skip
     _, summary = run_here(job)
-    assert summary.counts["rows"] == 12
+    assert summary.counts["rows"] == 13
+    (listed,) = store.list(f"{bucket}/out/quarantine/")
+    assert json.loads(store.read(listed.uri))["key"] == "bad.tar#bad.png"
     etags = {o.uri: o.version for o in store.list(f"{bucket}/out/parts/")}
     _, again = run_here(job)
-    assert (again.scored, again.counts["rows"]) == (0, 12)
+    assert (again.scored, again.counts["rows"]) == (0, 13)
     assert etags == {o.uri: o.version for o in store.list(f"{bucket}/out/parts/")}

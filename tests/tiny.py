@@ -35,9 +35,9 @@ def picture(seed: int) -> bytes:
     return _png(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8))
 
 
-def white() -> bytes:
-    """A PNG of 16 x 16 white pixels."""
-    return _png(np.full((16, 16, 3), 255, np.uint8))
+def plain(value: int = 255) -> bytes:
+    """A PNG of 16 x 16 pixels of one value; white."""
+    return _png(np.full((16, 16, 3), value, np.uint8))
 
 
 def _png(pixels: NDArray[np.uint8]) -> bytes:

@@ -15,10 +15,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from gradosr.benchmark.contenders import CONTENDERS, TRAINING_STEP, VMAP, Prepared, workload
+from gradosr.benchmark.contenders import CONTENDERS, TRAINING_STEP, VMAP, Prepared, Workload, workload
 from gradosr.benchmark.memory import peak_memory
 from gradosr.errors import ClassifierError, GradosrError, first_line
-from gradosr.gradients import GradientEngine
 from gradosr.gradients.explain import Explained
 from gradosr.gradients.slow import slow_squared_norms
 from gradosr.scorer import pick_device
@@ -50,11 +49,11 @@ def bench_engine(arch: str, size: int, batch: int, runs: int, device: str) -> di
     vmap cannot serve every network: `failed` says why, and its figures are missing.
     """
     place = pick_device(device)
-    engine, images_BCHW = workload(arch, size, batch, place)
+    given = workload(arch, size, batch, place)
     failed: dict[str, str] = {}
     # Memory first: a contender that this machine cannot hold then takes a child with it, not the bench.
     peaks = {name: _attempt(name, failed, partial(peak_memory, name, arch, size, batch, place)) for name in CONTENDERS}
-    seconds = _rounds(engine, images_BCHW, runs, failed)
+    seconds = _rounds(given, runs, failed)
     beyond = {name: peak.beyond for name, peak in peaks.items() if peak and name not in failed}
     resident = {name: peak.resident for name, peak in peaks.items() if peak and name not in failed}
     step_takes = beyond.get(TRAINING_STEP, 0)
@@ -65,27 +64,27 @@ def bench_engine(arch: str, size: int, batch: int, runs: int, device: str) -> di
         "runs": runs,
         "device": hardware(place),
         "torch": torch.__version__,
-        "fallback_parameters": list(engine.plan(images_BCHW).fallback),
+        "fallback_parameters": list(given.engine.plan(given.images_BCHW).fallback),
         "images_per_second": {name: batch / statistics.median(times) for name, times in seconds.items()},
         "of_training_step": {name: _ratio(times, seconds[TRAINING_STEP]) for name, times in seconds.items()},
         "memory_bytes": beyond,
         "peak_bytes": resident,
         "memory_of_training_step": {name: mine / step_takes for name, mine in beyond.items() if step_takes},
-        "largest_difference": largest_difference(engine, images_BCHW),
+        "largest_difference": largest_difference(given),
         "failed": failed,
     }
 
 
 def explain_engine(arch: str, size: int, batch: int, device: str) -> list[Explained]:
     """Which rule serves each parameter of an architecture, in which form, at what cost."""
-    engine, images_BCHW = workload(arch, size, batch, pick_device(device))
-    return engine.explain(images_BCHW)
+    given = workload(arch, size, batch, pick_device(device))
+    return given.engine.explain(given.images_BCHW)
 
 
-def largest_difference(engine: GradientEngine, images_BCHW: Tensor) -> float:
+def largest_difference(given: Workload) -> float:
     """To the slow definition in the same precision: |ours - slow| / (slow + ZERO of the image's largest norm)."""
-    found_BP = engine(images_BCHW, ["all_hot"])[0].values_BP[:TWINS].double().cpu()
-    slow_BP = slow_squared_norms(engine.classifier, images_BCHW[:TWINS])
+    found_BP = given.engine(given.images_BCHW, ["all_hot"])[0].values_BP[:TWINS].double().cpu()
+    slow_BP = slow_squared_norms(given.classifier, given.images_BCHW[:TWINS])
     return float(((found_BP - slow_BP).abs() / (slow_BP + ZERO * slow_BP.amax(1, keepdim=True))).max())
 
 
@@ -116,24 +115,24 @@ def _attempt(name: str, failed: dict[str, str], work: Callable[[], T]) -> T | No
         return None
 
 
-def _rounds(engine: GradientEngine, images_BCHW: Tensor, runs: int, failed: dict[str, str]) -> dict[str, list[float]]:
+def _rounds(given: Workload, runs: int, failed: dict[str, str]) -> dict[str, list[float]]:
     """Seconds that a contender takes for the batch, round by round."""
     ready: dict[str, tuple[Prepared, int]] = {}
     for name in CONTENDERS:
-        if name not in failed and (found := _attempt(name, failed, partial(_warm, name, engine, images_BCHW))):
+        if name not in failed and (found := _attempt(name, failed, partial(_warm, name, given))):
             prepared, seconds = found
             ready[name] = prepared, min(runs, FEW) if seconds > SLOW else runs
     measured: dict[str, list[float]] = {name: [] for name in ready}
     for turn in range(runs):
         for name, (prepared, turns) in ready.items():
             if turn < turns:
-                measured[name].append(_seconds(prepared) * len(images_BCHW) / len(prepared.images_BCHW))
+                measured[name].append(_seconds(prepared) * len(given.images_BCHW) / len(prepared.images_BCHW))
     return measured
 
 
-def _warm(name: str, engine: GradientEngine, images_BCHW: Tensor) -> tuple[Prepared, float]:
+def _warm(name: str, given: Workload) -> tuple[Prepared, float]:
     """The contender after its first run, and the seconds of that."""
-    prepared = CONTENDERS[name](engine, images_BCHW)
+    prepared = CONTENDERS[name](given)
     return prepared, _seconds(prepared)
 
 

@@ -1,5 +1,6 @@
 """What the same network does on the same images: the contenders of a benchmark, in CONTENDERS."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from gradosr.classifier import build_classifier
 from gradosr.conformance import move
 from gradosr.errors import ConfigError, first_line
-from gradosr.gradients import GradientEngine, objective
+from gradosr.gradients import GradientEngine, lay_channels_last, objective
 from gradosr.gradients.calls import squared_norm
 
 PART = 8
@@ -27,12 +28,22 @@ class Prepared:
     """What it works on; may be a part of the batch."""
 
 
-Contender = Callable[[GradientEngine, Tensor], Prepared]
-"""Of an engine, whose classifier every contender shares, and the batch."""
+@dataclass(frozen=True)
+class Workload:
+    """A classifier, the engine on it, and the batch."""
+
+    classifier: nn.Module
+    """As its library builds it; all contenders but the engine work on it."""
+    engine: GradientEngine
+    """On a copy laid out as the scorer lays it out."""
+    images_BCHW: Tensor
 
 
-def workload(arch: str, size: int, batch: int, place: torch.device) -> tuple[GradientEngine, Tensor]:
-    """An engine on the classifier of ten classes, and images [batch, 3, size, size]; the same at every call.
+Contender = Callable[[Workload], Prepared]
+
+
+def workload(arch: str, size: int, batch: int, place: torch.device) -> Workload:
+    """A classifier of ten classes and images [batch, 3, size, size]; the same at every call.
 
     Raises ConfigError for an architecture that does not take the size.
     """
@@ -46,60 +57,63 @@ def workload(arch: str, size: int, batch: int, place: torch.device) -> tuple[Gra
             classifier(images_BCHW[:1])
     except Exception as error:  # whatever an architecture says to a size it was not made for
         raise ConfigError(f"{arch} does not take {size}x{size} pixels: {first_line(error)}") from error
-    return GradientEngine(classifier), images_BCHW
+    laid_out = copy.deepcopy(classifier)
+    lay_channels_last(laid_out)
+    return Workload(classifier, GradientEngine(laid_out), images_BCHW)
 
 
-def forward(engine: GradientEngine, images_BCHW: Tensor) -> Prepared:
+def forward(given: Workload) -> Prepared:
     """Logits alone."""
 
     def work() -> None:
         with torch.no_grad():
-            engine.classifier(images_BCHW)
+            given.classifier(given.images_BCHW)
 
-    return Prepared(work, images_BCHW)
+    return Prepared(work, given.images_BCHW)
 
 
-def training_step(engine: GradientEngine, images_BCHW: Tensor) -> Prepared:
+def training_step(given: Workload) -> Prepared:
     """Forward and full backward into .grad, as training does it; eval mode like everything else here."""
 
     def work() -> None:
-        _backward(engine.classifier, images_BCHW)
-        engine.classifier.zero_grad()
+        _backward(given.classifier, given.images_BCHW)
+        given.classifier.zero_grad()
 
-    return Prepared(work, images_BCHW)
+    return Prepared(work, given.images_BCHW)
 
 
-def ours(engine: GradientEngine, images_BCHW: Tensor) -> Prepared:
+def ours(given: Workload) -> Prepared:
     """The engine, its plan made."""
-    engine.plan(images_BCHW)
-    return Prepared(lambda: engine(images_BCHW, ["all_hot"]), images_BCHW)
+    given.engine.plan(given.images_BCHW)
+    return Prepared(lambda: given.engine(given.images_BCHW, ["all_hot"]), given.images_BCHW)
 
 
-def loop(engine: GradientEngine, images_BCHW: Tensor) -> Prepared:
+def loop(given: Workload) -> Prepared:
     """One image after the other, and the norms read off .grad."""
+    part_BCHW = given.images_BCHW[:PART]
 
     def work() -> None:
-        for image_CHW in images_BCHW[:PART]:
-            _backward(engine.classifier, image_CHW[None])
-            gradients = [parameter.grad for parameter in engine.classifier.parameters()]
+        for image_CHW in part_BCHW:
+            _backward(given.classifier, image_CHW[None])
+            gradients = [parameter.grad for parameter in given.classifier.parameters()]
             [float(gradient.pow(2).sum()) for gradient in gradients if gradient is not None]
             del gradients
-            engine.classifier.zero_grad()
+            given.classifier.zero_grad()
 
-    return Prepared(work, images_BCHW[:PART])
+    return Prepared(work, part_BCHW)
 
 
-def vmap(engine: GradientEngine, images_BCHW: Tensor) -> Prepared:
+def vmap(given: Workload) -> Prepared:
     """Per-sample gradients by torch.func, all of a chunk in memory at once, then their norms.
 
     Raises MemoryError where those of one image are beyond VMAP_BYTES.
     """
-    classifier = engine.classifier
+    classifier = given.classifier
     parameters = {name: parameter.detach() for name, parameter in classifier.named_parameters()}
     each = sum(parameter.nbytes for parameter in parameters.values())
     if each > VMAP_BYTES:
         raise MemoryError(f"the gradients of one image take {each / 1e9:.1f} GB")
-    chunk_BCHW = images_BCHW[: min(PART, VMAP_BYTES // each)]
+    chunk_BCHW = given.images_BCHW[: min(PART, VMAP_BYTES // each)]
 
     def loss(parameters: dict[str, Tensor], image_CHW: Tensor) -> Tensor:
         logits: Tensor = torch.func.functional_call(classifier, parameters, (image_CHW[None],))

@@ -1,6 +1,6 @@
 """Peak memory of a contender on one batch, in a fresh process of its own.
 
-Counted is what the batch takes beyond a process that holds the classifier and the images and has trained on one image,
+Counted is what the batch takes beyond a process that holds the classifiers and the images and has trained on one image,
 so that torch's libraries are loaded. A training step's .grad is therefore its own, and so is what the engine keeps
 (plan, folded weights); the passing memory of planning, which happens once, is not. vmap's is that of one chunk.
 """
@@ -12,13 +12,12 @@ import multiprocessing
 import signal
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from gradosr.benchmark.contenders import CONTENDERS, TRAINING_STEP, workload
-from gradosr.gradients import GradientEngine
 
 PROC = Path("/proc/self")
 
@@ -49,16 +48,16 @@ def _quiet() -> None:
 
 
 def _peak(name: str, arch: str, size: int, batch: int, device: str) -> Peak | None:
-    engine, images_BCHW = workload(arch, size, batch, torch.device(device))
-    CONTENDERS[TRAINING_STEP](engine, images_BCHW[:1]).work()
-    on_gpu = images_BCHW.is_cuda
+    given = workload(arch, size, batch, torch.device(device))
+    CONTENDERS[TRAINING_STEP](replace(given, images_BCHW=given.images_BCHW[:1])).work()
+    on_gpu = given.images_BCHW.is_cuda
     before = _resident(on_gpu=on_gpu)
-    prepared = CONTENDERS[name](GradientEngine(engine.classifier), images_BCHW)
+    prepared = CONTENDERS[name](given)
     _resident(on_gpu=on_gpu)
     if not _forget_peak(on_gpu=on_gpu):
         return None
     prepared.work()
-    peak = torch.cuda.max_memory_allocated() if on_gpu else _status("VmHWM")
+    peak = torch.cuda.max_memory_allocated() if on_gpu else status_bytes("VmHWM")
     return Peak(peak, max(0, peak - before))
 
 
@@ -71,7 +70,7 @@ def _resident(*, on_gpu: bool) -> int:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc alone
     if trim is not None:
         trim(0)
-    return _status("VmRSS")
+    return status_bytes("VmRSS")
 
 
 def _forget_peak(*, on_gpu: bool) -> bool:
@@ -86,7 +85,7 @@ def _forget_peak(*, on_gpu: bool) -> bool:
     return True
 
 
-def _status(key: str) -> int:
+def status_bytes(key: str) -> int:
     """Bytes, of /proc/self/status; 0 where there is none."""
     status = PROC / "status"
     lines = status.read_text(encoding="ascii", errors="replace").splitlines() if status.exists() else []

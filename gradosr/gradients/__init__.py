@@ -5,6 +5,7 @@ from gradosr.gradients.engine import GradientEngine, SquaredNorms, Watcher, squa
 from gradosr.gradients.objectives import OBJECTIVES, objective
 from gradosr.gradients.outputs import pick_logits
 from gradosr.gradients.rules import RULES
+from gradosr.gradients.weights import lay_channels_last
 
 __all__ = [
     "OBJECTIVES",
@@ -14,6 +15,7 @@ __all__ = [
     "SquaredNorms",
     "Watch",
     "Watcher",
+    "lay_channels_last",
     "objective",
     "pick_logits",
     "squared_norms",

@@ -312,7 +312,7 @@ def weight_gradients(call: Call, x: Tensor, grad: Tensor) -> Iterator[Tensor]:
     geometry = _geometry(call, x, grad)
     form = MATERIALISED[call.form or conv_forms(call, x, grad, materialised=True)[0]]
     for piece in _pieces(form, call, geometry, x, grad):
-        yield piece.view(-1, geometry.groups * geometry.outputs, geometry.patch)
+        yield piece.reshape(-1, geometry.groups * geometry.outputs, geometry.patch)  # channels-last rows are copied
 
 
 def conv_gradients(call: Call, x: Tensor, grad: Tensor) -> Gradients:

@@ -1,4 +1,4 @@
-"""What the weights must be: finite numbers, of the images' type unless the classifier casts for itself."""
+"""What weights must be (finite, of the images' type unless the classifier casts for itself) and how they best lie."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +29,16 @@ def check_finite(classifier: nn.Module) -> None:
                 f"{name} holds values that are not finite: no image could be scored; "
                 "its training diverged or its file is damaged, use other weights"
             )
+
+
+def lay_channels_last(classifier: nn.Module) -> None:
+    """Lay the weights of 2-D convolutions out in channels-last order, in place: the same numbers for faster kernels.
+
+    Images and activations follow by themselves.
+    """
+    for parameter in classifier.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 @contextmanager

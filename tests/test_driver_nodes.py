@@ -1,0 +1,78 @@
+"""The driver on several real Ray nodes: those that cannot load, that eat shards, that die."""
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import doomed
+import pytest
+from chaos import ARCH, WORKERS, Nodes, nodes
+from tiny import local_job, make_bundle, write_archive
+
+from gradosr.config import RaySettings, ScoreJob, Workers
+from gradosr.driver import NODE_DEATHS, Driver, connected
+from gradosr.progress import Outcome, Progress
+from gradosr.run import finish, prepare
+from gradosr.store import Store
+from gradosr.worker import ShardWorker
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Nodes]:
+    with nodes() as made, connected(RaySettings(address=made.address), {}):
+        yield made
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> ScoreJob:
+    write_archive(Store(), f"{tmp_path}/archive", shards=8)
+    make_bundle(Store(), f"{tmp_path}/bundle", arch=ARCH)
+    return local_job(tmp_path, trust=[ARCH], workers=Workers(max=WORKERS + 1))
+
+
+def drive(
+    job: ScoreJob, worker: type[ShardWorker] = ShardWorker, observe: Callable[[Progress], None] = lambda _: None
+) -> tuple[Outcome, list[str]]:
+    plan, notes = prepare(job), doomed.Noted()
+    plan.claim()
+    driver = Driver(job, plan.folder, plan.fingerprint, observe, notes, threading.Event(), worker)
+    outcome = driver.run(plan.pending)
+    assert finish(plan, outcome).counts["rows"] == 48
+    return outcome, notes.warnings
+
+
+def test_a_node_that_cannot_load_is_avoided_and_says_why_once(cluster: Nodes, job: ScoreJob) -> None:
+    cluster.add(GRADOSR_TEST_UNLOADABLE="1")
+    try:
+        _, said = drive(job)
+    finally:
+        cluster.settle()
+    assert len(said) == 1
+    assert "is avoided" in said[0]
+    assert "lacks a driver" in said[0]
+
+
+def test_a_node_that_eats_shards_is_avoided_and_they_are_scored_elsewhere(cluster: Nodes, job: ScoreJob) -> None:
+    cluster.add(GRADOSR_TEST_EATING="1")
+    try:
+        outcome, said = drive(job.model_copy(update={"max_attempts": 2}), doomed.Eating)
+    finally:
+        cluster.settle()
+    assert not outcome.quarantined
+    assert [line for line in said if f"{NODE_DEATHS} shards in a row" in line]
+
+
+def test_a_shard_is_not_blamed_for_the_death_of_its_node(cluster: Nodes, job: ScoreJob) -> None:
+    killed = threading.Event()
+
+    def kill(progress: Progress) -> None:
+        if progress.workers == WORKERS and not killed.is_set():
+            killed.set()
+            cluster.kill_one(random.Random(0))
+
+    outcome, _ = drive(job.model_copy(update={"max_attempts": 1}), doomed.Slow, kill)
+    assert killed.is_set()
+    assert not outcome.quarantined
