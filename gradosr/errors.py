@@ -9,7 +9,8 @@ GradosrError
 │   └── StoreError          the store did not do what was asked, after retries
 │       ├── NotFound        no such bucket, object or path
 │       ├── AccessDenied    wrong, missing or expired credentials, or a policy that forbids it
-│       └── ObjectChanged   the object was replaced or removed after it was listed
+│       ├── ObjectChanged   the object was replaced or removed after it was listed
+│       └── NoConditionalWrites  the store cannot write on the condition that nobody else did
 ├── ShardUnreadable         a verdict on a shard's content: nothing of it can be read, now or later
 ├── RunActive               the same run is already active
 └── RunFailed               the run stopped or ended with failed shards; the same command resumes it
@@ -57,6 +58,10 @@ class AccessDenied(StoreError):
 
 class ObjectChanged(StoreError):
     """The object was replaced or removed after it was listed."""
+
+
+class NoConditionalWrites(StoreError):
+    """The store cannot write on the condition that nobody else did."""
 
 
 class ShardUnreadable(GradosrError):

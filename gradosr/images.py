@@ -9,6 +9,7 @@ leaves `max_pixels` the only limit, without a change to Pillow's process-wide on
 
 import io
 import re
+import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -66,6 +67,16 @@ _UPRIGHT: dict[int, Callable[[Tensor], Tensor]] = {  # of [3, H, W]; what undoes
     8: lambda pixels: pixels.transpose(1, 2).flip(1),
 }
 _MAX_ASPECT = 100
+_LONGEST_SIDE = 2**31 - 1  # what the result table holds; a side of more is damage, not a size
+_MAX_SCANS = 100
+"""Of a JPEG; ten are usual. A scan of a few bytes goes over all pixels again: 50 KB kept the decoder busy for 10 s."""
+_MAX_TILES = 2**14
+"""Of a JPEG 2000. OpenJPEG takes 12 KB for each, even of one pixel: 300 bytes took 750 MB."""
+_MAX_RLE_PIXELS = 2**22
+"""Of a run-length encoded bitmap, which Pillow decodes in Python: 100 bytes took 34 s."""
+_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")  # of a JPEG segment; the others stand within a scan's data
+_SCAN, _END = 0xDA, 0xD9
+_SIZ = re.compile(rb"\xff\x4f\xff\x51.{4}(.{24})", re.DOTALL)  # of JPEG 2000: sizes and offsets of image and tiles
 
 
 class Decoded(NamedTuple):
@@ -74,7 +85,7 @@ class Decoded(NamedTuple):
     pixels: Tensor | None
     """uint8 [3, height, width], RGB, upright."""
     width: int | None
-    """After EXIF orientation; known from the header on, also where decoding failed."""
+    """After EXIF orientation, below 2^31; known from the header on, also where decoding failed."""
     height: int | None
     fault: Fault | None
 
@@ -94,7 +105,8 @@ def decode(data: bytes, max_pixels: int) -> Decoded:
     try:
         image = _open(data)
         orientation = _orientation(image)
-        width, height = image.size if orientation < 5 else (image.height, image.width)
+        if max(image.size) <= _LONGEST_SIDE:
+            width, height = image.size if orientation < 5 else (image.height, image.width)
         pixels = _UPRIGHT[orientation](_pixels(image, data, max_pixels))
     except _Refused as refused:
         return Decoded(None, width, height, refused.fault)
@@ -160,11 +172,36 @@ def _pixels(image: ImageFile, data: bytes, max_pixels: int) -> Tensor:
     if image.width * image.height > max_pixels:
         text = f"{image.width} x {image.height} pixels are more than max_pixels, {max_pixels}"
         raise _Refused(Fault("too_large", text))
+    if image.format == "JPEG" and data.count(b"\xff\xda") > _MAX_SCANS and (scans := _scans(data)) > _MAX_SCANS:
+        raise _Refused(Fault("unsupported", f"{scans} scans are more than {_MAX_SCANS}"))
+    if image.format == "JPEG2000" and (tiles := _tiles(data)) > _MAX_TILES:
+        raise _Refused(Fault("unsupported", f"{tiles} tiles are more than {_MAX_TILES}"))
+    if any(tile[0] == "bmp_rle" for tile in image.tile) and image.width * image.height > _MAX_RLE_PIXELS:
+        text = f"{image.width} x {image.height} run-length encoded pixels are more than {_MAX_RLE_PIXELS}"
+        raise _Refused(Fault("too_large", text))
     if image.format == "JPEG" and image.mode in ("RGB", "L"):
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         pixels: Tensor = _decode_jpeg(encoded, ImageReadMode.RGB.value)
         return pixels
     return torch.from_numpy(_rgb(image)).permute(2, 0, 1)
+
+
+def _scans(data: bytes) -> int:
+    """Scans of a JPEG up to its end mark: behind that, phones put films, whose bytes may look like anything."""
+    scans, at = 0, 2
+    while (found := _MARKER.search(data, at)) and found[0][-1] != _END:
+        scans += found[0][-1] == _SCAN
+        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return scans
+
+
+def _tiles(data: bytes) -> int:
+    """Tiles of a JPEG 2000 by its codestream, 0 where there is none."""
+    if not (found := _SIZ.search(data)):
+        return 0
+    width, height, _, _, tile_width, tile_height = struct.unpack(">6I", found[1])
+    tiles: int = -(-width // max(1, tile_width)) * -(-height // max(1, tile_height))  # rounded up
+    return tiles
 
 
 def _rgb(image: ImageFile) -> NDArray[np.uint8]:
@@ -177,7 +214,7 @@ def _rgb(image: ImageFile) -> NDArray[np.uint8]:
     if image.mode in ("I", "F"):
         raise _Refused(Fault("unsupported", f"pixels of 32 bits (mode {image.mode}) have no known range"))
     image.info.pop("transparency", None)  # it changes no colour, but makes Pillow warn
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _fault(error: Exception) -> Fault:

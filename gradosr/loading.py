@@ -3,8 +3,9 @@
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
@@ -13,10 +14,12 @@ from torch import Tensor
 
 from gradosr.config import TransformSettings
 from gradosr.images import decode, to_input_size
-from gradosr.readers import EncodedImage, Fault
+from gradosr.readers import MAX_ENCODED, EncodedImage, Fault
 
 T = TypeVar("T")
 AHEAD = 2  # batches prepared while one is scored
+MAX_HELD = MAX_ENCODED
+"""Bytes of images that wait to be decoded, the newest not counted; a batch of the largest is many times that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +52,29 @@ def prepare(encoded: EncodedImage, transform: TransformSettings, max_pixels: int
 def prepared_batches(
     images: Iterable[EncodedImage], transform: TransformSettings, max_pixels: int, size: int, threads: int
 ) -> Iterator[list[PreparedImage]]:
-    """Batches of `size` images in input order; errors of the reader are raised where their batch would be."""
+    """Batches of `size` images in input order; an error of the reader ends them, at most one batch early."""
+
+    def prepared() -> Iterator[PreparedImage]:
+        pool = ThreadPoolExecutor(threads, "decode")
+        running: deque[tuple[Future[PreparedImage], int]] = deque()
+        held = 0
+        try:
+            for encoded in images:
+                while running and (len(running) == size or held + len(encoded.data) > MAX_HELD):
+                    oldest, length = running.popleft()
+                    yield oldest.result()
+                    held -= length
+                running.append((pool.submit(prepare, encoded, transform, max_pixels), len(encoded.data)))
+                held += len(encoded.data)
+            while running:
+                yield running.popleft()[0].result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def batches() -> Iterator[list[PreparedImage]]:
-        source = iter(images)
-        with ThreadPoolExecutor(threads, "decode") as pool:
-            while batch := list(islice(source, size)):
-                yield list(pool.map(lambda one: prepare(one, transform, max_pixels), batch))
+        source = prepared()
+        while batch := list(islice(source, size)):
+            yield batch
 
     return ahead(batches(), AHEAD)
 

@@ -9,8 +9,8 @@ import json
 import platform
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from typing import Any, BinaryIO, cast
 
@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gradosr.errors import StoreError, first_line
 from gradosr.shards import Shard
 
 SCHEMA_VERSION = 1
@@ -26,6 +27,7 @@ STAGES = ("read", "decode", "score", "write")
 SPOOL_BYTES = 64 << 20
 """A part larger than this grows on local disk instead of in memory."""
 ROW_GROUP = 10_000
+"""Rows written at once; fewer where their texts are longer than SPOOL_BYTES together."""
 
 _COLUMNS: dict[str, pa.DataType] = {
     "key": pa.string(),
@@ -73,6 +75,7 @@ class PartBuilder:
         self._writer = pq.ParquetWriter(self._body, columns, compression="zstd")
         self._bad_images = tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115 - closed with the part
         self._rows: list[Row] = []
+        self._letters = 0  # of the texts that come from the archive, and may be as long as it likes
         self.counts: Counter[str] = Counter()
 
     def add(self, rows: Iterable[Row]) -> None:
@@ -82,10 +85,12 @@ class PartBuilder:
             self.counts["rows"] += 1
             self.counts[row["status"]] += 1
             self.counts["unknown"] += bool(row.get("is_unknown"))
+            self._letters += sum(len(row.get(name) or "") for name in ("key", "source", "label"))
             if row["status"] != "ok":
                 line = json.dumps({name: row.get(name) for name in _BAD_IMAGE})
-                self._bad_images.write(line.encode() + b"\n")
-        if len(self._rows) >= ROW_GROUP:
+                with _spooled():
+                    self._bad_images.write(line.encode() + b"\n")
+        if len(self._rows) >= ROW_GROUP or self._letters > SPOOL_BYTES:
             self.flush()
 
     def flush(self) -> None:
@@ -93,8 +98,9 @@ class PartBuilder:
         if not self._rows:
             return
         arrays = [pa.array([row.get(f.name) for row in self._rows], f.type) for f in self._schema]
-        self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
-        self._rows = []
+        with _spooled():
+            self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
+        self._rows, self._letters = [], 0
 
     def bad_images(self) -> BinaryIO | None:
         """The rows so far that have no score, one JSON line each, from the beginning; None where all have one."""
@@ -108,16 +114,26 @@ class PartBuilder:
         self.flush()
         facts = {"gradosr.schema_version": SCHEMA_VERSION, "gradosr.counts": dict(self.counts), **metadata}
         self._writer.add_key_value_metadata({name: json.dumps(value) for name, value in facts.items()})
-        self._writer.close()
+        with _spooled():
+            self._writer.close()
         self._body.seek(0)
         return cast("BinaryIO", self._body)
 
     def close(self) -> None:
         """Drop the memory and the spool files, finished or not."""
-        with suppress(OSError):  # an unfinished writer wants to end its file: the spool disk may be full
-            self._writer.close()
-        self._body.close()
-        self._bad_images.close()
+        for file in (self._writer, self._body, self._bad_images):
+            with suppress(OSError):  # all want to end what is unfinished: the spool disk may be full
+                file.close()
+
+
+@contextmanager
+def _spooled() -> Iterator[None]:
+    """Tells which disk is full: it is another one than the output's."""
+    try:
+        yield
+    except OSError as error:
+        advice = "a part too large for memory grows there; make room or set TMPDIR"
+        raise StoreError(f"{tempfile.gettempdir()}: {first_line(error)}: {advice}") from error
 
 
 def stored_values(wanted: str, unknown: np.ndarray, values: np.ndarray | None) -> list[np.ndarray | None]:

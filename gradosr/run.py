@@ -100,9 +100,9 @@ def prepare(job: ScoreJob) -> Plan:
     """
     store = Store(job.store, job.stores)
     folder = RunFolder(store, job.output)
-    attempt = _Attempts()
+    attempt = _Attempts(store)
     manifest, listing = _look(job, store, folder, attempt)
-    listed = attempt(lambda: _shards(job, store, folder, listing))
+    listed = attempt(job.input.uri, lambda: _shards(job, store, folder, listing))
     if attempt.faults or manifest is None or listed is None:
         raise attempt.fault()
     fingerprint = _checked(job, manifest, folder, listing)
@@ -118,7 +118,7 @@ def check(job: ScoreJob) -> dict[str, Any]:
     """
     store = Store(job.store, job.stores)
     folder = RunFolder(store, job.output)
-    attempt = _Attempts()
+    attempt = _Attempts(store)
     manifest, listing = _look(job, store, folder, attempt)
     if attempt.faults or manifest is None:
         raise attempt.fault()
@@ -128,12 +128,14 @@ def check(job: ScoreJob) -> dict[str, Any]:
 class _Attempts:
     """Steps that are all taken, so that every fault is told at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: Store) -> None:
+        self._store = store
         self.faults: list[GradosrError] = []
 
-    def __call__(self, step: Callable[[], T]) -> T | None:
-        """What the step returns; None when it meets a fault."""
+    def __call__(self, uri: str, step: Callable[[], T]) -> T | None:
+        """What a step makes of `uri`; a server that does not answer is given up soon, and told once for all steps."""
         try:
+            self._store.reach(uri)
             return step()
         except (ConfigError, InputError) as error:
             self.faults.append(error)
@@ -148,9 +150,10 @@ def _look(
     job: ScoreJob, store: Store, folder: RunFolder, attempt: _Attempts
 ) -> tuple[tuple[Manifest, str] | None, Listing]:
     """The bundle's manifest and digest, and the run folder as listed."""
-    manifest = attempt(lambda: _trusted(job, *read_manifest(store, job.bundle)))
-    attempt(lambda: resolve_names(job.input.label_names, store))
-    return manifest, attempt(lambda: _listing(folder)) or Listing()
+    names = job.input.label_names
+    manifest = attempt(job.bundle, lambda: _trusted(job, *read_manifest(store, job.bundle)))
+    attempt(names if isinstance(names, str) else job.input.uri, lambda: resolve_names(names, store))
+    return manifest, attempt(job.output, lambda: _listing(folder)) or Listing()
 
 
 def _checked(job: ScoreJob, manifest: tuple[Manifest, str], folder: RunFolder, listing: Listing) -> dict[str, Any]:

@@ -130,8 +130,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _exit_code(error: Exception) -> int:
     from gradosr.errors import ConfigError, InputError, RunActive
 
-    codes = {ConfigError: USAGE, InputError: INPUT, RunActive: ACTIVE}
-    return next((code for kind, code in codes.items() if isinstance(error, kind)), FAILED)
+    codes = ((ConfigError, USAGE), (InputError, INPUT), (RunActive, ACTIVE))
+    return next((code for kind, code in codes if isinstance(error, kind)), FAILED)
 
 
 def _say(message: str, code: int, *, as_json: bool) -> None:

@@ -2,10 +2,16 @@
 
 import json
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
 from .cli import DONE, FAILED, INCOMPLETE, Terminated, drained, job_flags, log_flags
+
+if TYPE_CHECKING:
+    from gradosr.progress import Progress
+    from gradosr.run import Plan, Summary
+    from gradosr.telemetry import Notes
 
 
 @click.command()
@@ -21,23 +27,12 @@ def score(
     from gradosr.run import finish, prepare
     from gradosr.telemetry import Notes, plan_report
 
-    job = load_job(ScoreJob, config, overrides)
-    plan = prepare(job)
+    plan = prepare(load_job(ScoreJob, config, overrides))
     if dry_run:
         click.echo(json.dumps(plan.facts(), indent=2) if as_json else plan_report(plan.facts()))
         return DONE
-    plan.claim()
     with Notes(interval=log_interval, as_json=log_format == "json") as notes:
-        outcome = Outcome()
-        if plan.pending:
-            from gradosr.driver import Driver, check_local_uris, connected
-
-            notes.step("starting Ray")
-            with drained() as stop, connected(job.ray, job.runtime_env):
-                check_local_uris(job, plan.pending[0])
-                driver = Driver(job, plan.folder, plan.fingerprint, notes.progress, notes, stop)
-                outcome = driver.run(plan.pending)
-        summary = finish(plan, outcome)
+        summary = _run(plan, notes) if plan.pending else finish(plan, Outcome())
         notes.summary(summary)
     if as_json:
         click.echo(json.dumps(asdict(summary)))
@@ -46,3 +41,32 @@ def score(
     if summary.failed:
         return FAILED
     return INCOMPLETE if summary.exceeded else DONE
+
+
+def _run(plan: "Plan", notes: "Notes") -> "Summary":
+    """Score what is pending, alone on the folder."""
+    from gradosr.driver import Driver, check_local_uris, connected
+    from gradosr.lease import Lease
+    from gradosr.progress import Progress
+    from gradosr.run import finish, prepare
+    from gradosr.store import Store
+
+    job, latest = plan.job, [Progress(len(plan.pending))]
+
+    def facts() -> dict[str, float]:
+        return {"archive_shards": len(plan.shards), **latest[0].facts()}
+
+    def observe(progress: "Progress") -> None:
+        latest[0] = progress
+        lease.check()
+        notes.progress(progress)
+
+    with Lease(Store(job.store, job.stores), job.output, facts, notes.say) as lease, drained() as stop:
+        if lease.waited:  # the other driver got further meanwhile
+            plan = prepare(job)
+        plan.claim()
+        notes.step("starting Ray")
+        with connected(job.ray, job.runtime_env):
+            check_local_uris(job, plan.pending[0])
+            outcome = Driver(job, plan.folder, plan.fingerprint, observe, notes, stop).run(plan.pending)
+        return finish(plan, outcome)

@@ -1,20 +1,35 @@
-"""A real HTTP server in front of the S3 server that does what networks and busy stores do.
+"""A real HTTP server in front of the S3 server that does what networks, busy stores and strict accounts do.
 
 Requests pass verbatim, with the Host header that the client signed, so the server's signature check still holds.
 """
 
 import http.client
+import random
 import socket
 import struct
 import threading
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
-Fault = Literal["503", "reset", "cut", "stall"]
+import boto3
+from botocore.config import Config
 
-_SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-_UNKNOWN_HEADER = b"<Error><Code>NotImplemented</Code><Message>A header is not implemented.</Message></Error>"
+Fault = Literal["503", "reset", "cut", "stall", "lost", "expired", "denied", "missing", "unmet"]
+"""cut, stall: half of the answer's body, then the end or nothing. lost: done upstream, but no answer comes; so is a cut
+or stalled answer without a body."""
+
+TRANSIENT: tuple[Fault, ...] = ("503", "reset", "cut", "stall", "lost")
+
+_ANSWERS: dict[str, tuple[int, str, str]] = {
+    "503": (503, "SlowDown", "Please reduce your request rate."),
+    "expired": (400, "ExpiredToken", "The provided token has expired."),
+    "denied": (403, "AccessDenied", "Access Denied"),
+    "missing": (404, "NoSuchKey", "The specified key does not exist."),
+    "unmet": (412, "PreconditionFailed", "At least one of the pre-conditions you specified did not hold"),
+    "unknown header": (501, "NotImplemented", "A header is not implemented."),
+}
 
 
 class FaultProxy(ThreadingHTTPServer):
@@ -27,15 +42,35 @@ class FaultProxy(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.upstream = upstream_url.removeprefix("http://")
         self.method = "GET"
-        self.faults: deque[Fault] = deque()  # what happens to the next requests of `method`
-        self.always: Fault | None = None  # what happens to all others of `method`
-        self.conditional_writes = True
-        self.seen: list[str] = []  # method, path and query of each request
+        self.path = ""  # what the path and query of a request contain that `faults` and `always` are for
+        self.faults: deque[Fault] = deque()  # what happens to the next such requests
+        self.always: Fault | None = None  # what happens to all others of them
+        self.conditions: Literal["heeded", "refused", "ignored"] = "heeded"  # of a conditional PUT
+        self.before: Callable[[str], None] = lambda _: None  # called with method, path and query of each request
+        self.seen: list[str] = []  # the same of all requests so far
+        self.dealt: Counter[Fault] = Counter()
         self.stopped = threading.Event()
+        self._lock = threading.Lock()
+        self.chaos(random.Random(), 0.0, ())
 
     @property
     def endpoint_url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def chaos(self, draw: random.Random, probability: float, kinds: Sequence[Fault]) -> None:
+        """From now on each request of any method meets one of `kinds` with this probability."""
+        self._draw, self._probability, self._kinds = draw, probability, tuple(kinds)
+
+    def next_fault(self, method: str, path: str) -> Fault | None:
+        with self._lock:
+            fault = None
+            if method == self.method and self.path in path:
+                fault = self.faults.popleft() if self.faults else self.always
+            if fault is None and self._draw.random() < self._probability:
+                fault = self._draw.choice(self._kinds)
+            if fault is not None:
+                self.dealt[fault] += 1
+            return fault
 
     def __enter__(self) -> "FaultProxy":
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -57,18 +92,18 @@ class _Handler(BaseHTTPRequestHandler):
     def forward(self) -> None:
         proxy = self.server
         proxy.seen.append(f"{self.command} {self.path}")
+        proxy.before(proxy.seen[-1])
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        fault = None
-        if self.command == proxy.method:
-            fault = proxy.faults.popleft() if proxy.faults else proxy.always
+        fault = proxy.next_fault(self.command, self.path)
+        conditional = self.command == "PUT" and ("If-None-Match" in self.headers or "If-Match" in self.headers)
         if fault == "reset":
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.close()
-            self.close_connection = True
-        elif fault == "503":
-            self.answer(503, {}, _SLOW_DOWN)
-        elif "If-None-Match" in self.headers and not proxy.conditional_writes:
-            self.answer(501, {}, _UNKNOWN_HEADER)
+            self.reset()
+        elif fault in _ANSWERS:
+            self.refuse(fault)
+        elif conditional and proxy.conditions == "refused":
+            self.refuse("unknown header")
+        elif conditional and proxy.conditions == "ignored":
+            self.put_plainly(body)
         else:
             self.pass_on(body, fault)
 
@@ -83,13 +118,37 @@ class _Handler(BaseHTTPRequestHandler):
                     upstream.putheader(name, value)
             upstream.endheaders(body)
             response = upstream.getresponse()
-            self.answer(response.status, dict(response.getheaders()), response.read(), fault)
+            content = response.read()
+            if fault and not (content and fault in ("cut", "stall")):
+                if fault == "stall":
+                    self.server.stopped.wait(20)
+                self.reset()
+            else:
+                self.answer(response.status, dict(response.getheaders()), content, fault)
         finally:
             upstream.close()
 
+    def put_plainly(self, body: bytes) -> None:
+        """Signed anew: the client's signature covers the condition."""
+        config = Config(s3={"addressing_style": "path"})
+        client = boto3.session.Session().client("s3", endpoint_url=f"http://{self.server.upstream}", config=config)
+        bucket, _, key = self.path.lstrip("/").partition("/")
+        self.answer(200, {"ETag": client.put_object(Bucket=bucket, Key=key, Body=body)["ETag"]}, b"")
+
+    def refuse(self, kind: str) -> None:
+        status, code, message = _ANSWERS[kind]
+        self.answer(status, {}, f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode())
+
+    def reset(self) -> None:
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+        self.close_connection = True
+
     def answer(self, status: int, headers: dict[str, str], body: bytes, fault: Fault | None = None) -> None:
         self.send_response_only(status)
-        if self.command != "HEAD":
+        if self.command == "HEAD":
+            body = b""
+        else:
             headers = {**headers, "Content-Length": str(len(body))}
         for name, value in headers.items():
             if name not in ("Connection", "Transfer-Encoding"):

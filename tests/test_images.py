@@ -6,6 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
+from bombs import jp2_bomb, scan_bomb
 from hostile import (
     BLUE,
     GREEN,
@@ -27,6 +28,7 @@ from hostile import (
     rgba_png,
     twelve_bit_jpeg,
 )
+from mutations import rle_bmp
 from PIL import Image, ImageOps
 
 from gradosr import images
@@ -170,6 +172,31 @@ def test_a_decompression_bomb_is_refused_by_its_header():
     assert decoded.fault == Fault("too_large", f"30000 x 30000 pixels are more than max_pixels, {MAX_PIXELS}")
     assert seconds < 1
     assert peak < 10 * 2**20
+
+
+def test_a_side_that_no_table_holds_is_not_reported():
+    decoded = decode(bomb_png(2**31 - 1, 1), MAX_PIXELS)
+    assert (decoded.width, decoded.height, decoded.fault.status) == (2**31 - 1, 1, "too_large")
+    for size in ((2**32 - 1, 1), (1, 2**31)):
+        decoded = decode(bomb_png(*size), MAX_PIXELS)
+        assert (decoded.width, decoded.height, decoded.fault.status) == (None, None, "too_large")
+
+
+def test_a_jpeg_of_many_scans_is_refused_wherever_they_are():
+    bomb = scan_bomb(100)
+    assert decode(bomb, MAX_PIXELS).fault == Fault("unsupported", "110 scans are more than 100")
+    assert status(scan_bomb(90, (64, 64))) is None
+    assert status(jpeg(progressive=True) + b"\xff\xda" * 200) is None  # behind the end: a phone's film, say
+
+
+def test_a_jpeg_2000_of_many_tiles_is_refused():
+    assert decode(jp2_bomb(3, 250), MAX_PIXELS).fault == Fault("unsupported", "62500 tiles are more than 16384")
+    assert status(encoded(noise(), "JPEG2000", tile_size=(4, 4))) is None
+
+
+def test_a_bitmap_that_runs_through_millions_of_pixels_is_refused():
+    assert status(rle_bmp()) is None
+    assert status(rle_bmp(2**22, 2, b"\1\1\0\0" * 2)) == "too_large"
 
 
 def test_max_pixels_is_the_only_limit():

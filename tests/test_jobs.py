@@ -31,6 +31,7 @@ from tiny import (
 from tiny_net import tiny
 
 from gradosr.config import S3Settings
+from gradosr.errors import ConfigError, GradosrError, InputError, RunActive, RunFailed
 from gradosr.store import Store
 
 
@@ -474,6 +475,17 @@ def test_every_command_is_listed_and_has_few_flags(capsys: pytest.CaptureFixture
         command = cli.get_command(None, name)  # type: ignore[arg-type]
         assert command is not None
         assert len(command.params) <= 6, f"{name}: a new knob is a config field"
+
+
+@pytest.mark.parametrize(("error", "code"), [(ConfigError, 2), (InputError, 4), (RunActive, 7), (RunFailed, 1)])
+def test_an_error_is_one_line_and_its_exit_code(
+    error: type[GradosrError], code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: object) -> None:
+        raise error("what happened")
+
+    monkeypatch.setattr(cli, "main", fail)
+    assert gradosr(capsys) == (code, "", "gradosr: what happened\n")
 
 
 def test_help_needs_no_heavy_import() -> None:

@@ -5,6 +5,7 @@ import random
 import tarfile
 from dataclasses import replace
 
+import bombs
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -258,6 +259,27 @@ def test_a_sparse_member_is_not_read(read):
     ]
 
 
+def test_a_sparse_label_is_no_image(read):
+    member = tarfile.TarInfo("a.cls")
+    member.pax_headers = {"GNU.sparse.map": "0,9", "GNU.sparse.size": "99"}
+    (row,) = read(member.tobuf(tarfile.PAX_FORMAT) + tar([("a.png", CAT)]))
+    assert (row.key, row.label) == ("s.tar#a.png", None)
+
+
+def test_a_name_longer_than_paths_can_be_is_kept_in_part(read):
+    rows = read(tar([("n" * 5000 + ".png", CAT), ("n" * 5000 + ".cls", b"cat"), ("b.png", CAT)]))
+    assert [(row.key, row.fault) for row in rows] == [
+        ("s.tar#" + "n" * 4096, Fault("unsupported", "a name of 5004 letters is longer than 4096")),
+        ("s.tar#b.png", None),
+    ]
+
+
+@pytest.mark.parametrize("bomb", [bombs.sparse_bomb, bombs.sparse_map_bomb])
+def test_a_map_of_holes_without_end_is_a_cut(read, bomb):
+    (row,) = read(bomb(1), "s.tgz")
+    assert row.fault == Fault("truncated", "archive cut or damaged: headers of more than 131072 bytes")
+
+
 def test_images_wait_for_their_label_only_up_to_a_bound(read, monkeypatch):
     monkeypatch.setattr(readers.tar, "_MAX_SAMPLE", 1000)
     rows = read(tar([("a.1.png", bytes(600)), ("a.2.png", bytes(600)), ("a.3.png", bytes(600)), ("a.cls", b"cat")]))
@@ -375,6 +397,19 @@ def test_a_check_passes_what_can_be_read(tmp_path):
 def test_what_is_not_parquet_is_unreadable(read, data):
     with pytest.raises(ShardUnreadable, match=r"s\.parquet: not a Parquet file: .*arquet"):
         read(data, "s.parquet")
+
+
+def test_a_damaged_file_says_nothing_of_the_settings(tmp_path):
+    (tmp_path / "s.parquet").write_bytes(parquet_file({"image": [CAT]})[:-1])
+    source = ParquetInput(uri=str(tmp_path))
+    (shard,) = list_shards(source, Store())
+    READERS["parquet"].check(shard, Store(), source)
+
+
+def test_a_value_beyond_the_bound_is_too_large(read, monkeypatch):
+    monkeypatch.setattr(readers.parquet, "MAX_ENCODED", 10)
+    rows = read(parquet_file({"image": [bytes(11), bytes(10)]}), "s.parquet")
+    assert [(len(row.data), row.fault and row.fault.status) for row in rows] == [(0, "too_large"), (10, None)]
 
 
 def test_a_damaged_row_group_is_named(read):

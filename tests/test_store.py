@@ -1,8 +1,10 @@
 """One suite for every backend, over real folders and a real S3 server; then what networks, users and disks do."""
 
 import errno
+import fcntl
 import io
 import random
+import socket
 import subprocess
 import sys
 import tarfile
@@ -20,9 +22,9 @@ import pytest
 from fault_proxy import Fault, FaultProxy
 
 from gradosr.config import S3Settings
-from gradosr.errors import AccessDenied, ConfigError, NotFound, ObjectChanged, StoreError
+from gradosr.errors import AccessDenied, ConfigError, NoConditionalWrites, NotFound, ObjectChanged, StoreError
 from gradosr.seaweedfs import SeaweedFS
-from gradosr.store import Store, StoredObject, blocks, join, s3
+from gradosr.store import Store, StoredObject, blocks, join, local, s3
 
 ODD_NAMES = ["a b", "a#b", "a%20b", "a+b", "a?b=c", "a&b;c", "ü/日本", "a:b", "a'b\"", "~a", "(a)*[b]", "=", "a..b"]
 
@@ -117,6 +119,35 @@ def test_if_absent_one_of_many_writers_counts(place: Place) -> None:
         written = list(pool.map(lambda body: place.store.write(uri, body, if_absent=True), bodies))
     assert written.count(True) == 1
     assert place.store.read(uri) == bodies[written.index(True)]
+
+
+def test_an_exchange_is_for_the_version_that_it_names(place: Place) -> None:
+    uri = join(place.folder, "x")
+    assert place.store.exchange(uri, b"never", "0" * 32) is None
+    first = place.store.exchange(uri, b"first", None)
+    assert first == place.store.stat(uri).version
+    assert place.store.exchange(uri, b"never", None) is None
+    second = place.store.exchange(uri, b"other", first)
+    assert second == place.store.stat(uri).version
+    for outdated in (first, None, "0" * 32):
+        assert place.store.exchange(uri, b"never", outdated) is None
+    assert place.store.read(uri) == b"other"
+    place.store.move(uri, join(place.folder, "elsewhere"))
+    assert place.store.exchange(uri, b"never", second) is None
+    assert names(place) == ["elsewhere"]
+
+
+def test_one_of_many_exchanges_counts(place: Place) -> None:
+    uri, version = join(place.folder, "x"), None
+    versions = set()
+    with ThreadPoolExecutor(8) as pool:
+        for turn in range(4):
+            bodies = [f"turn {turn} of {number}".encode() for number in range(8)]
+            made = list(pool.map(place.store.exchange, [uri] * 8, bodies, [version] * 8))
+            ((winner, version),) = [(number, one) for number, one in enumerate(made) if one]
+            assert place.store.read(uri) == bodies[winner]
+            versions.add(version)
+    assert len(versions) == 4
 
 
 def test_a_move_leaves_nothing_behind(place: Place) -> None:
@@ -359,6 +390,46 @@ def test_writes_are_tried_again(faulty: Place, proxy: FaultProxy) -> None:
     assert faulty.store.read(join(faulty.folder, "x")) == b"body"
 
 
+@pytest.mark.parametrize("fault", ["503", "reset"])
+def test_an_exchange_is_tried_again(faulty: Place, proxy: FaultProxy, fault: Fault) -> None:
+    uri = join(faulty.folder, "x")
+    proxy.method = "PUT"
+    proxy.faults.extend([fault] * 3)
+    first = faulty.store.exchange(uri, b"first", None)
+    proxy.faults.extend([fault] * 3)
+    assert faulty.store.exchange(uri, b"second", first)
+    assert faulty.store.read(uri) == b"second"
+
+
+def test_an_exchange_whose_answer_is_lost_looks_refused(faulty: Place, proxy: FaultProxy) -> None:
+    uri = join(faulty.folder, "x")
+    proxy.method = "PUT"
+    proxy.faults.append("lost")
+    assert faulty.store.exchange(uri, b"first", None) is None
+    assert faulty.store.read(uri) == b"first"
+    proxy.faults.append("lost")
+    assert faulty.store.exchange(uri, b"second", faulty.store.stat(uri).version) is None
+    assert faulty.store.read(uri) == b"second"
+
+
+def test_an_exchange_of_what_is_missing_is_refused(faulty: Place, proxy: FaultProxy) -> None:
+    proxy.method, proxy.always = "PUT", "missing"  # as AWS answers to If-Match; SeaweedFS says 412
+    assert faulty.store.exchange(join(faulty.folder, "x"), b"never", "0" * 32) is None
+
+
+def test_an_exchange_in_a_missing_bucket(store: Store, bucket: str) -> None:
+    with pytest.raises(NotFound, match=f"^{bucket}-2: no such bucket$"):
+        store.exchange(f"{bucket}-2/x", b"never", None)
+
+
+@pytest.mark.parametrize("version", [None, "0" * 32])
+def test_a_store_that_refuses_conditions_says_so(faulty: Place, proxy: FaultProxy, version: str | None) -> None:
+    proxy.conditions = "refused"
+    with pytest.raises(NoConditionalWrites, match=f"^{faulty.folder}/x: "):
+        faulty.store.exchange(join(faulty.folder, "x"), b"body", version)
+    assert names(faulty) == []
+
+
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(s3, "PART_BYTES", 5 * 2**20)  # the least that S3 allows
@@ -384,7 +455,7 @@ def test_an_upload_that_fails_is_taken_back(faulty: Place, proxy: FaultProxy, sm
 
 
 def test_without_conditional_writes_the_last_counts(faulty: Place, proxy: FaultProxy) -> None:
-    proxy.conditional_writes = False
+    proxy.conditions = "refused"
     uri = join(faulty.folder, "x")
     assert faulty.store.write(uri, b"first", if_absent=True)
     asked = len(proxy.seen)
@@ -419,6 +490,15 @@ def test_wrong_credentials(
     assert message_of(store, f"{bucket}/x") == f"AccessDenied: {bucket}/x: {message}"
     with pytest.raises(AccessDenied, match="HeadObject is forbidden"):
         store.stat(f"{bucket}/x")
+
+
+def test_expired_credentials(faulty: Place, proxy: FaultProxy) -> None:
+    stored = put(faulty, "x", b"body")
+    proxy.always = "expired"
+    assert message_of(faulty.store, stored.uri).endswith("x: the credentials have expired: renew them")
+    proxy.method = "HEAD"  # whose answer has no body that could say so
+    with pytest.raises(AccessDenied, match=r"HeadObject was refused \(400\): the credentials may have expired"):
+        faulty.store.stat(stored.uri)
 
 
 def test_no_credentials(store: Store, bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -456,6 +536,31 @@ def test_a_server_that_cannot_be_reached(bucket: str, monkeypatch: pytest.Monkey
         "check store.endpoint_url and the network"
     )
     assert message_of(store, f"{bucket}/x") == expected
+
+
+def test_before_work_a_server_that_cannot_be_reached_is_given_up_soon_and_once(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "BACKOFF_SECONDS", 0.01)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        store = Store(S3Settings(endpoint_url=url, addressing_style="path"))
+        expected = f"^{bucket}: cannot reach {url} in 3 attempts \\(connection refused\\): check store.endpoint_url"
+        with pytest.raises(StoreError, match=expected):
+            store.reach(f"{bucket}/x")
+        server.listen()  # from here on it would be asked, and never answer
+        with pytest.raises(StoreError, match=expected):
+            store.reach(f"{bucket}-2/x")
+
+
+def test_any_answer_shows_that_a_server_can_be_reached(faulty: Place, proxy: FaultProxy) -> None:
+    proxy.method = "HEAD"
+    proxy.faults.extend(["503", "reset", "denied", "expired"])
+    for _ in range(4):
+        faulty.store.reach(join(faulty.folder, "x"))
+    faulty.store.reach(f"{faulty.folder}-2/x")
+    assert not proxy.faults
 
 
 @pytest.mark.parametrize("uri", ["gs://bucket/x", "http://host/x", "file://host/x", "hf://x"])
@@ -526,6 +631,36 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=f"^{tmp_path}/x: no space left on its disk; make room"):
         Store().write(f"{tmp_path}/x", Interrupted(OSError(errno.ENOSPC, "No space left on device")))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_written_over_while_it_is_read(tmp_path: Path) -> None:
+    stored = put(Place(Store(), str(tmp_path)), "x", bytes(2**22))
+    with Store().open(stored) as file:
+        assert file.read(10) == bytes(10)
+        with Path(stored.uri).open("r+b") as same:
+            same.seek(2**21)
+            same.write(b"1")
+        with pytest.raises(ObjectChanged, match=f"^{stored.uri}: replaced after it was listed$"):
+            file.read()
+
+
+def test_a_folder_that_cannot_be_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "LOCK_SECONDS", 0.05)
+    store, uri = Store(), f"{tmp_path}/x"
+    version = store.exchange(uri, b"first", None)
+    with (tmp_path / ".gradosr-lock").open() as another:
+        fcntl.flock(another, fcntl.LOCK_EX)
+        with pytest.raises(StoreError, match=r"locked by another process for 0\.05 s"):
+            store.exchange(uri, b"never", version)
+
+    def without_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    with pytest.raises(NoConditionalWrites, match=f"^{tmp_path}: its file system does not lock files$"):
+        store.exchange(uri, b"never", version)
+    assert [stored.uri for stored in store.list(f"{tmp_path}/")] == [uri]
+    assert store.read(uri) == b"first"
 
 
 def test_what_a_killed_writer_leaves_is_no_object(tmp_path: Path) -> None:

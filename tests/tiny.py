@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from gradosr.calibration import Calibration
 from gradosr.classifier import build_classifier
 from gradosr.config import ScoreJob, TransformSettings
 from gradosr.detectors import OneClassDetector
-from gradosr.errors import ShardUnreadable
+from gradosr.errors import GradosrError, ShardUnreadable
 from gradosr.manifest import Manifest
 from gradosr.progress import Outcome
 from gradosr.run import Plan, Summary, finish, prepare
@@ -98,14 +98,20 @@ def local_job(folder: Path, **changes: object) -> ScoreJob:
     return ScoreJob.model_validate({**document, **changes})
 
 
-def run_here(job: ScoreJob, only: int | None = None) -> tuple[Plan, Summary]:
-    """The whole run in this process; `only` scores that many pending shards and then fails the rest."""
+def run_here(
+    job: ScoreJob, only: int | None = None, started: Callable[[], None] = lambda: None
+) -> tuple[Plan, Summary]:
+    """The whole run in this process; `only` scores that many pending shards and then fails the rest.
+
+    `started` is called when the worker is ready. Verdicts on shards are the driver's.
+    """
     plan = prepare(job)
     plan.claim()
     outcome = Outcome()
     if plan.pending:
         worker = ShardWorker(job, plan.fingerprint, threads=1)
         worker.ready()
+        started()
         for index, shard in enumerate(plan.pending):
             if only is not None and index >= only:
                 outcome.failed[shard.name] = "left for later"
@@ -115,6 +121,8 @@ def run_here(job: ScoreJob, only: int | None = None) -> tuple[Plan, Summary]:
             except ShardUnreadable as error:
                 plan.folder.quarantine(shard, str(error), 1)
                 outcome.quarantined[shard.part] = str(error)
+            except GradosrError as error:
+                outcome.failed[shard.name] = str(error)
     return plan, finish(plan, outcome)
 
 

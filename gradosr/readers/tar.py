@@ -15,9 +15,9 @@ from gradosr.store import Store
 
 _BLOCK = tarfile.BLOCKSIZE
 _MAX_SAMPLE = 64 * 2**20  # bytes of images kept back until their sample's label comes
-_MAX_LABEL = 64 * 2**10
-_MAX_HEADER = 128 * 2**10  # bytes of a long name or a pax header, which tarfile reads whole and searches slowly
-_LONG_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, b"K")
+_MAX_LABEL = 4096  # bytes; of a longer one the beginning counts
+_MAX_NAME = 4096  # letters; Linux has no longer paths
+_MAX_HEADER = 128 * 2**10  # bytes of a member's headers: long names, pax records, maps of holes in chains without end
 
 
 def read(shard: Shard, store: Store, _source: TarInput, label_names: tuple[str, ...] | None) -> Iterator[EncodedImage]:
@@ -94,17 +94,18 @@ def _entries(stream: _Stream) -> Iterator[_Entry]:
     """Images and labels in archive order, and one last entry with a fault where the archive is cut."""
     reading = ""  # the member whose bytes are being read
     try:
-        for archive, member in _members(stream):
+        for member in _members(stream):
             name = as_text(member.name)
             while name.startswith("./"):
                 name = name[2:]
             if not member.isreg() or not (name.lower().endswith(IMAGE_SUFFIXES) or _is_label(name)):
                 continue
             if fault := _refusal(name, member):
-                yield _Entry(name, b"", fault)
+                if not _is_label(name):
+                    yield _Entry(name[:_MAX_NAME], b"", fault)
                 continue
             reading = name
-            data = _content(archive, member, _MAX_LABEL if _is_label(name) else MAX_ENCODED)
+            data = _content(stream, member, _MAX_LABEL if _is_label(name) else MAX_ENCODED)
             reading = ""
             yield _Entry(name, data)
     except _Cut as cut:
@@ -112,16 +113,20 @@ def _entries(stream: _Stream) -> Iterator[_Entry]:
 
 
 def _refusal(name: str, member: tarfile.TarInfo) -> Fault | None:
-    """Why a member is not to be read, if so. A sparse one may have a map that tarfile follows for ever."""
+    """Why a member is not to be read, if so. Its names stay in memory as long as the shard is read."""
     if member.issparse():
         return Fault("unsupported", "a sparse tar member")
+    if len(name) > _MAX_NAME:
+        return Fault("unsupported", f"a name of {len(name)} letters is longer than {_MAX_NAME}")
     return too_large(member.size) if member.size > MAX_ENCODED and not _is_label(name) else None
 
 
-def _members(stream: _Stream) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+def _members(stream: _Stream) -> Iterator[tarfile.TarInfo]:
+    headers = _Headers(stream)
     with _cuts():
-        archive = _Archive(fileobj=stream, mode="r", encoding="utf-8")
+        archive = _Archive(fileobj=headers, mode="r", encoding="utf-8")  # type: ignore[arg-type]
     while True:
+        headers.left = _MAX_HEADER
         with _cuts():
             member = archive.next()
         if member is None:
@@ -129,13 +134,33 @@ def _members(stream: _Stream) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo
         if archive.offset <= member.offset:  # a size below zero, which tarfile of older Pythons follows for ever
             raise _Cut("a header that leads backwards")
         archive.members.clear()  # tarfile keeps them all otherwise
-        yield archive, member
+        yield member
 
 
-def _content(archive: tarfile.TarFile, member: tarfile.TarInfo, limit: int) -> bytes:
+def _content(stream: _Stream, member: tarfile.TarInfo, limit: int) -> bytes:
+    size = min(member.size, limit)
     with _cuts():
-        file = archive.extractfile(member)
-        return file.read(min(member.size, limit)) if file else b""
+        stream.seek(member.offset_data)
+        data = stream.read(size)
+        if len(data) < size:
+            raise tarfile.ReadError("unexpected end of data")
+    return data
+
+
+class _Headers:
+    """The archive as tarfile reads it, for headers only: `left` more bytes, however far apart they are."""
+
+    left = _MAX_HEADER
+
+    def __init__(self, stream: _Stream) -> None:
+        self._stream = stream
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int) -> bytes:
+        self.left -= size
+        if self.left < 0:
+            raise tarfile.ReadError(f"headers of more than {_MAX_HEADER} bytes")
+        return self._stream.read(size)
 
 
 class _Header(tarfile.TarInfo):
@@ -153,7 +178,7 @@ class _Header(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
         header = super().frombuf(buf, encoding, errors)
-        if header.size < 0 or (header.type in _LONG_HEADERS and header.size > _MAX_HEADER):
+        if header.size < 0:
             raise tarfile.HeaderError(f"a header of {header.size} bytes")
         return header
 

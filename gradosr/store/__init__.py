@@ -52,6 +52,20 @@ class Backend(Protocol):
         very call that wrote it, when the store's first answer was lost. A store that cannot do so writes plainly.
         """
 
+    def exchange(self, uri: str, body: bytes, version: str | None) -> str | None:
+        """Writes if the object still is of `version` (none: is not there yet); its new version, or None when it is not.
+
+        None may also come because this very call wrote it, when the store's first answer was lost: put something of
+        your own into the body and look. Raises NoConditionalWrites where the store refuses the condition; whether it
+        heeds one, only an exchange that must be refused can tell.
+        """
+
+    def reach(self, uri: str) -> None:
+        """Raises StoreError, sooner than other methods, when the server of `uri` cannot be reached: before work starts.
+
+        Once raised it is raised again without asking, so that a wrong address costs its seconds once.
+        """
+
     def move(self, source: str, target: str) -> None:
         """Renames an object, replacing `target`. On S3 a copy (objects up to 5 GiB) and a delete, not one step."""
 
@@ -91,6 +105,14 @@ class Store:
     def write(self, uri: str, body: bytes | BinaryIO, *, if_absent: bool = False) -> bool:
         """See Backend.write."""
         return self._backend(uri).write(uri, body, if_absent=if_absent)
+
+    def exchange(self, uri: str, body: bytes, version: str | None) -> str | None:
+        """See Backend.exchange."""
+        return self._backend(uri).exchange(uri, body, version)
+
+    def reach(self, uri: str) -> None:
+        """See Backend.reach."""
+        self._backend(uri).reach(uri)
 
     def move(self, source: str, target: str) -> None:
         """See Backend.move; both must lie in one store."""

@@ -1,24 +1,28 @@
 """Objects in local folders. A write is a temporary file, fsync and a rename, so an object is whole or not there."""
 
 import errno
+import fcntl
 import io
 import os
 import shutil
 import stat
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from gradosr.errors import AccessDenied, NotFound, ObjectChanged, StoreError
+from gradosr.errors import AccessDenied, NoConditionalWrites, NotFound, ObjectChanged, StoreError
 from gradosr.store import StoredObject
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 COPY_BYTES = 2**20
+LOCK_SECONDS = 10.0  # that an exchange waits for another in the same folder, which takes milliseconds
 _TEMPORARY = ".gradosr-"  # hidden: pyarrow and most readers of folders pass over such names, and so do we
+_LOCK = f"{_TEMPORARY}lock"  # stays: a lock file that is removed locks nobody out
 
 
 class LocalBackend:
@@ -43,30 +47,48 @@ class LocalBackend:
             return _path(uri).read_bytes()
 
     def open(self, stored: StoredObject) -> BinaryIO:
-        """The version is checked here, once: a file replaced by renaming is read on as it was."""
+        """A file replaced by renaming is read on as it was; one that is written over raises."""
         try:
             with _translated(stored.uri):
-                file = _File(stored.uri)
+                file = _File(stored)
         except NotFound as error:
             raise ObjectChanged(f"{stored.uri}: removed after it was listed") from error
-        if _version(os.fstat(file.fileno())) != stored.version:
+        try:
+            file.check()
+        except ObjectChanged:
             file.close()
-            raise ObjectChanged(f"{stored.uri}: replaced after it was listed")
+            raise
         return io.BufferedReader(file, COPY_BYTES)
 
     def write(self, uri: str, body: bytes | BinaryIO, *, if_absent: bool = False) -> bool:
         """A hidden temporary file beside the target, removed on failure, and a rename (`if_absent`: a hard link)."""
         path = _path(uri)
-        temporary = path.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
         with _translated(uri):
             path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                _fill(temporary, body)
+            with _filled(path.parent, body) as temporary:
                 written = _publish(temporary, path, if_absent)
-            finally:
-                temporary.unlink(missing_ok=True)
             _sync_folder(path.parent)
         return written
+
+    def exchange(self, uri: str, body: bytes, version: str | None) -> str | None:
+        """Look and rename under a lock (flock) that all exchanges in the folder share, on whatever machine they are."""
+        path = _path(uri)
+        with _translated(uri):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(path.parent):
+                current = _status(path)
+                if version != (current and _version(current)):
+                    return None
+                with _filled(path.parent, body) as temporary:
+                    if current:
+                        _make_newer(temporary, current)
+                    made = _version(temporary.stat())
+                    temporary.replace(path)
+                _sync_folder(path.parent)
+        return made
+
+    def reach(self, uri: str) -> None:
+        """A file system is there, or says so at once."""
 
     def move(self, source: str, target: str) -> None:
         """A rename, so within one file system."""
@@ -76,19 +98,28 @@ class LocalBackend:
 
 
 class _File(io.FileIO):
-    """A file whose failing reads (a lost network mount, a bad disk) are StoreErrors, never mistaken for bad content."""
+    """One version of a file. Failing reads (a lost network mount, a bad disk) are StoreErrors, never bad content."""
 
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-        super().__init__(_path(uri))
+    def __init__(self, stored: StoredObject) -> None:
+        self._stored = stored
+        super().__init__(_path(stored.uri))
+
+    def check(self) -> None:
+        """Raise ObjectChanged when the file was replaced before it was opened, or was written to since."""
+        if _version(os.fstat(self.fileno())) != self._stored.version:
+            raise ObjectChanged(f"{self._stored.uri}: replaced after it was listed")
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
-        with _translated(self._uri):
-            return super().readinto(buffer)
+        with _translated(self._stored.uri):
+            count = super().readinto(buffer)
+            self.check()  # behind each read: what was written over in the middle is not bad content either
+        return count
 
     def readall(self) -> bytes:
-        with _translated(self._uri):
-            return super().readall()
+        with _translated(self._stored.uri):
+            content = super().readall()
+            self.check()
+        return content
 
 
 def _path(uri: str) -> Path:
@@ -137,15 +168,65 @@ def _file(uri: str) -> Iterator[StoredObject]:
         yield StoredObject(uri, status.st_size, _version(status))
 
 
-def _fill(path: Path, body: bytes | BinaryIO) -> None:
-    with path.open("xb") as file:
-        if isinstance(body, bytes):
-            file.write(body)
-        else:
-            body.seek(0)
-            shutil.copyfileobj(body, file, COPY_BYTES)
-        file.flush()
-        os.fsync(file.fileno())
+@contextmanager
+def _filled(folder: Path, body: bytes | BinaryIO) -> Iterator[Path]:
+    """A temporary file with all of `body` on the disk, for as long as the block runs."""
+    path = folder / f"{_TEMPORARY}{uuid.uuid4().hex}"
+    try:
+        with path.open("xb") as file:
+            if isinstance(body, bytes):
+                file.write(body)
+            else:
+                body.seek(0)
+                shutil.copyfileobj(body, file, COPY_BYTES)
+            file.flush()
+            os.fsync(file.fileno())
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Alone among all exchanges in the folder. The kernel ends a dead process's lock."""
+    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)  # NFS locks only what is open for writing
+    try:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while not _lock(descriptor, folder):
+            if time.monotonic() > deadline:
+                raise StoreError(f"{folder / _LOCK}: locked by another process for {LOCK_SECONDS:g} s")
+            time.sleep(0.01)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        raise NoConditionalWrites(f"{folder}: its file system does not lock files") from error
+    return True
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """Of the file as it is now, and so opened: NFS may answer a plain stat from its cache. None where there is none."""
+    try:
+        with path.open("rb") as file:
+            return os.fstat(file.fileno())
+    except FileNotFoundError:
+        return None
+
+
+def _make_newer(path: Path, current: os.stat_result) -> None:
+    """Two files of one size that are made within a tick of the file system's clock are still two versions."""
+    status = path.stat()
+    if status.st_mtime_ns <= current.st_mtime_ns:
+        os.utime(path, ns=(status.st_atime_ns, current.st_mtime_ns + 1))
 
 
 def _publish(temporary: Path, path: Path, if_absent: bool) -> bool:

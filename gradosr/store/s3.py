@@ -12,14 +12,16 @@ from typing import Any, BinaryIO, TypeVar
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, IncompleteReadError
+from botocore.exceptions import ConnectionError as UnreachableError
 
 from gradosr.config import S3Settings
-from gradosr.errors import ConfigError, NotFound, ObjectChanged, StoreError
+from gradosr.errors import ConfigError, NoConditionalWrites, NotFound, ObjectChanged, StoreError
 from gradosr.store import StoredObject
 from gradosr.store.blocks import open_blocks
 from gradosr.store.s3_errors import FOREIGN, UnsupportedRequest, is_transient, translated
 
 ATTEMPTS = 6
+REACH_ATTEMPTS = 3  # at a server that never answered: a mistyped address is likelier than a busy network
 BACKOFF_SECONDS = 0.5  # doubled with each attempt; the wait is drawn between nothing and this ("full jitter")
 MAX_BACKOFF_SECONDS = 10.0
 CONNECT_SECONDS = 5.0
@@ -44,6 +46,7 @@ class S3Backend:
         self._server = settings.endpoint_url or "AWS S3"
         self._client = _connect(settings, self._server)
         self._conditional = True  # until the store refuses a conditional write
+        self._unreachable: StoreError | None = None
 
     def list(self, uri: str) -> Iterator[StoredObject]:
         """Sorted in memory, because not all stores do it: SeaweedFS lists `a/b` before `a-b`, S3 Express anyhow."""
@@ -84,6 +87,39 @@ class S3Backend:
             except UnsupportedRequest:
                 self._conditional = False
         return self._put(uri, stream)
+
+    def exchange(self, uri: str, body: bytes, version: str | None) -> str | None:
+        """One PUT with If-Match or If-None-Match; bodies that differ have ETags that differ."""
+        condition: dict[str, Any] = {"IfNoneMatch": "*"} if version is None else {"IfMatch": f'"{version}"'}
+        try:
+            return _version(self._try(uri, self._client.put_object, Body=body, **_target(uri), **condition))
+        except ObjectChanged:
+            return None
+        except NotFound:  # of an object; the bucket is missed by whoever looks why
+            if version is None:
+                raise
+            return None
+        except UnsupportedRequest as error:
+            raise NoConditionalWrites(str(error)) from error
+
+    def reach(self, uri: str) -> None:
+        """One HEAD of the bucket; any answer will do."""
+
+        def knock() -> None:
+            try:
+                self._client.head_bucket(Bucket=uri.split("/")[2])
+            except UnreachableError:
+                raise
+            except FOREIGN:
+                pass  # what is amiss beyond that, the work itself finds and tries again
+
+        if self._unreachable:
+            raise StoreError(str(self._unreachable)) from self._unreachable
+        try:
+            self._try("/".join(uri.split("/")[:3]), knock, attempts=REACH_ATTEMPTS)
+        except StoreError as error:
+            self._unreachable = error
+            raise
 
     def move(self, source: str, target: str) -> None:
         """A copy inside the store, then a delete; CopyObject ends at 5 GiB, far beyond any part."""
@@ -146,14 +182,20 @@ class S3Backend:
             raise
 
     def _try(
-        self, uri: str, call: Callable[..., T], *args: Any, cancelled: threading.Event = _NEVER, **kwargs: Any
+        self,
+        uri: str,
+        call: Callable[..., T],
+        *args: Any,
+        cancelled: threading.Event = _NEVER,
+        attempts: int = ATTEMPTS,
+        **kwargs: Any,
     ) -> T:
         """The result of a boto3 call: the one place where transient errors are retried and all are translated."""
-        for attempt in range(1, ATTEMPTS + 1):
+        for attempt in range(1, attempts + 1):
             try:
                 return call(*args, **kwargs)
             except FOREIGN as error:
-                if attempt == ATTEMPTS or not is_transient(error):
+                if attempt == attempts or not is_transient(error):
                     raise translated(error, uri, self._server, attempt) from error
             longest = min(MAX_BACKOFF_SECONDS, BACKOFF_SECONDS * 2 ** (attempt - 1))
             if cancelled.wait(_JITTER.uniform(0, longest)):

@@ -74,6 +74,8 @@ def _known_refusal(error: ClientError, uri: str) -> StoreError | None:
     code, status = _code(error), _status(error)
     bucket = "/".join(uri.split("/")[:3])
     forbidden = f"{error.operation_name} is forbidden: check the credentials and what they may do"
+    # so HEAD, which has no body, answers to an expired token; with a code of its own in the body it is told above
+    unexplained = f"{error.operation_name} was refused (400): the credentials may have expired: renew them"
     rules: list[tuple[bool, type[StoreError], str]] = [
         (code == "NoSuchBucket", NotFound, f"{bucket}: no such bucket"),
         # 404 is all that HEAD says, of a missing bucket too
@@ -81,6 +83,7 @@ def _known_refusal(error: ClientError, uri: str) -> StoreError | None:
         (status == 412, ObjectChanged, f"{uri}: replaced after it was listed"),
         (code in _DENIED, AccessDenied, f"{uri}: {_DENIED.get(code)}"),
         (status in (401, 403), AccessDenied, f"{uri}: {forbidden}"),
+        (code == "400", AccessDenied, f"{uri}: {unexplained}"),
         (code in _OTHER_REGION, StoreError, f"{uri}: the bucket is in another region: set store.region"),
         (code in _NOT_IMPLEMENTED or status == 501, UnsupportedRequest, f"{uri}: {_reason(error)}"),
     ]

@@ -1,0 +1,58 @@
+"""How much of an archive is in memory at once."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+from hostile import png
+
+from gradosr import loading
+from gradosr.config import MAX_PIXELS, TransformSettings
+from gradosr.loading import PreparedImage, prepared_batches
+from gradosr.readers import EncodedImage
+
+TRANSFORM = TransformSettings(resize=(4, 4))
+
+
+def batches(images: Iterator[EncodedImage], size: int = 4) -> Iterator[list[PreparedImage]]:
+    return prepared_batches(images, TRANSFORM, MAX_PIXELS, size, threads=2)
+
+
+def test_batches_are_whole_and_in_order() -> None:
+    found = list(batches(EncodedImage(f"{number}", png(4, 4)) for number in range(10)))
+    assert [len(batch) for batch in found] == [4, 4, 2]
+    assert [image.encoded.key for batch in found for image in batch] == [f"{number}" for number in range(10)]
+    assert all(image.pixels is not None and not image.encoded.data for batch in found for image in batch)
+
+
+def test_an_error_of_the_reader_ends_the_batches() -> None:
+    def images() -> Iterator[EncodedImage]:
+        yield from (EncodedImage(f"{number}", png(4, 4)) for number in range(9))
+        raise OSError("lost")
+
+    found = batches(images())
+    assert len(next(found)) == 4
+    with pytest.raises(OSError, match="lost"):
+        list(found)
+
+
+def test_images_wait_for_the_decoder_only_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, read, decoded, go = png(4, 4), [], [], threading.Event()
+    monkeypatch.setattr(loading, "MAX_HELD", 3 * len(data))
+    decode = loading.decode
+
+    def slow(encoded: bytes, max_pixels: int) -> object:
+        assert go.wait(20)
+        decoded.append(len(read))
+        return decode(encoded, max_pixels)
+
+    def images() -> Iterator[EncodedImage]:
+        for number in range(20):
+            read.append(number)
+            if number == 3:  # the fourth is in hand, three wait: now may the decoder begin
+                go.set()
+            yield EncodedImage(f"{number}", data)
+
+    monkeypatch.setattr(loading, "decode", slow)
+    assert sum(len(batch) for batch in batches(images(), size=16)) == 20
+    assert max(seen - done for done, seen in enumerate(decoded)) <= 4
