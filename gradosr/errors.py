@@ -12,7 +12,7 @@ GradosrError
 │       ├── ObjectChanged   the object was replaced or removed after it was listed
 │       └── NoConditionalWrites  the store cannot write on the condition that nobody else did
 ├── ShardUnreadable         a verdict on a shard's content: nothing of it can be read, now or later
-├── RunActive               another driver works on the same run
+├── RunActive               the same run is already active
 └── RunFailed               the run stopped or ended with failed shards; the same command resumes it
 
 Foreign errors become one of these at one boundary each (`raise ... from error`). All carry one
@@ -69,7 +69,7 @@ class ShardUnreadable(GradosrError):
 
 
 class RunActive(GradosrError):
-    """Another driver works on the same run."""
+    """The same run is already active."""
 
 
 class RunFailed(GradosrError):
@@ -79,3 +79,13 @@ class RunFailed(GradosrError):
 def first_line(error: BaseException) -> str:
     """What a foreign error says, in one line; its type where it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def system_reason(error: BaseException) -> str | None:
+    """The operating system's word for what lies behind an error (`connection refused`), if it has one."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror.lower()
+        cause = cause.__cause__ or cause.__context__
+    return None

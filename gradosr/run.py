@@ -100,30 +100,68 @@ def prepare(job: ScoreJob) -> Plan:
     """
     store = Store(job.store, job.stores)
     folder = RunFolder(store, job.output)
-    faults: list[GradosrError] = []
-
-    def attempt(uri: str, step: Callable[[], T]) -> T | None:
-        """What a step makes of `uri`; a server that does not answer is given up soon, and told once for all steps."""
-        try:
-            store.reach(uri)
-            return step()
-        except (ConfigError, InputError) as error:
-            faults.append(error)
-            return None
-
-    names = job.input.label_names
-    manifest = attempt(job.bundle, lambda: _trusted(job, *read_manifest(store, job.bundle)))
-    attempt(names if isinstance(names, str) else job.input.uri, lambda: resolve_names(names, store))
-    listing = attempt(job.output, lambda: _listing(folder)) or Listing()
+    attempt = _Attempts(store)
+    manifest, listing = _look(job, store, folder, attempt)
     listed = attempt(job.input.uri, lambda: _shards(job, store, folder, listing))
-    if faults or manifest is None or listed is None:
-        raise type(faults[0])("\n".join(dict.fromkeys(str(fault) for fault in faults)))
-    fingerprint = fingerprint_of(job, *manifest)
-    if listing.claimed:
-        folder.check(fingerprint)
+    if attempt.faults or manifest is None or listed is None:
+        raise attempt.fault()
+    fingerprint = _checked(job, manifest, folder, listing)
     skipped = listing.parts | (set() if job.retry_quarantined else listing.quarantined)
     pending = [shard for shard in listed[0] if shard.part not in skipped]
     return Plan(job, folder, fingerprint, manifest[0].classes, *listed, listing, pending)
+
+
+def check(job: ScoreJob) -> dict[str, Any]:
+    """What `prepare` checks without listing the archive, which takes long from afar: the fingerprint of the run.
+
+    Raises ConfigError or InputError that lists every fault, one a line.
+    """
+    store = Store(job.store, job.stores)
+    folder = RunFolder(store, job.output)
+    attempt = _Attempts(store)
+    manifest, listing = _look(job, store, folder, attempt)
+    if attempt.faults or manifest is None:
+        raise attempt.fault()
+    return _checked(job, manifest, folder, listing)
+
+
+class _Attempts:
+    """Steps that are all taken, so that every fault is told at once."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.faults: list[GradosrError] = []
+
+    def __call__(self, uri: str, step: Callable[[], T]) -> T | None:
+        """What a step makes of `uri`; a server that does not answer is given up soon, and told once for all steps."""
+        try:
+            self._store.reach(uri)
+            return step()
+        except (ConfigError, InputError) as error:
+            self.faults.append(error)
+            return None
+
+    def fault(self) -> GradosrError:
+        """All faults in one, of the first one's kind."""
+        return type(self.faults[0])("\n".join(dict.fromkeys(str(fault) for fault in self.faults)))
+
+
+def _look(
+    job: ScoreJob, store: Store, folder: RunFolder, attempt: _Attempts
+) -> tuple[tuple[Manifest, str] | None, Listing]:
+    """The bundle's manifest and digest, and the run folder as listed."""
+    names = job.input.label_names
+    manifest = attempt(job.bundle, lambda: _trusted(job, *read_manifest(store, job.bundle)))
+    attempt(names if isinstance(names, str) else job.input.uri, lambda: resolve_names(names, store))
+    return manifest, attempt(job.output, lambda: _listing(folder)) or Listing()
+
+
+def _checked(job: ScoreJob, manifest: tuple[Manifest, str], folder: RunFolder, listing: Listing) -> dict[str, Any]:
+    """The run's fingerprint. Raises FingerprintMismatch when the folder is of another one."""
+    fingerprint = fingerprint_of(job, *manifest)
+    if listing.claimed:
+        folder.check(fingerprint)
+    return fingerprint
 
 
 def _trusted(job: ScoreJob, manifest: Manifest, digest: str) -> tuple[Manifest, str]:
@@ -207,6 +245,7 @@ def finish(plan: Plan, outcome: Outcome) -> Summary:
         "seconds": summary.seconds,
         "images_per_second": _rates(summary),
         "quarantined": sorted(marks),
+        "failed": outcome.failed,
     }
     folder.finish(document, stats, success=whole)
     return summary

@@ -142,7 +142,7 @@ def line(progress: Progress, recent: float | None = None) -> str:
         parts.append(f"bad images {rows - ok:,}")
     parts += [f"{fate} {n:,}" for fate, n in (("failed", progress.failed), ("quarantined", progress.quarantined)) if n]
     if progress.remaining is not None:
-        parts.append(f"ETA {_duration(progress.remaining)}")
+        parts.append(f"ETA {duration(progress.remaining)}")
     parts.append(f"workers {progress.workers}")
     return " | ".join(parts)
 
@@ -172,7 +172,8 @@ def _rate(per_second: float) -> str:
     return f"{per_second:,.0f}/s" if per_second >= 10 else f"{per_second:.1f}/s"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """M:SS, or H:MM:SS."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 
 import click
 
-COMMANDS = ("fit", "score", "evaluate", "pack", "bench", "demo")
+COMMANDS = ("fit", "score", "submit", "status", "logs", "cancel", "evaluate", "pack", "bench", "demo")
 
-DONE, FAILED, USAGE, INPUT, INCOMPLETE, ACTIVE = 0, 1, 2, 4, 5, 7
+DONE, FAILED, USAGE, INPUT, INCOMPLETE, ACTIVE, INTERRUPTED = 0, 1, 2, 4, 5, 7, 130
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -58,6 +58,12 @@ config_argument = click.argument("config", type=click.Path())
 json_flag = click.option("--json", "as_json", is_flag=True, help="Print the facts as one JSON document on stdout.")
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a config field; repeatable; values are YAML."
+)
+
+address_option = click.option(
+    "--address",
+    metavar="URL",
+    help="Job server of the Ray cluster: http://HEAD:8265. Default: RAY_API_SERVER_ADDRESS or RAY_ADDRESS, if set.",
 )
 
 
@@ -106,7 +112,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
             return USAGE
         message, code = error.format_message(), USAGE
     except (click.Abort, KeyboardInterrupt):
-        message, code = "interrupted; the same command goes on from here", 130
+        message, code = "interrupted; the same command goes on from here", INTERRUPTED
     except Terminated:
         message, code = "terminated; the same command goes on from here", 143
     except BrokenPipeError:

@@ -1,5 +1,8 @@
 """A network small enough for every test: a factory of somebody's own, trusted by name as `tiny_net:tiny`."""
 
+import os
+import time
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -101,3 +104,15 @@ def mixed(num_classes: int) -> Tiny:
 
 def not_a_module(num_classes: int) -> str:
     return f"{num_classes} classes"
+
+
+class Sleepy(Tiny):
+    """Takes NAP seconds, of the environment, over every image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(len(x) * float(os.environ.get("NAP", "0")))
+        return super().forward(x)
+
+
+def sleepy(num_classes: int) -> Sleepy:
+    return Sleepy(num_classes)

@@ -17,7 +17,7 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as UnreachableError
 from botocore.parsers import ResponseParserError
 
-from gradosr.errors import AccessDenied, NotFound, ObjectChanged, StoreError
+from gradosr.errors import AccessDenied, NotFound, ObjectChanged, StoreError, system_reason
 
 FOREIGN = (BotoCoreError, ClientError, ResponseParserError)
 """All that a boto3 client raises in use."""
@@ -105,9 +105,4 @@ def _reason(error: Exception) -> str:
         return f"{error.operation_name} answered {_code(error)}: {' '.join(message.split())[:300]}"
     if isinstance(error, ReadTimeoutError):
         return "no byte within store.read_timeout"
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror.lower()
-        cause = cause.__cause__ or cause.__context__
-    return " ".join(str(error).split())[:300]
+    return system_reason(error) or " ".join(str(error).split())[:300]

@@ -1,0 +1,28 @@
+"""gradosr logs: what a submitted job has written."""
+
+import click
+
+from .cli import address_option
+
+
+@click.command()
+@click.argument("job")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the job ends, over lost connections too.")
+@address_option
+def logs(job: str, follow: bool, address: str | None) -> None:
+    """Print the log of JOB, a job's id as `gradosr submit` printed it."""
+    from gradosr.submission import Cluster
+
+    cluster = Cluster(address)
+    if follow:
+        cluster.follow(job, say)
+    else:
+        for line in cluster.log(job).splitlines():
+            say(line)
+
+
+def say(line: str, *, err: bool = False) -> None:
+    """A line of a log on stdout or stderr."""
+    from gradosr.telemetry import printable
+
+    click.echo(printable(line.expandtabs()), err=err)

@@ -1,0 +1,93 @@
+"""gradosr status: where runs stand."""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from .cli import address_option, json_flag, set_option
+
+if TYPE_CHECKING:
+    from gradosr.status import RunStatus
+    from gradosr.submission import SubmittedJob
+
+
+@click.command()
+@click.argument("target", required=False, metavar="[RUN_URI | JOB]")
+@address_option
+@set_option
+@json_flag
+def status(target: str | None, address: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Tell where a run stands: done, missing, failed, quarantined, images/s, ETA.
+
+    Of RUN_URI, a results folder, no cluster is asked (--set store.KEY=VALUE says how s3:// is reached); of JOB, a
+    job's id, its state on the cluster comes first. Of neither: all jobs that the cluster remembers.
+    """
+    if target is None:
+        _list_jobs(address, as_json=as_json)
+    elif target.startswith("gradosr-") and "/" not in target:
+        _tell_job(target, address, overrides, as_json=as_json)
+    else:
+        from gradosr.status import status_report
+
+        run = _run_status(target, "", overrides)
+        click.echo(json.dumps(run.facts()) if as_json else status_report(run))
+
+
+def _list_jobs(address: str | None, *, as_json: bool) -> None:
+    from gradosr.submission import Cluster
+    from gradosr.telemetry import printable
+
+    jobs = Cluster(address).jobs()
+    if as_json:
+        click.echo(json.dumps({"jobs": [job.facts() for job in jobs]}))
+    for job in jobs if not as_json else ():
+        click.echo(printable(f"{job.id}  {job.state:9}  {job.submitted_at}  {job.name}  {job.output}"))
+
+
+def _tell_job(name: str, address: str | None, overrides: Sequence[str], *, as_json: bool) -> None:
+    from gradosr.submission import Cluster
+
+    job = Cluster(address).job(name)
+    run = run_of(job, overrides)
+    if as_json:
+        click.echo(json.dumps({"job": job.facts(), "run": run.facts() if run else None}))
+    else:
+        click.echo(job_report(job, run))
+
+
+def run_of(job: "SubmittedJob", overrides: Sequence[str]) -> "RunStatus | None":
+    """Where the job's run stands; None, and why on stderr, when its results folder does not say."""
+    from gradosr.errors import InputError
+    from gradosr.telemetry import printable
+
+    try:
+        return _run_status(job.output, job.store, overrides)
+    except InputError as error:
+        click.echo(f"gradosr: {printable(str(error))}", err=True)
+        return None
+
+
+def job_report(job: "SubmittedJob", run: "RunStatus | None") -> str:
+    """A job and its run, for people."""
+    from gradosr.status import status_report
+    from gradosr.telemetry import printable
+
+    code = "" if job.exit_code is None else f", exit code {job.exit_code}"
+    lines = [
+        printable(f"{job.id}  {job.state}{code}  {job.submitted_at}  {job.name}"),
+        *([printable(job.message)] if job.message else []),
+        *([status_report(run)] if run else []),
+    ]
+    return "\n".join(lines)
+
+
+def _run_status(uri: str, store: str, overrides: Sequence[str]) -> "RunStatus":
+    from gradosr.config import StoreFields
+    from gradosr.settings import load_settings
+    from gradosr.status import read_status
+    from gradosr.store import Store
+
+    fields = load_settings(StoreFields, store, "--set", overrides)
+    return read_status(Store(fields.store, fields.stores), uri)
