@@ -186,6 +186,7 @@ def test_one_image_with_the_ray_that_the_manifest_names() -> None:
     assert f"--tag {image} " in DOCKERFILE
     assert image in README
     assert SPEC["rayVersion"] == locked("ray")
+    assert f"ray[default]=={locked('ray')}" in README
 
 
 def test_worker_groups_can_scale() -> None:
@@ -226,6 +227,13 @@ def test_a_stopped_job_has_the_time_to_drain(spec: dict[str, Any], job: ScoreJob
         node_wait = float(environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
         assert job.drain_timeout < stop_wait < node_wait < pod["terminationGracePeriodSeconds"]
     assert spec["shutdownAfterJobFinishes"] is True
+
+
+@pytest.mark.parametrize("spec", [RAYJOB["spec"], RAYCRONJOB["spec"]["jobTemplate"]], ids=["rayjob", "raycronjob"])
+def test_a_run_outlives_its_log_connection(spec: dict[str, Any]) -> None:
+    """KubeRay's submitter pod follows the log, and its end fails the RayJob whatever the job does; days are long."""
+    assert spec["submissionMode"] == "HTTPMode"
+    assert not {"submitterPodTemplate", "submitterConfig"} & set(spec)
 
 
 def mounted(pod: dict[str, Any]) -> set[str]:
@@ -325,6 +333,11 @@ def test_image_and_nodes_have_the_same_tools() -> None:
 
 
 # README
+
+
+def test_the_readme_follows_the_job_that_the_manifest_starts() -> None:
+    service = f"{RAYJOB['metadata']['name']}-head-svc"
+    assert f"kubectl exec service/{service} -- ray job logs --follow {RAYJOB['spec']['jobId']}" in README
 
 
 def blocks(language: str) -> list[str]:
