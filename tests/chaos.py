@@ -25,7 +25,7 @@ from gradosr.store import Store
 
 ARCH = "fatal_net:fatal"
 SHARDS, IMAGES = 10, 6
-WORKERS = 3
+WORKERS = 2
 EVENTS = ("worker", "node", "driver", "store", "poison", "corrupt", "unloadable")
 DONE, INCOMPLETE, KILLED = 0, 5, -signal.SIGKILL
 
@@ -62,6 +62,8 @@ class Nodes:
 
     cluster: Cluster
     extra: list[Any] = field(default_factory=list)
+    changed: bool = True
+    """Whether these are not WORKERS plain nodes."""
 
     @property
     def address(self) -> str:
@@ -70,6 +72,7 @@ class Nodes:
     def add(self, **environment: str) -> None:
         """A node whose processes have these variables as well."""
         self.extra.append(self.cluster.add_node(num_cpus=1, env_vars=environment, wait=True))
+        self.changed = True
 
     def kill_one(self, rng: random.Random) -> None:
         """SIGKILL the raylet of a node, and all that it started with it; another node takes its place."""
@@ -86,11 +89,13 @@ class Nodes:
 
     def settle(self) -> None:
         """Back to WORKERS plain nodes."""
-        for node in self.extra:
-            self.cluster.remove_node(node, allow_graceful=True)
-        self.extra.clear()
-        for _ in range(WORKERS):
-            self.add()
+        if self.changed:
+            for node in self.extra:
+                self.cluster.remove_node(node, allow_graceful=True)
+            self.extra.clear()
+            for _ in range(WORKERS):
+                self.add()
+        self.changed = False
 
 
 @contextmanager
@@ -142,7 +147,6 @@ def run(seed: int | None, nodes: Nodes, store: Store, bucket: str, proxy: FaultP
         "batch_size": 4,
         "device": "cpu",
         "max_attempts": 2,
-        "max_bad_images": 1.0,
         "workers": {"max": WORKERS},
         "ray": {"address": nodes.address, "start_timeout": 60},
         "store": {"endpoint_url": proxy.endpoint_url, "addressing_style": "path", "read_timeout": 2},

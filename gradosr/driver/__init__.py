@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from gradosr.config import ScoreJob
 from gradosr.driver.cluster import Resources, address_of, check_local_uris, connected, live_nodes, resources
@@ -253,7 +253,9 @@ class Driver:
         try:
             report: ShardReport = ray.get(reference)
         except RayActorError as error:
-            self._lose(worker, shard, f"killed its worker: {_told(error)}")
+            # Of a worker's own death its node tells within a second; a worker that is merely gone went with its node.
+            alone = not isinstance(error, ActorUnavailableError) and worker.node in _alive()
+            self._lose(worker, shard, f"killed its worker: {_told(error)}", blamed=alone)
             return
         except ShardUnreadable as error:
             self._quarantine(shard, _told(_own(error)), attempts=1)
@@ -294,10 +296,10 @@ class Driver:
         self._notes.lost(shard.name, fate, reason)
         self._metrics.settle(fate)
 
-    def _lose(self, worker: _Worker, shard: Shard, reason: str) -> None:
+    def _lose(self, worker: _Worker, shard: Shard, reason: str, *, blamed: bool = True) -> None:
         """A worker died over a shard: another starts, and the shard goes to the back until it has killed enough."""
         ray.kill(worker.actor)
-        if any(node["NodeID"] == worker.node for node in live_nodes()):
+        if blamed:
             self._deaths[shard.part].append(worker.node)
             self._eaten[worker.node].add(shard.part)
         else:
@@ -306,7 +308,7 @@ class Driver:
         if attempts >= self._job.max_attempts:
             self._quarantine(shard, f"{reason} ({attempts} times)", attempts)
         elif self._losses[shard.part] >= NODE_LOSSES:
-            self._fail(shard, f"{NODE_LOSSES} nodes died under it")
+            self._fail(shard, f"lost {NODE_LOSSES} times with the node of its worker")
         elif shard.part in self._open and not any(
             other.shard and other.shard.part == shard.part for other in self._calls.values()
         ):
@@ -362,6 +364,10 @@ class Driver:
 def _node_of(_worker: object) -> str:
     """Runs in the worker: Ray's name of its node."""
     return ray.get_runtime_context().get_node_id()
+
+
+def _alive() -> set[str]:
+    return {str(node["NodeID"]) for node in live_nodes()}
 
 
 def _own(error: Exception) -> Exception:
