@@ -26,6 +26,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from gradosr.config import ScoreJob
 from gradosr.errors import ConfigError, InputError, RunActive, RunFailed, first_line, system_reason
+from gradosr.lease import JOB
 from gradosr.store import is_s3
 
 ADDRESS = "http://127.0.0.1:8265"
@@ -117,7 +118,7 @@ class Cluster:
         metadata["store"] = job.model_dump_json(include={"store", "stores"}, exclude_unset=True)
         with TemporaryDirectory() as folder, self._translated(attempt):
             (Path(folder) / CONFIG).write_text(yaml.safe_dump(_document(job), sort_keys=False), encoding="utf-8")
-            environment = {STOP_WAIT: stop_wait, **job.runtime_env.get("env_vars", {})}
+            environment = {STOP_WAIT: stop_wait, JOB: attempt, **job.runtime_env.get("env_vars", {})}
             runtime_env = {**job.runtime_env, "working_dir": folder, "env_vars": environment}
             try:
                 self._client.submit_job(

@@ -20,7 +20,17 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTa
 from gradosr.config import ScoreJob
 from gradosr.driver.cluster import Resources, address_of, check_local_uris, connected, live_nodes, resources
 from gradosr.driver.prometheus import RunMetrics
-from gradosr.errors import ConfigError, GradosrError, InputError, RunFailed, ShardUnreadable, first_line
+from gradosr.errors import (
+    AccessDenied,
+    BundleError,
+    ClassifierError,
+    ConfigError,
+    GradosrError,
+    NotFound,
+    RunFailed,
+    ShardUnreadable,
+    first_line,
+)
 from gradosr.progress import Outcome, Progress, ShardReport
 from gradosr.results import RunFolder
 from gradosr.shards import Shard
@@ -166,10 +176,10 @@ class Driver:
             ray.get(reference)
         except ConfigError as error:  # every worker would meet it
             raise _own(error) from error
-        except InputError as error:  # perhaps of this node alone
+        except (NotFound, AccessDenied, BundleError, ClassifierError) as error:  # perhaps of this node alone
             ray.kill(worker.actor)
             self._avoid(worker.node, _own(error))
-        except (RayError, GradosrError) as error:
+        except (RayError, GradosrError) as error:  # perhaps gone the next time: a death, an outage of the store
             self._lose_start(worker, error)
         else:
             self._lost_starts[worker.node] = 0
@@ -181,7 +191,7 @@ class Driver:
         """A worker died before it was ready: another starts, until its node has cost too many."""
         ray.kill(worker.actor)
         self._lost_starts[worker.node] += 1
-        if self._lost_starts[worker.node] < LOST_STARTS or worker.node in self._avoided:
+        if self._lost_starts[worker.node] < LOST_STARTS or (worker.node and worker.node in self._avoided):
             self._start_worker()
         else:
             told = _told(_own(error))
@@ -260,7 +270,8 @@ class Driver:
         except ShardUnreadable as error:
             self._quarantine(shard, _told(_own(error)), attempts=1)
         except (RayTaskError, GradosrError) as error:
-            self._fail(shard, _told(_own(error)))
+            if not self._runs(shard):  # else its copy may succeed
+                self._fail(shard, _told(_own(error)))
         else:
             self._eaten.pop(worker.node, None)
             self._pace.append((time.monotonic() - worker.since) / max(shard.size, 1))
@@ -270,6 +281,9 @@ class Driver:
                 self._metrics.add(report)
         worker.shard = None
         self._idle.append(worker)
+
+    def _runs(self, shard: Shard) -> bool:
+        return any(other.shard and other.shard.part == shard.part for other in self._calls.values())
 
     def _close(self, shard: Shard) -> bool:
         """A verdict; False where a faster copy had its own."""
@@ -309,9 +323,7 @@ class Driver:
             self._quarantine(shard, f"{reason} ({attempts} times)", attempts)
         elif self._losses[shard.part] >= NODE_LOSSES:
             self._fail(shard, f"lost {NODE_LOSSES} times with the node of its worker")
-        elif shard.part in self._open and not any(
-            other.shard and other.shard.part == shard.part for other in self._calls.values()
-        ):
+        elif shard.part in self._open and not self._runs(shard):
             self._waiting.append(shard)
         if len(self._eaten[worker.node]) >= NODE_DEATHS and self._elsewhere(worker.node):
             self._avoid(worker.node, RunFailed(f"{NODE_DEATHS} shards in a row lost their worker there: {reason}"))
