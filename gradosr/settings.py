@@ -66,6 +66,8 @@ def _faults(model: type[BaseModel], error: ValidationError) -> list[str]:
         path, want, shown = _fault(model, dict(fault))
         wants.setdefault(path, []).append(want)
         found[path] = shown
+    # Of a union, what the alternative that the user chose says of its inside is enough.
+    wants = {path: want for path, want in wants.items() if not any(other.startswith(f"{path}.") for other in wants)}
     return [(f"{path}: " if path else "") + " or ".join(dict.fromkeys(wants[path])) + found[path] for path in wants]
 
 
@@ -93,7 +95,7 @@ def _resolve(model: type[BaseModel], loc: tuple[str | int, ...]) -> tuple[str, t
         tagged = [choice for choice in choices if len(choices) > 1 and step in (_tag(choice), choice.__name__)]
         if tagged:
             choices = tagged
-        elif choices:
+        elif choices and not _is_kind(step, choices[0]):
             names.append(str(step))
             field = choices[0].model_fields.get(str(step))
             if field or place == len(loc) - 1:  # else the key of a mapping of models
@@ -102,6 +104,13 @@ def _resolve(model: type[BaseModel], loc: tuple[str | int, ...]) -> tuple[str, t
         elif isinstance(step, int):
             names.append(str(step))
     return ".".join(names), owner
+
+
+def _is_kind(step: str | int, model: type[BaseModel]) -> bool:
+    """Whether pydantic names a member of a union here: a model, or `constrained-int`, `literal['auto']`."""
+    return isinstance(step, str) and (
+        model.__name__ in step or step.partition("[")[0] in ("constrained-int", "literal")
+    )
 
 
 def _tag(model: type[BaseModel]) -> str | None:

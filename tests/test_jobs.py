@@ -91,7 +91,11 @@ MISTAKES: dict[str, tuple[list[str], int, str]] = {
     "unknown key": (["bundel=x"], 2, "bundel: unknown key; did you mean bundle? (valid: batch_size, bundle"),
     "wrong type": (["batch_size=many"], 2, "batch_size: Input should be a valid integer"),
     "unknown kind": (["input.kind=zip"], 2, "input: Input tag 'zip'"),
-    "workers": (["workers=0"], 2, "workers: Input should be greater than 0 or Input should be 'auto', found 0"),
+    "workers": (
+        ["workers=0"],
+        2,
+        "workers: Input should be greater than 0 or Input should be 'auto' or Input should be a valid",
+    ),
     "no separator": (["batch_size"], 2, "--set batch_size: expected key=value"),
     "no bundle": (["bundle=nowhere"], 4, "nowhere: no bundle there"),
     "empty prefix": (["input.uri=empty/"], 4, "empty"),

@@ -24,12 +24,13 @@ class Drawing(Settings):
     count: int | Literal["auto"] = "auto"
     layers: dict[str, Square] = {}
     names: tuple[str, ...] = ()
+    fill: Annotated[int, Field(gt=0)] | Literal["none"] | Square = "none"
 
 
 FAULTS = {
     "shape: {kind: circle, radius: 1}\ncuont: 2": "d.yaml: cuont: unknown key; did you mean count? "
-    "(valid: count, layers, names, shape)",
-    "shape: {kind: circle, radius: 1}\nfoo: 2": "d.yaml: foo: unknown key (valid: count, layers, names, shape)",
+    "(valid: count, fill, layers, names, shape)",
+    "shape: {kind: circle, radius: 1}\nfoo: 2": "d.yaml: foo: unknown key (valid: count, fill, layers, names, shape)",
     "count: 3": "d.yaml: shape: required",
     "shape: {kind: circle, radus: 2}": "d.yaml: shape.radius: required\n"
     "d.yaml: shape.radus: unknown key; did you mean radius? (valid: kind, radius)",
@@ -40,6 +41,9 @@ FAULTS = {
     "string as an integer or Input should be 'auto', found 'many'",
     "shape: {kind: circle, radius: 1}\nlayers: {top: {side: x}}": "d.yaml: layers.top.side: Input should be a valid "
     "integer, unable to parse string as an integer, found 'x'",
+    "shape: {kind: circle, radius: 1}\nfill: 0": "d.yaml: fill: Input should be greater than 0 or Input should be 'none' "
+    "or Input should be a valid dictionary or instance of Square, found 0",
+    "shape: {kind: circle, radius: 1}\nfill: {side: 0}": "d.yaml: fill.side: Input should be greater than 0, found 0",
 }
 
 

@@ -26,7 +26,7 @@ def logging_notes(interval: float = 30.0, *, as_json: bool = False) -> tuple[Not
 def summary(**changes: Any) -> Summary:
     facts: dict[str, Any] = {
         "output": "out", "shards": 12, "scored": 10, "counts": {"rows": 10, "ok": 8, "unknown": 1, "empty": 2},
-        "seconds": {"read": 1.0}, "superseded": 0, "quarantined": (), "failed": {},
+        "seconds": {"read": 1.0}, "superseded": 0, "quarantined": (), "failed": {}, "interrupted": False,
     }  # fmt: skip
     return Summary(**facts | changes)
 
