@@ -41,8 +41,8 @@ FAULTS = {
     "string as an integer or Input should be 'auto', found 'many'",
     "shape: {kind: circle, radius: 1}\nlayers: {top: {side: x}}": "d.yaml: layers.top.side: Input should be a valid "
     "integer, unable to parse string as an integer, found 'x'",
-    "shape: {kind: circle, radius: 1}\nfill: 0": "d.yaml: fill: Input should be greater than 0 or Input should be 'none' "
-    "or Input should be a valid dictionary or instance of Square, found 0",
+    "shape: {kind: circle, radius: 1}\nfill: 0": "d.yaml: fill: Input should be greater than 0 or Input should be "
+    "'none' or Input should be a valid dictionary or instance of Square, found 0",
     "shape: {kind: circle, radius: 1}\nfill: {side: 0}": "d.yaml: fill.side: Input should be greater than 0, found 0",
 }
 
