@@ -38,7 +38,7 @@ def cluster() -> Iterator[None]:
 @pytest.fixture
 def job(tmp_path: Path) -> ScoreJob:
     write_archive(Store(), f"{tmp_path}/archive")
-    return local_job(tmp_path, workers=2)
+    return local_job(tmp_path, workers=1)  # each imports torch, which takes seconds
 
 
 def drive(job: ScoreJob, worker: type[ShardWorker] = ShardWorker) -> tuple[Plan, Outcome, list[Progress]]:
@@ -71,7 +71,7 @@ def assert_same(rows: dict[str, tuple[object, ...]], clean: dict[str, tuple[obje
 
 
 def test_two_workers_make_the_same_table(job: ScoreJob, tmp_path: Path, clean: dict[str, tuple[object, ...]]) -> None:
-    plan, outcome, seen = drive(job)
+    plan, outcome, seen = drive(job.model_copy(update={"workers": 2}))
     assert 1 <= seen[-1].workers <= 2
     summary = finish(plan, outcome)
     assert (summary.scored, summary.counts["rows"], summary.failed) == (4, 24, {})
@@ -103,7 +103,7 @@ def test_a_poison_shard_is_reported_not_retried_for_ever(job: ScoreJob, tmp_path
 
 def test_a_hanging_shard_is_bounded(tmp_path: Path) -> None:
     write_archive(Store(), f"{tmp_path}/archive", shards=2)
-    job = local_job(tmp_path, workers=2, shard_timeout=3, max_attempts=1)
+    job = local_job(tmp_path, workers=1, shard_timeout=3, max_attempts=1)
     plan, outcome, _ = drive(job, doomed.Hanging)
     assert finish(plan, outcome).quarantined == ("00001.tar",)
     assert list(outcome.quarantined.values()) == ["took longer than shard_timeout (3 s) (1 times)"]
@@ -214,7 +214,7 @@ def test_a_straggler_is_run_twice_and_the_first_part_counts(
     job: ScoreJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean: dict[str, tuple[object, ...]]
 ) -> None:
     monkeypatch.setattr("gradosr.driver.STRAGGLER_SECONDS", 1.0)
-    plan, outcome, _ = drive(job, doomed.Straggling)
+    plan, outcome, _ = drive(job.model_copy(update={"workers": 2}), doomed.Straggling)
     assert finish(plan, outcome).scored == 4
     assert_same(rows_of(tmp_path / "results"), clean)
 

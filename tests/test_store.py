@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
@@ -361,6 +362,7 @@ def test_a_closed_reader_leaves_no_thread(
     before = set(threading.enumerate())
     with faulty.store.open(put(faulty, "x", bytes(small_blocks * 20))) as file:
         file.read(1)
+        futures.wait(file.raw._blocks.values())  # those read ahead
         proxy.always = "503"
         monkeypatch.setattr(s3, "BACKOFF_SECONDS", 1e6)
         monkeypatch.setattr(s3, "MAX_BACKOFF_SECONDS", 1e6)

@@ -91,7 +91,13 @@ LASTING = {
 }
 
 
-@pytest.mark.parametrize("fault", LASTING)
+SLOW = {"cut", "stall"}
+"""Told after all attempts, and shown by test_store.py too."""
+
+
+@pytest.mark.parametrize(
+    "fault", [pytest.param(fault, marks=[pytest.mark.slow] * (fault in SLOW)) for fault in LASTING]
+)
 def test_a_shard_that_fails_for_the_store_is_failed_and_mended_by_the_next_run(
     fault: Fault, job: ScoreJob, proxy: FaultProxy, store: Store, clean: Rows
 ) -> None:
