@@ -356,6 +356,16 @@ def test_an_object_replaced_while_it_is_read(store: Store, bucket: str, small_bl
             file.read()
 
 
+@pytest.mark.parametrize("fault", ["cut", "stall"])
+def test_an_error_whose_own_answer_breaks_off_is_asked_for_again(
+    faulty: Place, proxy: FaultProxy, fault: Fault
+) -> None:
+    proxy.faults.append(fault)
+    with pytest.raises(NotFound):
+        faulty.store.read(f"{faulty.folder}/missing")
+    assert proxy.dealt[fault] == 1
+
+
 def test_a_closed_reader_leaves_no_thread(
     faulty: Place, proxy: FaultProxy, small_blocks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,13 +16,21 @@ from botocore.exceptions import (
 )
 from botocore.exceptions import ConnectionError as UnreachableError
 from botocore.parsers import ResponseParserError
+from urllib3.exceptions import HTTPError as TransportError
 
 from gradosr.errors import AccessDenied, NotFound, ObjectChanged, StoreError, system_reason
 
-FOREIGN = (BotoCoreError, ClientError, ResponseParserError)
-"""All that a boto3 client raises in use."""
+FOREIGN = (BotoCoreError, ClientError, ResponseParserError, TransportError)
+"""All that a boto3 client raises in use; urllib3's own where the body of an error answer is cut or stalls."""
 
-_TRANSIENT = (HTTPClientError, UnreachableError, IncompleteReadError, FlexibleChecksumError, ResponseParserError)
+_TRANSIENT = (
+    HTTPClientError,
+    UnreachableError,
+    IncompleteReadError,
+    FlexibleChecksumError,
+    ResponseParserError,
+    TransportError,
+)
 _TRANSIENT_CODES = {"SlowDown", "RequestTimeout", "Throttling", "ConditionalRequestConflict", "OperationAborted"}
 _NO_CREDENTIALS = (
     NoCredentialsError,
