@@ -47,7 +47,7 @@ def _run(plan: "Plan", notes: "Notes") -> "Summary":
     """Score what is pending, alone on the folder."""
     from gradosr.driver import Driver, check_local_uris, connected
     from gradosr.lease import Lease
-    from gradosr.progress import Progress
+    from gradosr.progress import Outcome, Progress
     from gradosr.run import finish, prepare
     from gradosr.store import Store
 
@@ -62,8 +62,10 @@ def _run(plan: "Plan", notes: "Notes") -> "Summary":
         notes.progress(progress)
 
     with Lease(Store(job.store, job.stores), job.output, facts, notes.say) as lease, drained() as stop:
-        if lease.waited:  # the other driver got further meanwhile
+        if lease.waited:  # the other driver got further meanwhile, perhaps to the end
             plan = prepare(job)
+        if not plan.pending:
+            return finish(plan, Outcome())
         plan.claim()
         notes.step("starting Ray")
         with connected(job.ray, job.runtime_env):

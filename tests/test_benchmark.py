@@ -329,3 +329,12 @@ def test_a_mistake_is_one_clear_line(mistake: str, gradosr: Command) -> None:
     assert (code, out) == (2, "")
     assert message in err.splitlines()[-1]
     assert "Traceback" not in err
+
+
+def test_the_driver_alone_is_measured_over_a_whole_run(gradosr: Command) -> None:
+    code, out, err = gradosr("bench", "driver", "--shards", 30, "--workers", 1, "--json")
+    facts = json.loads(out)
+    assert code == 0, err
+    assert (facts["shards"], facts["left"]) == (30, 0)
+    assert facts["driver_ms_per_shard"] > 0
+    assert facts["null_ms_per_shard"] > 0

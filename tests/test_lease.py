@@ -12,17 +12,22 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fault_proxy import FaultProxy
+from gradosr.jobs import score as score_job
+from tiny import local_job, run_here, write_archive
 
 from gradosr import lease
 from gradosr.config import S3Settings
 from gradosr.errors import RunActive, StoreError
 from gradosr.lease import JOB, Lease, LeaseRecord, read_lease
+from gradosr.run import prepare
 from gradosr.seaweedfs import SeaweedFS
 from gradosr.store import Store, join, s3
+from gradosr.telemetry import Notes
 
 NEVER = 1e6
 
@@ -417,3 +422,17 @@ def test_lease_json_is_what_others_read(place: tuple[Store, str], times: Callabl
         document = json.loads(place[0].read(join(place[1], "lease.json")))
     assert set(document) >= {"token", "host", "pid", "job", "renewed_at", "released", "progress"}
     assert document["progress"] == {"done": 3}
+
+
+def test_a_driver_that_waited_until_the_other_had_finished_has_nothing_left_to_do(
+    tmp_path: Path, times: Callable[..., None]
+) -> None:
+    write_archive(Store(), f"{tmp_path}/archive")
+    job = local_job(tmp_path)
+    plan = prepare(job)
+    run_here(job)
+    other = LeaseRecord("token", "elsewhere", 1, None, "2026-01-01T00:00:00+00:00", released=False, progress={})
+    Store().write(f"{job.output}/lease.json", json.dumps(dataclasses.asdict(other)).encode())
+    times(expires=0.2, wait=5.0)
+    summary = score_job._run(plan, Notes())
+    assert (summary.scored, summary.counts["rows"]) == (0, 24)
