@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -26,8 +27,8 @@ IMAGES_A_SHARD = 100
 MEGABYTE = 2**20
 MOST_TAKEN = 1500 * MEGABYTE
 """Resident bytes that one shard may take beyond what the worker has; a Parquet value takes four times its size."""
-MOST_KEPT = 150 * MEGABYTE
-"""What may be left of it after thousands of images."""
+MOST_KEPT = 32 * MEGABYTE
+"""What may be left of nine thousand images."""
 
 Files = dict[str, bytes]
 
@@ -53,7 +54,11 @@ def lone_worker(folder: Path, archives: dict[str, Files]) -> tuple[list[Ended], 
         for name, data in files.items():
             (folder / kind / "archive" / name).write_bytes(data)
     program = Path(__file__).with_name("lone_worker.py")
-    done = subprocess.run([sys.executable, program, folder], capture_output=True, text=True, check=False)
+    # One heap for all threads, which can be given back: the threads' own grew by 180 MiB over 20,000 images, all free.
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
+    done = subprocess.run(
+        [sys.executable, program, folder], capture_output=True, text=True, check=False, env=environment
+    )
     lines = iter([json.loads(line) for line in done.stdout.splitlines()])
     ended, last = [], "start"
     for begun in lines:
@@ -81,7 +86,6 @@ def check(folder: Path, archives: dict[str, Files], images: dict[str, Files]) ->
             ["unreadable"] if shard.unreadable else [row["status"] for row in rows]
         )
         assert shard.peak - shard.before < MOST_TAKEN, shard
-    assert ended[-1].before - ended[len(ended) // 10].before < MOST_KEPT
     print(*(f"\n{kind}: {dict(found)}" for kind, found in counts.items()), "\n" + measures(ended))
     return ended
 
@@ -114,9 +118,8 @@ def is_reason(text: str) -> bool:
 
 def measures(ended: list[Ended]) -> str:
     most = max(ended, key=lambda shard: shard.peak - shard.before)
-    kept = ended[-1].before - ended[len(ended) // 10].before
     peak = max(shard.peak for shard in ended)
-    return f"taken: {(most.peak - most.before) >> 20} MiB ({most.shard}); kept: {kept >> 20} MiB; peak {peak >> 20} MiB"
+    return f"taken: {(most.peak - most.before) >> 20} MiB ({most.shard}); peak {peak >> 20} MiB"
 
 
 def image_shards(count: int) -> dict[str, Files]:
@@ -144,8 +147,11 @@ def test_mutated_input_is_rows_or_a_reason(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_mutated_input_by_the_thousand_is_rows_or_a_reason(tmp_path: Path) -> None:
-    ended = check(tmp_path, archives(300, 200), image_shards(10_000))
-    assert len(ended) == 100 + 301 + 201
+    assert len(check(tmp_path / "archives", archives(300, 200), {})) == 301 + 201
+    ended = check(tmp_path / "images", {}, image_shards(10_000))
+    assert len(ended) == 100
+    print(f"kept: {(grown := ended[-1].before - ended[10].before) >> 20} MiB")
+    assert grown < MOST_KEPT
 
 
 @pytest.mark.slow
