@@ -2,7 +2,9 @@
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 @dataclass
@@ -56,23 +58,24 @@ class Progress:
         return self.seconds * (1 / self.share - 1) if self.share else None
 
 
-@dataclass(frozen=True, slots=True)
-class ShardReport:
-    """What a worker sends back: small, no rows."""
+class PartStats(NamedTuple):
+    """What the footer of a part says of it; all that a worker sends back."""
 
-    part: str
-    counts: dict[str, int]
+    counts: Mapping[str, int]
     """rows, unknown, and one per status."""
-    seconds: dict[str, float]
-    """By stage: read, decode (its threads added up), score, write. Reading and decoding run ahead of scoring."""
-    worker: str
+    seconds: Mapping[str, float]
+    """By stage: read, decode (its threads added up), score, write (of a part just published, with its PUT).
+
+    Reading and decoding run ahead of scoring.
+    """
 
 
 @dataclass
 class Outcome:
     """What became of the pending shards."""
 
-    reports: list[ShardReport] = field(default_factory=list)
+    scored: dict[str, PartStats] = field(default_factory=dict)
+    """By part name."""
     quarantined: dict[str, str] = field(default_factory=dict)
     """Part name -> reason."""
     failed: dict[str, str] = field(default_factory=dict)

@@ -14,13 +14,14 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gradosr.errors import FingerprintMismatch, InputError, NotFound
 from gradosr.parts import SCHEMA_VERSION
+from gradosr.progress import PartStats
 from gradosr.shards import Shard
 from gradosr.store import Store, join
 
@@ -44,15 +45,6 @@ class Listing:
     """Whether _SUCCESS is there."""
     claimed: bool = False
     """Whether run.json is there."""
-
-
-class PartStats(NamedTuple):
-    """What the footer of a part says of it."""
-
-    counts: Mapping[str, int]
-    """rows, unknown, and one per status."""
-    seconds: Mapping[str, float]
-    """By stage; of a part just reported `write` has its PUT as well."""
 
 
 class RunFolder:

@@ -9,9 +9,9 @@ from gradosr.config import DECODER, Allowance, ImagesInput, ScoreJob
 from gradosr.errors import ConfigError, GradosrError, InputError, NotFound, RunFailed
 from gradosr.manifest import Manifest, read_manifest
 from gradosr.parts import SCHEMA_VERSION, software
-from gradosr.progress import Outcome
+from gradosr.progress import Outcome, PartStats
 from gradosr.readers import READERS, resolve_names
-from gradosr.results import BAD_IMAGES, MARK, PART, Listing, PartStats, RunFolder, merged
+from gradosr.results import BAD_IMAGES, MARK, PART, Listing, RunFolder, merged
 from gradosr.shards import Shard, list_groups, list_shards, means
 from gradosr.store import Store
 
@@ -224,8 +224,7 @@ def fingerprint_of(job: ScoreJob, manifest: Manifest, digest: str) -> dict[str, 
 def finish(plan: Plan, outcome: Outcome) -> Summary:
     """Bring the table in line with the archive as listed; _SUCCESS last, and only when every shard has a verdict."""
     folder, listing, current = plan.folder, plan.listing, {shard.part for shard in plan.shards}
-    fresh = {report.part: PartStats(report.counts, report.seconds) for report in outcome.reports}
-    stats = folder.stats((listing.parts | set(fresh)) & current, fresh)
+    stats = folder.stats((listing.parts | outcome.scored.keys()) & current, outcome.scored)
     marks = ((listing.quarantined | set(outcome.quarantined)) - set(stats)) & current
     outdated = {
         ("parts", PART): listing.parts - current,
@@ -257,7 +256,7 @@ def _summary(plan: Plan, outcome: Outcome, stats: Mapping[str, PartStats], marks
     return Summary(
         output=plan.folder.uri,
         shards=len(plan.shards),
-        scored=len(outcome.reports),
+        scored=len(outcome.scored),
         counts=counts,
         seconds={stage: round(spent, 4) for stage, spent in seconds.items()},
         superseded=superseded,

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gradosr.config import ImagesInput, ParquetInput, TarInput
 from gradosr.errors import InputError, NotFound
@@ -32,19 +32,20 @@ class Shard:
     """Bytes."""
     members: tuple[StoredObject, ...] = ()
     """The images of a group, in order; empty for a tar or Parquet shard."""
+    part: str = field(init=False, compare=False)
+    """Name of its part without ending: derived from URI and version, never from its place in the listing."""
+
+    def __post_init__(self) -> None:
+        """Name the part."""
+        identity = f"{self.uri}\n{self.version}".encode(errors="surrogateescape")
+        digest = hashlib.sha256(identity).hexdigest()[:20]
+        stem = re.sub(r"[^A-Za-z0-9.-]+", "-", self.name)[-60:].strip(".-")
+        object.__setattr__(self, "part", f"part-{stem}-{digest}")
 
     @property
     def stored(self) -> StoredObject:
         """The object to open, of a shard that is one."""
         return StoredObject(self.uri, self.size, self.version)
-
-    @property
-    def part(self) -> str:
-        """Name of its part without ending: derived from URI and version, never from its place in the listing."""
-        identity = f"{self.uri}\n{self.version}".encode(errors="surrogateescape")
-        digest = hashlib.sha256(identity).hexdigest()[:20]
-        stem = re.sub(r"[^A-Za-z0-9.-]+", "-", self.name)[-60:].strip(".-")
-        return f"part-{stem}-{digest}"
 
 
 def as_text(name: str) -> str:
@@ -101,7 +102,7 @@ def _find(source: ParquetInput | TarInput | ImagesInput, store: Store) -> tuple[
     suffixes = SUFFIXES[source.kind]
     folder, listing, chosen = _listing(source.uri, suffixes, store)
     found, others = {}, 0
-    for stored in listing:
+    for stored in listing():
         name = stored.uri.removeprefix(folder)
         if chosen(name) and name.lower().endswith(suffixes) and not _is_hidden(name):
             found[name] = stored
@@ -116,23 +117,24 @@ def _find(source: ParquetInput | TarInput | ImagesInput, store: Store) -> tuple[
 
 def _listing(
     uri: str, suffixes: tuple[str, ...], store: Store
-) -> tuple[str, Iterable[StoredObject], Callable[[str], bool]]:
-    """The folder of `uri` ("" or ending in /), a listing of what may match, and whether a name there does.
+) -> tuple[str, Callable[[], Iterable[StoredObject]], Callable[[str], bool]]:
+    """The folder of `uri` ("" or ending in /), what lists all that may match, and whether a name there does.
 
     One LIST, of the longest prefix without wildcards: also of a brace range, however many names it spells.
     """
     if wildcard := re.search(r"[*?\[{]", uri):
         prefix = uri[: wildcard.start()]
         folder = prefix.removesuffix(prefix.rpartition("/")[2])
-        return folder, store.list(prefix), _matcher(uri.removeprefix(folder))
+        return folder, lambda: store.list(prefix), _matcher(uri.removeprefix(folder))
     if uri.lower().endswith(suffixes):
         try:
             file = uri.rpartition("/")[2]
-            return uri.removesuffix(file), [store.stat(uri)], lambda name: name == file
+            stored = store.stat(uri)
+            return uri.removesuffix(file), lambda: [stored], lambda name: name == file
         except NotFound:
             pass  # a folder may be called so as well
     folder = join(uri, "")
-    return folder, store.list(folder), lambda _: True
+    return folder, lambda: store.list(folder), lambda _: True
 
 
 def _is_hidden(name: str) -> bool:

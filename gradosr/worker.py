@@ -12,7 +12,7 @@ from gradosr.bundle import load_bundle
 from gradosr.config import ScoreJob
 from gradosr.loading import PreparedImage, prepared_batches
 from gradosr.parts import STAGES, PartBuilder, Row, schema, software, stored_values
-from gradosr.progress import ShardReport
+from gradosr.progress import PartStats
 from gradosr.readers import READERS, resolve_names
 from gradosr.results import RunFolder
 from gradosr.scorer import Scorer, Scores
@@ -30,7 +30,7 @@ class ShardWorker:
         self.name = f"{socket.gethostname()}:{os.getpid()}"
 
     def ready(self) -> str:
-        """Load everything; the worker's name. Not done at construction: a failing constructor hides its cause from Ray.
+        """Load everything; the worker's name.
 
         Raises FingerprintMismatch, BundleError, ClassifierError, ConfigError or StoreError.
         """
@@ -46,7 +46,7 @@ class ShardWorker:
         self._schema = schema(coordinates, self._scorer.feature_count if job.features != "none" else 0)
         return self.name
 
-    def process(self, shard: Shard) -> ShardReport:
+    def process(self, shard: Shard) -> PartStats:
         """Publish the shard's part.
 
         Raises ShardUnreadable when nothing of it can ever be read, StoreError when the store failed.
@@ -66,7 +66,7 @@ class ShardWorker:
                 self._folder.put_part(shard.part, part.finish(self._footer(shard, seconds)))
         finally:
             part.close()
-        return ShardReport(shard.part, dict(part.counts), _rounded(seconds), self.name)
+        return PartStats(dict(part.counts), _rounded(seconds))
 
     def _batches(self, shard: Shard, seconds: dict[str, float]) -> Iterator[list[PreparedImage]]:
         images = READERS[self._job.input.kind].read(shard, self._store, self._job.input, self._label_names)

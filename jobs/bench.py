@@ -39,7 +39,7 @@ def engine(
         raise click.UsageError("--explain and --conformance: one at a time")
     if conformance:
         return _conformance(conformance, as_json=as_json)
-    from gradosr.benchmark import bench_engine, explain_engine
+    from gradosr.benchmark.engine import bench_engine, explain_engine
     from gradosr.benchmark.tables import explained_table, table
 
     if explain:
@@ -58,13 +58,13 @@ def engine(
 @device_option
 def write_table(file: Path, runs: int, device: str) -> None:
     """Write the speed table between the two markers of FILE, a README."""
-    from gradosr import benchmark
+    from gradosr.benchmark.engine import CONFIGURATIONS, bench_engine
     from gradosr.benchmark.tables import check_marked, markdown, replaced, table
 
     check_marked(file.read_text(encoding="utf-8"), str(file))
     measured = []
-    for arch, size, batch in benchmark.CONFIGURATIONS:
-        measured.append(benchmark.bench_engine(arch, size, batch, runs, device))
+    for arch, size, batch in CONFIGURATIONS:
+        measured.append(bench_engine(arch, size, batch, runs, device))
         click.echo(table(measured[-1]), err=True)
     file.write_text(replaced(file.read_text(encoding="utf-8"), markdown(measured)), encoding="utf-8")
 
@@ -82,13 +82,12 @@ def bench_driver(shards: int, workers: int, folder: str | None, as_json: bool) -
     """The driver over shards that cost nothing: milliseconds per shard, memory, and seconds to see that all is done."""
     import tempfile
 
-    from gradosr.benchmark import driving
-    from gradosr.benchmark.tables import driver_table
+    from gradosr.benchmark import driver
     from gradosr.telemetry import Notes
 
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        facts = driving.bench_driver(shards, workers, Path(place), Notes())
-    click.echo(json.dumps(facts) if as_json else driver_table(facts))
+        facts = driver.bench_driver(shards, workers, Path(place), Notes())
+    click.echo(json.dumps(facts) if as_json else driver.driver_table(facts))
 
 
 def _conformance(library: str, *, as_json: bool) -> int:

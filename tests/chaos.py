@@ -84,7 +84,7 @@ class Nodes:
         """Process ids of the actors at work on any node."""
         raylets = {node.all_processes["raylet"][0].process.pid for node in self.extra}
         return [
-            pid for pid, parent, title in _processes() if parent in raylets and title.startswith("ray::ShardWorker")
+            pid for pid, parent, title in _processes() if parent in raylets and title.startswith("ray::WorkerActor")
         ]
 
     def settle(self) -> None:

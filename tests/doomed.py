@@ -5,7 +5,7 @@ import signal
 import time
 from pathlib import Path
 
-from gradosr.progress import ShardReport
+from gradosr.progress import PartStats
 from gradosr.shards import Shard
 from gradosr.worker import ShardWorker
 
@@ -17,7 +17,7 @@ def _kill() -> None:
 class KilledOnce(ShardWorker):
     """The first worker that takes 00001.tar dies in the middle of it, after it was read and scored."""
 
-    def process(self, shard: Shard) -> ShardReport:
+    def process(self, shard: Shard) -> PartStats:
         mark = Path(self._job.output).parent / "killed"
         if shard.name == "00001.tar" and not mark.exists():
             mark.touch()
@@ -28,7 +28,7 @@ class KilledOnce(ShardWorker):
 class Poisoned(ShardWorker):
     """00001.tar kills every worker that takes it."""
 
-    def process(self, shard: Shard) -> ShardReport:
+    def process(self, shard: Shard) -> PartStats:
         if shard.name == "00001.tar":
             _kill()
         return super().process(shard)
@@ -37,7 +37,7 @@ class Poisoned(ShardWorker):
 class Hanging(ShardWorker):
     """00001.tar never ends."""
 
-    def process(self, shard: Shard) -> ShardReport:
+    def process(self, shard: Shard) -> PartStats:
         while shard.name == "00001.tar":
             time.sleep(0.1)
         return super().process(shard)
@@ -46,7 +46,7 @@ class Hanging(ShardWorker):
 class Faulty(ShardWorker):
     """A bug of ours meets 00001.tar."""
 
-    def process(self, shard: Shard) -> ShardReport:
+    def process(self, shard: Shard) -> PartStats:
         if shard.name == "00001.tar":
             raise ZeroDivisionError("a bug")
         return super().process(shard)
@@ -63,7 +63,7 @@ class DyingAtStart(ShardWorker):
 class Slow(ShardWorker):
     """Takes its time over every shard, so that a test can kill what it wants to."""
 
-    def process(self, shard: Shard) -> ShardReport:
+    def process(self, shard: Shard) -> PartStats:
         time.sleep(0.5)
         return super().process(shard)
 
@@ -71,7 +71,7 @@ class Slow(ShardWorker):
 class Eating(ShardWorker):
     """Dies over every shard on a node of this environment, and takes its time on others."""
 
-    def process(self, shard: Shard) -> ShardReport:
+    def process(self, shard: Shard) -> PartStats:
         if "GRADOSR_TEST_EATING" in os.environ:
             _kill()
         time.sleep(2)
@@ -81,7 +81,7 @@ class Eating(ShardWorker):
 class Straggling(ShardWorker):
     """The first worker that takes 00001.tar never ends; the next one does."""
 
-    def process(self, shard: Shard) -> ShardReport:
+    def process(self, shard: Shard) -> PartStats:
         mark = Path(self._job.output).parent / "taken"
         if shard.name == "00001.tar" and not mark.exists():
             mark.touch()

@@ -11,8 +11,8 @@ import torch
 from gradosr.jobs.cli import run
 from torch import Tensor, nn
 
-from gradosr import benchmark, conformance
-from gradosr.benchmark import contenders, memory
+from gradosr import conformance
+from gradosr.benchmark import contenders, engine, memory, tables
 from gradosr.benchmark.tables import BEGIN, END
 from gradosr.gradients import GradientEngine
 from gradosr.gradients.slow import slow_squared_norms
@@ -38,7 +38,7 @@ def gradosr(capsys: pytest.CaptureFixture[str]) -> Command:
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory is measured here, not in children that load torch anew."""
-    monkeypatch.setattr(benchmark, "peak_memory", lambda *what: memory._peak(*what[:4], what[4].type))
+    monkeypatch.setattr(engine, "peak_memory", lambda *what: memory._peak(*what[:4], what[4].type))
 
 
 # --- Figures ---
@@ -89,11 +89,11 @@ def test_peak_memory_is_what_the_batch_takes(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_system_that_keeps_no_peak_says_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(memory, "PROC", tmp_path / "none")
     assert memory._peak("forward", TINY, 32, 1, "cpu") is None
-    monkeypatch.setattr(benchmark, "peak_memory", lambda *what: None)
-    facts = benchmark.bench_engine(TINY, 32, 2, 1, "cpu")
+    monkeypatch.setattr(engine, "peak_memory", lambda *what: None)
+    facts = engine.bench_engine(TINY, 32, 2, 1, "cpu")
     assert facts["memory_bytes"] == facts["memory_of_training_step"] == {}
     assert set(facts["images_per_second"]) == NAMES
-    assert "-" in benchmark.tables.table(facts)
+    assert "-" in tables.table(facts)
 
 
 def test_vmap_that_cannot_serve_is_a_reason(
@@ -117,10 +117,10 @@ def test_a_child_that_dies_is_a_reason_or_a_fault(monkeypatch: pytest.MonkeyPatc
     def dies() -> None:
         raise MemoryError("its process died")
 
-    assert benchmark._attempt("vmap", failed, dies) is None
+    assert engine._attempt("vmap", failed, dies) is None
     assert failed == {"vmap": "its process died"}
-    with pytest.raises(benchmark.ClassifierError, match="training step: its process died"):
-        benchmark._attempt("training step", failed, dies)
+    with pytest.raises(engine.ClassifierError, match="training step: its process died"):
+        engine._attempt("training step", failed, dies)
 
 
 class _Exits(str):
@@ -155,9 +155,9 @@ def test_vmap_and_the_loop_compute_the_same_gradients() -> None:
 
 
 def test_a_slow_contender_takes_few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "SLOW", -1.0)
-    seconds = benchmark._rounds(contenders.workload(TINY, 32, 2, torch.device("cpu")), 4, {})
-    assert {name: len(times) for name, times in seconds.items()} == dict.fromkeys(NAMES, benchmark.FEW)
+    monkeypatch.setattr(engine, "SLOW", -1.0)
+    seconds = engine._rounds(contenders.workload(TINY, 32, 2, torch.device("cpu")), 4, {})
+    assert {name: len(times) for name, times in seconds.items()} == dict.fromkeys(NAMES, engine.FEW)
 
 
 def test_it_needs_neither_ray_nor_boto3() -> None:
@@ -281,7 +281,7 @@ def test_a_figure_that_is_none_is_null() -> None:
 def test_the_table_takes_its_place_in_the_readme(
     gradosr: Command, in_process: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(benchmark, "CONFIGURATIONS", [(TINY, 32, 2), (TINY, 48, 2)])
+    monkeypatch.setattr(engine, "CONFIGURATIONS", [(TINY, 32, 2), (TINY, 48, 2)])
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n\n{BEGIN}\nold\n{END}\n\nafter\n")
     assert gradosr("bench", "table", readme, "--runs", 1)[:2] == (0, "")
@@ -300,7 +300,7 @@ def test_the_table_takes_its_place_in_the_readme(
 
 def test_the_readme_has_a_place_for_the_table(gradosr: Command, tmp_path: Path) -> None:
     text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    benchmark.tables.check_marked(text, "README.md")
+    tables.check_marked(text, "README.md")
     (tmp_path / "x.md").write_text("nothing")
     code, out, err = gradosr("bench", "table", tmp_path / "x.md")
     assert (code, out) == (2, "")
@@ -338,3 +338,4 @@ def test_the_driver_alone_is_measured_over_a_whole_run(gradosr: Command) -> None
     assert (facts["shards"], facts["left"]) == (30, 0)
     assert facts["driver_ms_per_shard"] > 0
     assert facts["null_ms_per_shard"] > 0
+    assert facts["listings"] == facts["recognised_listings"] == 2  # of the archive and of the results

@@ -16,12 +16,12 @@ from tiny import local_job, picture, rows_of, run_here, write_archive
 
 from gradosr.config import RaySettings, ScoreJob, Workers
 from gradosr.driver import LOST_STARTS, Driver, check_local_uris, connected, resources
+from gradosr.driver.actor import MakeWorker, shard_worker
 from gradosr.errors import BundleError, ConfigError, RunFailed
 from gradosr.progress import Outcome, Progress
 from gradosr.results import merged
 from gradosr.run import Plan, finish, prepare
 from gradosr.store import Store
-from gradosr.worker import ShardWorker
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # Ray leaves sockets and log files to the collector
 
@@ -41,7 +41,7 @@ def job(tmp_path: Path) -> ScoreJob:
     return local_job(tmp_path, workers=1)  # each imports torch, which takes seconds
 
 
-def drive(job: ScoreJob, worker: type[ShardWorker] = ShardWorker) -> tuple[Plan, Outcome, list[Progress]]:
+def drive(job: ScoreJob, worker: MakeWorker = shard_worker) -> tuple[Plan, Outcome, list[Progress]]:
     plan, seen = prepare(job), []
     plan.claim()
     outcome = driver(job, plan, seen.append, worker).run(plan.pending)
@@ -52,7 +52,7 @@ def driver(
     job: ScoreJob,
     plan: Plan,
     observe: Callable[[Progress], None] = lambda _: None,
-    worker: type[ShardWorker] = ShardWorker,
+    worker: MakeWorker = shard_worker,
 ) -> Driver:
     return Driver(job, plan.folder, plan.fingerprint, observe, doomed.Noted(), threading.Event(), worker)
 
@@ -189,7 +189,7 @@ def test_prometheus_is_served_what_the_run_did(job: ScoreJob, tmp_path: Path) ->
     plan.claim()
     outcome = driver(job, plan, observe).run(plan.pending)
     assert gauges == {("queue_shards",), ("workers",)}  # seen while it worked: they go with the run
-    seconds = merged(report.seconds for report in outcome.reports)
+    seconds = merged(stats.seconds for stats in outcome.scored.values())
     wanted = {
         ("images_total", "ok"): 19, ("images_total", "not_an_image"): 1,
         ("shards_total", "done"): 4, ("shards_total", "quarantined"): 1,
@@ -231,7 +231,7 @@ def test_asked_to_end_it_lets_running_shards_finish_and_the_next_run_takes_the_r
 
     outcome = Driver(job, plan.folder, plan.fingerprint, end, doomed.Noted(), stop, doomed.Slow).run(plan.pending)
     assert outcome.interrupted
-    assert 1 <= len(outcome.reports) < 4
+    assert 1 <= len(outcome.scored) < 4
     summary = finish(plan, outcome)
     assert summary.interrupted
     assert not (tmp_path / "results" / "_SUCCESS").exists()
@@ -253,7 +253,7 @@ def test_draining_is_bounded(tmp_path: Path) -> None:
 
     outcome = Driver(job, plan.folder, plan.fingerprint, end, doomed.Noted(), stop, doomed.Hanging).run(plan.pending)
     assert outcome.interrupted
-    assert len(outcome.reports) == 1
+    assert len(outcome.scored) == 1
 
 
 def test_a_run_goes_on_with_the_workers_there_are(job: ScoreJob, tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from tiny import local_job, make_bundle, write_archive
 
 from gradosr.config import RaySettings, ScoreJob, Workers
 from gradosr.driver import Driver, connected
+from gradosr.driver.actor import MakeWorker, shard_worker
 from gradosr.progress import Outcome, Progress
 from gradosr.run import finish, prepare
 from gradosr.store import Store
-from gradosr.worker import ShardWorker
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
@@ -34,7 +34,7 @@ def job(tmp_path: Path) -> ScoreJob:
 
 
 def drive(
-    job: ScoreJob, worker: type[ShardWorker] = ShardWorker, observe: Callable[[Progress], None] = lambda _: None
+    job: ScoreJob, worker: MakeWorker = shard_worker, observe: Callable[[Progress], None] = lambda _: None
 ) -> tuple[Outcome, list[str]]:
     plan, notes = prepare(job), doomed.Noted()
     plan.claim()

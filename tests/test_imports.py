@@ -17,7 +17,7 @@ LAYERS = (
     "conformance", "benchmark", "training", "packing", "known_images", "fitting",
 )  # fmt: skip
 ROOMS = {
-    "ray": {"driver/__init__.py", "driver/cluster.py", "driver/prometheus.py", "submission.py"},
+    "ray": {"driver/__init__.py", "driver/actor.py", "driver/cluster.py", "driver/prometheus.py", "submission.py"},
     "boto3": {"store/s3.py"},
     "botocore": {"store/s3.py", "store/s3_errors.py"},
     "rich": {"telemetry.py"},

@@ -117,7 +117,7 @@ def run_here(
                 outcome.failed[shard.name] = "left for later"
                 continue
             try:
-                outcome.reports.append(worker.process(shard))
+                outcome.scored[shard.part] = worker.process(shard)
             except ShardUnreadable as error:
                 plan.folder.quarantine(shard, str(error), 1)
                 outcome.quarantined[shard.part] = str(error)

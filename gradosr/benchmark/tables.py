@@ -28,22 +28,6 @@ def table(facts: Facts) -> str:
     return "\n".join([head, columns, *rows, *failed, f"largest difference to the slow definition {_difference(facts)}"])
 
 
-def driver_table(facts: Facts) -> str:
-    """One line per figure."""
-    peak = facts["peak_bytes"]
-    rows = [
-        ("listing and planning", f"{facts['prepare_seconds']:.1f} s"),
-        ("run", f"{facts['run_seconds']:.1f} s"),
-        ("  of it the driver", f"{facts['driver_ms_per_shard']:.2f} ms per shard"),
-        ("  and the null scorer", f"{facts['null_ms_per_shard']:.2f} ms per shard"),
-        ("finishing", f"{facts['finish_seconds']:.1f} s"),
-        ("a finished run recognised", f"{facts['recognised_seconds']:.1f} s"),
-        ("peak memory", MISSING if peak is None else f"{peak / 1e6:,.0f} MB"),
-    ]
-    head = f"{facts['shards']:,} shards, {facts['workers']} workers"
-    return "\n".join([head, *(f"{name:28}{figure}" for name, figure in rows)])
-
-
 def explained_table(explained: Sequence[Explained]) -> str:
     """One row per parameter."""
     wide = max(len(one.parameter) for one in explained)

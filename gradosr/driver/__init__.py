@@ -7,17 +7,19 @@ exception of our own code is a verdict on the shard and is not retried.
 """
 
 import statistics
+import sys
 import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from gradosr.config import ScoreJob
+from gradosr.driver.actor import MakeWorker, WorkerActor, shard_worker
 from gradosr.driver.cluster import Resources, address_of, check_local_uris, connected, live_nodes, resources
 from gradosr.driver.prometheus import RunMetrics
 from gradosr.errors import (
@@ -31,10 +33,9 @@ from gradosr.errors import (
     ShardUnreadable,
     first_line,
 )
-from gradosr.progress import Outcome, Progress, ShardReport
+from gradosr.progress import Outcome, PartStats, Progress
 from gradosr.results import RunFolder
 from gradosr.shards import Shard
-from gradosr.worker import ShardWorker
 
 __all__ = ["Driver", "Resources", "check_local_uris", "connected", "resources"]
 
@@ -46,6 +47,9 @@ STRAGGLING = 3.0  # times what a shard of its size usually takes, before an idle
 STRAGGLER_SECONDS = 10.0  # at least
 SAID_EVERY = 30.0  # seconds between two lines about the same want
 NO_NODE = "; no node of the cluster is large enough"
+
+
+T = TypeVar("T")
 
 
 class Notes(Protocol):
@@ -81,11 +85,11 @@ class Driver:
         observe: Callable[[Progress], None],
         notes: Notes,
         stop: threading.Event,
-        worker: type[Any] = ShardWorker,
+        make_worker: MakeWorker = shard_worker,
     ) -> None:
         """`observe` is called at every turn, and ends the run by raising; `stop` asks it to drain."""
         self._job, self._folder, self._fingerprint = job, folder, fingerprint
-        self._observe, self._notes, self._stop, self._kind = observe, notes, stop, worker
+        self._observe, self._notes, self._stop, self._make_worker = observe, notes, stop, make_worker
         self._calls: dict[Any, _Worker] = {}  # reference -> the worker that owes its answer
         self._idle = deque[_Worker]()
         self._waiting = deque[Shard]()
@@ -147,8 +151,9 @@ class Driver:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(avoided)})"}
         threads = max(1, int(share.cpus))
         job = self._job.model_copy(update={"runtime_env": {}})
-        actor = ray.remote(self._kind).options(**options).remote(job, self._fingerprint, threads)
-        self._calls[actor.__ray_call__.remote(_node_of)] = _Worker(actor)
+        kind: Any = ray.remote(WorkerActor).options(**options)
+        actor = kind.remote(self._make_worker, job, self._fingerprint, threads)
+        self._calls[actor.node.remote()] = _Worker(actor)
 
     def _settle(self, reference: Any, worker: _Worker) -> None:
         if worker.shard is not None:
@@ -261,7 +266,7 @@ class Driver:
 
     def _settle_shard(self, reference: Any, worker: _Worker, shard: Shard) -> None:
         try:
-            report: ShardReport = ray.get(reference)
+            stats: PartStats = ray.get(reference)
         except RayActorError as error:
             # Of a worker's own death its node tells within a second; a worker that is merely gone went with its node.
             alone = not isinstance(error, ActorUnavailableError) and worker.node in _alive()
@@ -276,9 +281,9 @@ class Driver:
             self._eaten.pop(worker.node, None)
             self._pace.append((time.monotonic() - worker.since) / max(shard.size, 1))
             if self._close(shard):
-                self._outcome.reports.append(report)
-                self._progress.counts.update(report.counts)
-                self._metrics.add(report)
+                self._outcome.scored[shard.part] = PartStats(_shared(stats.counts), _shared(stats.seconds))
+                self._progress.counts.update(stats.counts)
+                self._metrics.add(stats)
         worker.shard = None
         self._idle.append(worker)
 
@@ -373,13 +378,13 @@ class Driver:
         self._observe(self._progress)
 
 
-def _node_of(_worker: object) -> str:
-    """Runs in the worker: Ray's name of its node."""
-    return ray.get_runtime_context().get_node_id()
-
-
 def _alive() -> set[str]:
     return {str(node["NodeID"]) for node in live_nodes()}
+
+
+def _shared(stats: Mapping[str, T]) -> dict[str, T]:
+    """The same with names that a hundred thousand of them share."""
+    return {sys.intern(name): value for name, value in stats.items()}
 
 
 def _own(error: Exception) -> Exception:

@@ -3,7 +3,7 @@
 from ray.util import metrics
 
 from gradosr.parts import STATUSES
-from gradosr.progress import ShardReport
+from gradosr.progress import PartStats
 
 
 class RunMetrics:
@@ -22,13 +22,13 @@ class RunMetrics:
         self._queue = metrics.Gauge("gradosr_queue_shards", "Shards that wait for a worker.", ("run",))
         self._workers = metrics.Gauge("gradosr_workers", "Workers that are ready.", ("run",))
 
-    def add(self, report: ShardReport) -> None:
+    def add(self, stats: PartStats) -> None:
         """A shard that became a part."""
         self.settle("done")
         for status in STATUSES:
-            self._grow(self._images, report.counts.get(status, 0), status=status)
-        self._grow(self._unknown, report.counts.get("unknown", 0))
-        for stage, spent in report.seconds.items():
+            self._grow(self._images, stats.counts.get(status, 0), status=status)
+        self._grow(self._unknown, stats.counts.get("unknown", 0))
+        for stage, spent in stats.seconds.items():
             self._grow(self._seconds, spent, stage=stage)
 
     def settle(self, outcome: str) -> None:
