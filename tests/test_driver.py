@@ -59,8 +59,9 @@ def driver(
 
 @pytest.fixture
 def clean(tmp_path: Path, job: ScoreJob) -> dict[str, tuple[object, ...]]:
-    """Key -> unknown score, of a run in this process."""
-    run_here(local_job(tmp_path, output=f"{tmp_path}/clean"))
+    """Key -> unknown score, of a quiet run."""
+    plan, outcome, _ = drive(local_job(tmp_path, output=f"{tmp_path}/clean", workers=1), doomed.Quick)
+    finish(plan, outcome)
     return rows_of(tmp_path / "clean")
 
 
@@ -70,12 +71,13 @@ def assert_same(rows: dict[str, tuple[object, ...]], clean: dict[str, tuple[obje
         assert score == pytest.approx(clean[key][0], abs=1e-5)
 
 
-def test_two_workers_make_the_same_table(job: ScoreJob, tmp_path: Path, clean: dict[str, tuple[object, ...]]) -> None:
+def test_two_workers_make_the_same_table(job: ScoreJob, tmp_path: Path) -> None:
+    run_here(local_job(tmp_path, output=f"{tmp_path}/here"))
     plan, outcome, seen = drive(job.model_copy(update={"workers": 2}))
     assert 1 <= seen[-1].workers <= 2
     summary = finish(plan, outcome)
     assert (summary.scored, summary.counts["rows"], summary.failed) == (4, 24, {})
-    assert_same(rows_of(tmp_path / "results"), clean)
+    assert_same(rows_of(tmp_path / "results"), rows_of(tmp_path / "here"))
     last = seen[-1]
     assert (last.done, last.total, last.counts["rows"]) == (4, 4, 24)
     assert last.seconds > 0
@@ -114,7 +116,7 @@ def test_a_bug_fails_its_shard_alone_and_the_next_run_tries_again(job: ScoreJob,
     summary = finish(plan, outcome)
     assert summary.failed == {"00001.tar": "ZeroDivisionError: a bug"}
     assert not (tmp_path / "results" / "_SUCCESS").exists()
-    plan, outcome, _ = drive(job)
+    plan, outcome, _ = drive(job, doomed.Quick)
     assert [shard.name for shard in plan.pending] == ["00001.tar"]
     assert finish(plan, outcome).counts["rows"] == 24
 
@@ -123,7 +125,7 @@ def test_a_shard_that_vanished_is_failed_not_quarantined(job: ScoreJob, tmp_path
     plan = prepare(job)
     plan.claim()
     (tmp_path / "archive" / "00001.tar").unlink()
-    outcome = driver(job, plan).run(plan.pending)
+    outcome = driver(job, plan, worker=doomed.Quick).run(plan.pending)
     assert list(outcome.failed) == ["00001.tar"]
     assert "00001.tar" in outcome.failed["00001.tar"]
     assert not outcome.quarantined
@@ -235,7 +237,7 @@ def test_asked_to_end_it_lets_running_shards_finish_and_the_next_run_takes_the_r
     summary = finish(plan, outcome)
     assert summary.interrupted
     assert not (tmp_path / "results" / "_SUCCESS").exists()
-    plan, outcome, _ = drive(job)
+    plan, outcome, _ = drive(job, doomed.Quick)
     assert len(plan.pending) == 4 - summary.scored
     finish(plan, outcome)
     assert_same(rows_of(tmp_path / "results"), clean)
@@ -258,7 +260,7 @@ def test_draining_is_bounded(tmp_path: Path) -> None:
 
 def test_a_run_goes_on_with_the_workers_there_are(job: ScoreJob, tmp_path: Path) -> None:
     elastic = job.model_copy(update={"workers": Workers(max=4, cpus=ray.cluster_resources()["CPU"])})
-    plan, outcome, seen = drive(elastic)
+    plan, outcome, seen = drive(elastic, doomed.Quick)
     assert finish(plan, outcome).counts["rows"] == 24
     assert max(progress.workers for progress in seen) == 1
 
