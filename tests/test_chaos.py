@@ -65,6 +65,7 @@ def test_whatever_dies_the_table_is_that_of_a_quiet_run(
     events = events_of(seed)
     try:
         found = run(seed, cluster, *place, proxy, tmp_path)
+        print(f"\n{seed}: {', '.join(events) or 'nothing'}: {found.seconds / quiet.seconds:.2f} of the quiet run")
         bad = {"poison.tar": "poison" in events, "corrupt.tar": "corrupt" in events}
         assert found.codes[-1] == (INCOMPLETE if any(bad.values()) else DONE), found.errors
         assert set(found.codes[:-1]) <= {KILLED} if "driver" in events else not found.codes[:-1], found.errors
