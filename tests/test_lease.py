@@ -1,6 +1,7 @@
 """One driver per run: two contenders, expiry, real deaths, deletion, lost networks, and stores without conditions."""
 
 import dataclasses
+import io
 import json
 import os
 import random
@@ -11,14 +12,17 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+import yaml
 from fault_proxy import FaultProxy
 from gradosr.jobs import score as score_job
-from tiny import local_job, run_here, write_archive
+from tiny import local_job, make_bundle, run_here, write_archive
 
 from gradosr import lease
 from gradosr.config import S3Settings
@@ -436,3 +440,86 @@ def test_a_driver_that_waited_until_the_other_had_finished_has_nothing_left_to_d
     times(expires=0.2, wait=5.0)
     summary = score_job._run(plan, Notes())
     assert (summary.scored, summary.counts["rows"]) == (0, 24)
+
+
+# --- Two drivers, as users start them ---
+
+
+@dataclass
+class Driver:
+    """A `gradosr score` at work, and what it said."""
+
+    process: "subprocess.Popen[str]"
+
+    @classmethod
+    def start(cls, config: Path) -> "Driver":
+        command = [sys.executable, "-m", "gradosr.jobs.cli", "score", str(config), "--json"]
+        environment = {**os.environ, "NAP": "0.1"}
+        pipe = subprocess.PIPE
+        return cls(subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True))
+
+    def end(self) -> tuple[int, str, str]:
+        out, err = self.process.communicate(timeout=150)
+        return self.process.returncode, out, err
+
+
+@pytest.fixture
+def long_job(store: Store, bucket: str, s3_settings: S3Settings, tmp_path: Path) -> Path:
+    """24 seconds of work for one worker, as a file."""
+    write_archive(store, f"{bucket}/archive", shards=40)
+    make_bundle(store, f"{bucket}/bundle", arch="tiny_net:sleepy")
+    job = {
+        "bundle": f"{bucket}/bundle",
+        "input": {"kind": "tar", "uri": f"{bucket}/archive/"},
+        "output": f"{bucket}/results",
+        "trust": ["tiny_net:sleepy"],
+        "workers": 1,
+        "store": s3_settings.model_dump(mode="json", exclude_none=True),
+    }
+    path = tmp_path / "score.yaml"
+    path.write_text(yaml.safe_dump(job))
+    return path
+
+
+def wait_for_parts(store: Store, bucket: str, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(list(store.list(f"{bucket}/results/parts/"))) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def assert_one_table(store: Store, bucket: str) -> None:
+    """Every image has one row in the parts that _SUCCESS names, and there are no others."""
+    named = json.loads(store.read(f"{bucket}/results/_SUCCESS"))["parts"]
+    there = [stored.uri for stored in store.list(f"{bucket}/results/parts/")]
+    assert there == [f"{bucket}/results/parts/{part}.parquet" for part in named]
+    keys = [key for uri in there for key in pq.read_table(io.BytesIO(store.read(uri)))["key"].to_pylist()]
+    assert len(keys) == len(set(keys)) == 240
+
+
+@pytest.mark.slow
+def test_a_second_driver_is_refused_and_the_first_finishes(store: Store, bucket: str, long_job: Path) -> None:
+    first = Driver.start(long_job)
+    wait_for_parts(store, bucket, 2)
+    code, out, err = Driver.start(long_job).end()
+    assert (code, out) == (7, ""), err
+    assert "waiting up to 40 s" in err.splitlines()[0]
+    assert "is at work on this run" in err.splitlines()[-1]
+    code, out, err = first.end()
+    assert (code, json.loads(out)["scored"]) == (0, 40), err
+    assert_one_table(store, bucket)
+
+
+@pytest.mark.slow
+def test_with_the_lease_deleted_midway_the_table_is_right(store: Store, bucket: str, long_job: Path) -> None:
+    first = Driver.start(long_job)
+    wait_for_parts(store, bucket, 2)
+    store.move(f"{bucket}/results/lease.json", f"{bucket}/gone.json")
+    second = Driver.start(long_job)
+    code, out, err = first.end()
+    assert (code, out) == (7, ""), err
+    assert "another driver took this run over" in err.splitlines()[-1]
+    code, out, err = second.end()
+    assert code == 0, err
+    assert 0 < json.loads(out)["scored"] < 40
+    assert_one_table(store, bucket)
