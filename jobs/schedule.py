@@ -1,0 +1,89 @@
+"""gradosr schedule: a screening every night, by cron, systemd or Kubernetes."""
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from .cli import DONE, config_argument, json_flag
+
+if TYPE_CHECKING:
+    from gradosr.schedules import Schedule
+
+TARGETS = ("crontab", "systemd", "k8s-cronjob", "ray-cronjob")
+
+
+@click.command()
+@config_argument
+@click.option("--cron", metavar="EXPRESSION", help='Five fields: "30 2 * * *" is every day at half past two.')
+@click.option("--timezone", metavar="NAME", help="IANA name. Default: the system's; Etc/UTC for Kubernetes.")
+@click.option("--as", "target", required=True, type=click.Choice(TARGETS), help="What keeps the time.")
+@click.option("--install", is_flag=True, help="Put it into your crontab, or your systemd; again changes nothing.")
+@click.option("--remove", is_flag=True, help="Take it out again; --cron is not needed.")
+@click.option("--name", help="Of the block, units or objects. Default: made from CONFIG's path.")
+@click.option("--image", help="For Kubernetes. Default: ghcr.io/OWNER/gradosr:VERSION.")
+@json_flag
+def schedule(
+    config: str,
+    cron: str | None,
+    timezone: str | None,
+    target: str,
+    install: bool,
+    remove: bool,
+    name: str | None,
+    image: str | None,
+    as_json: bool,
+) -> int:
+    """Render `gradosr screen CONFIG` as a schedule on stdout, and tell the next five times.
+
+    A night that finds the one before still at work ends with exit code 7; a missed one is caught up by the next.
+    """
+    from datetime import datetime, timezone as zones
+
+    from gradosr.schedules import TARGETS as KINDS, make_schedule, name_of
+
+    kind = KINDS[target]
+    if install and remove:
+        raise click.UsageError("--install and --remove: one at a time")
+    if (install or remove) and (kind.install is None or kind.remove is None):
+        raise click.UsageError(f"--as {target}: nothing to install from here; kubectl apply takes what is printed")
+    if remove and kind.remove:
+        done = kind.remove(name_of(config, name))
+        click.echo(json.dumps({"target": target, "name": name_of(config, name), "done": done}) if as_json else done)
+        return DONE
+    if cron is None:
+        raise click.UsageError("--cron is required")
+    wanted = make_schedule(config, cron, timezone, target, name, image)
+    rendered = kind.render(wanted, datetime.now(zones.utc))
+    done = kind.install(rendered, wanted.name) if install and kind.install else None
+    _tell(wanted, target, dict(rendered), done, as_json=as_json)
+    return DONE
+
+
+def _tell(wanted: "Schedule", target: str, rendered: dict[str, str], done: str | None, *, as_json: bool) -> None:
+    """What was rendered on stdout, what is to be known on stderr; or all of it as one document."""
+    from gradosr.schedules import TARGETS as KINDS, next_times, warnings
+    from gradosr.telemetry import printable
+
+    times, notes = next_times(wanted, target), [*warnings(wanted, target), KINDS[target].advice]
+    if as_json:
+        facts = {
+            "target": target,
+            "name": wanted.name,
+            "cron": str(wanted.cron),
+            "timezone": wanted.zone.key,
+            "next": [time.isoformat() for time in times],
+            "notes": notes,
+            "rendered": rendered,
+            "done": done,
+        }
+        click.echo(json.dumps(facts))
+        return
+    for name, text in rendered.items():
+        click.echo(f"# {name}" if len(rendered) > 1 else "", nl=len(rendered) > 1)
+        click.echo(text, nl=False)
+    click.echo(f"gradosr: next times ({wanted.zone.key}):", err=True)
+    for time in times:
+        click.echo(f"gradosr:   {time:%a %Y-%m-%d %H:%M %Z (UTC%z)}", err=True)
+    for note in (*notes, *filter(None, [done])):
+        click.echo(f"gradosr: {printable(note)}", err=True)
