@@ -80,8 +80,7 @@ def _tell(wanted: "Schedule", target: str, rendered: dict[str, str], done: str |
         click.echo(json.dumps(facts))
         return
     for name, text in rendered.items():
-        click.echo(f"# {name}" if len(rendered) > 1 else "", nl=len(rendered) > 1)
-        click.echo(text, nl=False)
+        click.echo(f"# {name}\n{text}" if len(rendered) > 1 else text, nl=False)
     click.echo(f"gradosr: next times ({wanted.zone.key}):", err=True)
     for time in times:
         click.echo(f"gradosr:   {time:%a %Y-%m-%d %H:%M %Z (UTC%z)}", err=True)
