@@ -38,9 +38,11 @@ def schedule(
 
     A night that finds the one before still at work ends with exit code 7; a missed one is caught up by the next.
     """
-    from datetime import datetime, timezone as zones
+    from datetime import datetime
+    from datetime import timezone as zones
 
-    from gradosr.schedules import TARGETS as KINDS, make_schedule, name_of
+    from gradosr.schedules import TARGETS as KINDS
+    from gradosr.schedules import make_schedule, name_of
 
     kind = KINDS[target]
     if install and remove:
@@ -48,8 +50,9 @@ def schedule(
     if (install or remove) and (kind.install is None or kind.remove is None):
         raise click.UsageError(f"--as {target}: nothing to install from here; kubectl apply takes what is printed")
     if remove and kind.remove:
-        done = kind.remove(name_of(config, name))
-        click.echo(json.dumps({"target": target, "name": name_of(config, name), "done": done}) if as_json else done)
+        removed = kind.remove(name_of(config, name))
+        facts = {"target": target, "name": name_of(config, name), "done": removed}
+        click.echo(json.dumps(facts) if as_json else removed)
         return DONE
     if cron is None:
         raise click.UsageError("--cron is required")
@@ -62,7 +65,8 @@ def schedule(
 
 def _tell(wanted: "Schedule", target: str, rendered: dict[str, str], done: str | None, *, as_json: bool) -> None:
     """What was rendered on stdout, what is to be known on stderr; or all of it as one document."""
-    from gradosr.schedules import TARGETS as KINDS, next_times, warnings
+    from gradosr.schedules import TARGETS as KINDS
+    from gradosr.schedules import next_times, warnings
     from gradosr.telemetry import printable
 
     times, notes = next_times(wanted, target), [*warnings(wanted, target), KINDS[target].advice]
@@ -84,5 +88,5 @@ def _tell(wanted: "Schedule", target: str, rendered: dict[str, str], done: str |
     click.echo(f"gradosr: next times ({wanted.zone.key}):", err=True)
     for time in times:
         click.echo(f"gradosr:   {time:%a %Y-%m-%d %H:%M %Z (UTC%z)}", err=True)
-    for note in (*notes, *filter(None, [done])):
+    for note in [*notes, *([done] if done else [])]:
         click.echo(f"gradosr: {printable(note)}", err=True)

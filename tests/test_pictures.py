@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from bombs import scan_bomb
 from hostile import BLUE, GREEN, RED, bomb_png, damaged_png, jpeg, noise, oriented, parquet_file, png, tar
@@ -31,7 +30,9 @@ def rows_in(source: Input, store: Store | None = None) -> list[dict[str, Any]]:
     store = store or Store()
     shards = list_groups(source, store, [])[0] if isinstance(source, ImagesInput) else list_shards(source, store)
     return [
-        row(image.key, shard.name) for shard in shards for image in READERS[source.kind].read(shard, store, source, None)
+        row(image.key, shard.name)
+        for shard in shards
+        for image in READERS[source.kind].read(shard, store, source, None)
     ]
 
 
@@ -94,7 +95,12 @@ def test_picking_gives_what_reading_gives(tmp_path: Path, archive: Callable[[Pat
     shards = list_groups(source, store, [])[0] if isinstance(source, ImagesInput) else list_shards(source, store)
     for shard in shards:
         read = {image.key: image.data for image in reader.read(shard, store, source, None)}
-        for keys in (frozenset(read), frozenset(list(read)[1:2]), frozenset({"none", *list(read)[-1:]}), frozenset[str]()):
+        for keys in (
+            frozenset(read),
+            frozenset(list(read)[1:2]),
+            frozenset({"none", *list(read)[-1:]}),
+            frozenset[str](),
+        ):
             picked = {image.key: image.data for image in reader.pick(shard, store, source, keys)}
             assert picked == {key: read[key] for key in read if key in keys}
 
@@ -188,11 +194,14 @@ def placeholders(found: Pictures) -> dict[str | None, str | None]:
 
 def test_what_cannot_be_shown_says_why_and_is_counted(tmp_path: Path) -> None:
     members = {
-        "good.png": png(), "cut.png": png()[:60], "damaged.png": damaged_png(), "text.png": b"<script>alert(1)</script>",
+        "good.png": png(), "cut.png": png()[:60], "damaged.png": damaged_png(), "text.png": b"<script>alert(1)",
         "bomb.png": bomb_png(), "scans.jpg": scan_bomb(500), "empty.jpg": b"",
     }  # fmt: skip
     (tmp_path / "a.tar").write_bytes(tar(members.items()))
-    rows = [row(f"a.tar#{name}", "a.tar") for name in members] + [row("a.tar#none.png", "a.tar"), row("b.tar#x.png", "b.tar")]
+    rows = [row(f"a.tar#{name}", "a.tar") for name in members] + [
+        row("a.tar#none.png", "a.tar"),
+        row("b.tar#x.png", "b.tar"),
+    ]
     found = fetch(Store(), TarInput(uri=str(tmp_path)), rows)
     kinds = [found.by_id[one["id"]].kind for one in rows]
     assert kinds == [None, *["undecodable"] * 3, "too_large", *["undecodable"] * 2, "unreadable", "deleted"]
@@ -202,7 +211,9 @@ def test_what_cannot_be_shown_says_why_and_is_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("archive", [tar_archive, parquet_archive])
-def test_a_shard_that_was_replaced_is_not_taken_for_the_old_one(tmp_path: Path, archive: Callable[[Path], Input]) -> None:
+def test_a_shard_that_was_replaced_is_not_taken_for_the_old_one(
+    tmp_path: Path, archive: Callable[[Path], Input]
+) -> None:
     source, store = archive(tmp_path), Store()
     parts = {shard.part for shard in list_shards(source, store)}
     rows = [one for one in rows_in(source) if one["shard"].startswith("a.")]
@@ -218,7 +229,10 @@ def test_a_single_image_of_another_size_was_changed(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(40, 30))
     source = ImagesInput(uri=str(tmp_path))
     found = fetch(Store(), source, [row("a.png", width=40, height=31), row("gone.png")])
-    assert placeholders(found) == {"changed": "was 40 x 31 pixels, is 40 x 30", "deleted": found.by_id[id_of("gone.png")].reason}
+    assert placeholders(found) == {
+        "changed": "was 40 x 31 pixels, is 40 x 30",
+        "deleted": found.by_id[id_of("gone.png")].reason,
+    }
 
 
 def test_what_a_table_claims_opens_nothing_outside_the_archive(tmp_path: Path) -> None:
@@ -227,7 +241,16 @@ def test_what_a_table_claims_opens_nothing_outside_the_archive(tmp_path: Path) -
     (archive / ".hidden").mkdir(parents=True)
     (archive / ".hidden" / "a.png").write_bytes(png())
     (archive / "notes.txt").write_bytes(png())
-    keys = ("../secret.png", str(tmp_path / "secret.png"), "x/../../secret.png", ".hidden/a.png", "notes.txt", "", "/", "\0.png")
+    keys = (
+        "../secret.png",
+        str(tmp_path / "secret.png"),
+        "x/../../secret.png",
+        ".hidden/a.png",
+        "notes.txt",
+        "",
+        "/",
+        "\0.png",
+    )
     found = fetch(Store(), ImagesInput(uri=str(archive)), [row(key) for key in keys])
     assert found.shown == 0
     assert set(found.missing) <= {"deleted", "unreadable"}
@@ -252,7 +275,9 @@ def test_a_damaged_shard_costs_its_own_pictures_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [StoreError("lost"), MemoryError(), RecursionError(), OSError("disk"), ValueError()])
-def test_nothing_that_is_raised_ends_the_audit(tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_that_is_raised_ends_the_audit(
+    tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Broken(Store):
         def open(self, stored: Any) -> Any:
             raise error

@@ -120,7 +120,8 @@ def test_it_is_written_in_numbers_that_every_cron_takes(text: str, written: str)
 
 
 def test_either_day_field_will_do_when_both_are_given() -> None:
-    assert times("0 12 13 * 5", "crontab", "2026-11-12T00:00", 4) == ["11-13 11:00", "11-20 11:00", "11-27 11:00", "12-04 11:00"]  # fmt: skip
+    days = ["11-13", "11-20", "11-27", "12-04"]
+    assert times("0 12 13 * 5", "crontab", "2026-11-12T00:00", 4) == [f"{day} 11:00" for day in days]
     assert times("0 12 31 * *", "crontab", "2026-11-12T00:00", 2) == ["12-31 11:00", "01-31 11:00"]
 
 
@@ -151,12 +152,14 @@ def test_a_wildcard_hour_goes_by_elapsed_time_in_a_crontab() -> None:
 
 
 def test_a_clock_change_that_meets_the_schedule_is_told(config: str) -> None:
-    told = {target: warnings(make_schedule(config, NIGHTLY, "Europe/Berlin", target), target, NOW) for target in TARGETS}
+    told = {
+        target: warnings(make_schedule(config, NIGHTLY, "Europe/Berlin", target), target, NOW) for target in TARGETS
+    }
     assert told["crontab"] == [
         "2027-03-28 02:30 is left out by the clock of Europe/Berlin: crontab runs when the gap is over"
     ]
     assert "does not run that day" in told["systemd"][0]
-    assert [line.split(" is ")[0].split(" comes ")[0] for line in told["k8s-cronjob"]] == ["2027-03-28 02:30", "2027-10-31 02:30"]  # fmt: skip
+    assert [line[:16] for line in told["k8s-cronjob"]] == ["2027-03-28 02:30", "2027-10-31 02:30"]
     assert not warnings(make_schedule(config, "30 4 * * *", "Europe/Berlin", "systemd"), "systemd", NOW)
 
 
@@ -171,8 +174,13 @@ def test_the_next_five_times(config: str) -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "meant"),
-    [("europe/berlin", "Europe/Berlin"), ("Berlin", "Europe/Berlin"), ("Europe/Berlim", "Europe/Berlin"), ("New York", "America/New_York")],
-)  # fmt: skip
+    [
+        ("europe/berlin", "Europe/Berlin"),
+        ("Berlin", "Europe/Berlin"),
+        ("Europe/Berlim", "Europe/Berlin"),
+        ("New York", "America/New_York"),
+    ],
+)
 def test_a_zone_that_there_is_not_is_refused_with_near_misses(wrong: str, meant: str) -> None:
     with pytest.raises(ConfigError, match=f"did you mean .*{meant}"):
         zone_of(wrong)
@@ -197,7 +205,7 @@ def test_a_crontab_has_the_systems_zone_alone(config: str) -> None:
 
 
 def odd_config(tmp_path: Path) -> str:
-    folder = tmp_path / "it's 100% \"odd\" $HOME;x"
+    folder = tmp_path / 'it\'s 100% "odd" $HOME;x'
     folder.mkdir()
     (folder / "a b.yaml").write_text("")
     return str(folder / "a b.yaml")
@@ -219,10 +227,14 @@ def test_a_crontab_line_runs_what_it_says(tmp_path: Path, monkeypatch: pytest.Mo
     assert shown[-2:] == ["screen", path]
 
 
+def _usage(program: str) -> str:
+    return subprocess.run([program, "-h"], capture_output=True, text=True, check=False).stderr
+
+
 def checks_crontabs() -> bool:
     """Whether this is a crontab that checks a file without taking it (Debian's)."""
     crontab = shutil.which("crontab")
-    return crontab is not None and "dry run" in subprocess.run([crontab, "-h"], capture_output=True, text=True).stderr
+    return crontab is not None and "dry run" in _usage(crontab)
 
 
 @pytest.mark.skipif(not checks_crontabs(), reason="no crontab here that checks a file without taking it")
@@ -278,13 +290,19 @@ def test_the_times_are_those_that_systemd_finds(config: str, cron: str, after: s
     base = datetime.fromisoformat(after + "+00:00")
     found = set()
     for calendar in calendars:
-        command = ["systemd-analyze", "calendar", f"--base-time={base:%Y-%m-%d %H:%M:%S} UTC", "--iterations=6", calendar]
+        command = [
+            "systemd-analyze",
+            "calendar",
+            f"--base-time={base:%Y-%m-%d %H:%M:%S} UTC",
+            "--iterations=6",
+            calendar,
+        ]
         shown = subprocess.run(
             command, capture_output=True, text=True, check=True, env={**os.environ, "TZ": "UTC", "LC_ALL": "C"}
         ).stdout
         found |= set(re.findall(r"(?:elapse|Iter\. #\d): \w+ (\S+ \S+) UTC", shown))
-    ours = [f"{one.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S}" for one in next_times(make_schedule(config, cron, "Europe/Berlin", "systemd"), "systemd", base)]  # fmt: skip
-    assert sorted(found)[:5] == ours
+    ours = next_times(make_schedule(config, cron, "Europe/Berlin", "systemd"), "systemd", base)
+    assert sorted(found)[:5] == [f"{one.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S}" for one in ours]
 
 
 def manifest(name: str, kind: str) -> dict[str, Any]:
@@ -298,7 +316,8 @@ def test_a_cronjob_has_the_shape_of_the_clusters_own(config: str) -> None:
     own = manifest("cronjob.yaml", "CronJob")
     spec = document["spec"]
     assert (spec["schedule"], spec["timeZone"], spec["concurrencyPolicy"]) == (NIGHTLY, "Europe/Berlin", "Forbid")
-    assert {**spec, "jobTemplate": 0, "schedule": 0, "timeZone": 0} == {**own["spec"], "jobTemplate": 0, "schedule": 0, "timeZone": 0}  # fmt: skip
+    other = dict.fromkeys(("jobTemplate", "schedule", "timeZone"))
+    assert {**spec, **other} == {**own["spec"], **other}
     ours, theirs = (one["jobTemplate"]["spec"]["template"]["spec"] for one in (spec, own["spec"]))
     assert {**ours, "containers": 0} == {**theirs, "containers": 0}
     (container,), (submit,) = ours["containers"], theirs["containers"]
@@ -357,7 +376,8 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     table, log = shlex.quote(str(folder / "table")), shlex.quote(str(folder / "log"))
     scripts = {
-        "crontab": f'[ "$1" = - ] && exec cat > {table}\n[ -e {table} ] && exec cat {table}\necho no crontab for me >&2; exit 1',
+        "crontab": f'[ "$1" = - ] && exec cat > {table}\n[ -e {table} ] && exec cat {table}\n'
+        "echo no crontab for me >&2; exit 1",
         "systemctl": f'echo "$@" >> {log}',
     }
     for name, text in scripts.items():
@@ -444,9 +464,7 @@ def test_a_tool_that_fails_or_is_missing_is_told(
         (["--as", "at", "--cron", NIGHTLY], "is not one of"),
     ],
 )
-def test_bad_input_is_told(
-    config: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_input_is_told(config: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["schedule", config, *arguments]) == 2
     assert message in capsys.readouterr().err
 
@@ -461,4 +479,6 @@ def test_stdout_is_the_schedule_and_stderr_the_times(config: str, capsys: pytest
     facts = json.loads(capsys.readouterr().out)
     assert set(facts["rendered"]) == {f"{name_of(config)}.service", f"{name_of(config)}.timer"}
     assert len(facts["next"]) == 5
-    assert all(datetime.fromisoformat(one).utcoffset() in (timedelta(hours=1), timedelta(hours=2)) for one in facts["next"])
+    assert all(
+        datetime.fromisoformat(one).utcoffset() in (timedelta(hours=1), timedelta(hours=2)) for one in facts["next"]
+    )

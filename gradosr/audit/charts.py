@@ -1,12 +1,15 @@
 """Charts as inline SVG, made here: shapes with classes, which the page's style sheet colours; every text is escaped."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
 from gradosr.audit.text import percent
+
+Scale = Callable[[float], float]
+"""From a value to its place in the chart."""
 
 WIDTH, HEIGHT = 420, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 8, 10, 26
@@ -100,7 +103,7 @@ def _svg(parts: Sequence[Markup], title: str) -> Markup:
     return head + Markup("").join(parts) + Markup("</svg>")
 
 
-def _y_axis(top: float, y: Any) -> Markup:
+def _y_axis(top: float, y: Scale) -> Markup:
     parts = []
     for share in (0.0, top / 2, top):
         parts.append(_level("grid", _LEFT, WIDTH - _RIGHT, y(share)))
@@ -108,19 +111,23 @@ def _y_axis(top: float, y: Any) -> Markup:
     return Markup("").join(parts)
 
 
-def _x_axis(low: float, high: float, x: Any) -> list[Markup]:
+def _x_axis(low: float, high: float, x: Scale) -> list[Markup]:
     """Round numbers along the axis; none where there is no room."""
-    step = _nice((high - low) / 4 or 1.0)
+    step = _nice((high - low) / 6 or 1.0)
     digits = max(0, -math.floor(math.log10(step)))
     marks = [step * number for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
-    return [
-        _label(min(max(x(mark), _LEFT + 8), WIDTH - _RIGHT - 8), HEIGHT - 8, "middle", f"{mark + 0.0:.{digits}f}".replace("-", "\u2212"))
-        for mark in marks
-    ]  # fmt: skip
+
+    def place(mark: float) -> float:
+        return min(max(x(mark), _LEFT + 8), WIDTH - _RIGHT - 8)
+
+    texts = [f"{mark + 0.0:.{digits}f}".replace("-", "\u2212") for mark in marks]
+    return [_label(place(mark), HEIGHT - 8, "middle", text) for mark, text in zip(marks, texts, strict=True)]
 
 
 def _level(kind: str, left: float, right: float, y: float) -> Markup:
-    return Markup('<line class="{0}" x1="{1:.2f}" x2="{2:.2f}" y1="{3:.2f}" y2="{3:.2f}"/>').format(kind, left, right, y)
+    return Markup('<line class="{0}" x1="{1:.2f}" x2="{2:.2f}" y1="{3:.2f}" y2="{3:.2f}"/>').format(
+        kind, left, right, y
+    )
 
 
 def _label(x: float, y: float, anchor: str, text: str) -> Markup:

@@ -99,7 +99,7 @@ def cell(value: Any) -> str:
 
 def labelling(classes: Iterable[str]) -> str:
     """Label Studio's labelling configuration for the known classes, and for what is none of them."""
-    from xml.sax.saxutils import quoteattr  # noqa: S406 - it only writes
+    from xml.sax.saxutils import quoteattr
 
     names = ["none of these", *(shortened(name, 200) for name in classes)]
     return LABELLING.format(choices="\n".join(f"    <Choice value={quoteattr(name)}/>" for name in names))
@@ -117,7 +117,11 @@ def _task(row: Mapping[str, Any], jpeg: bytes, name: str) -> dict[str, Any]:
 
 
 def _sample(row: Mapping[str, Any], name: str) -> dict[str, Any]:
-    predicted = {"_cls": "Classification", "label": _plain(row["predicted_class"]), "confidence": _plain(row["confidence"])}
+    predicted = {
+        "_cls": "Classification",
+        "label": _plain(row["predicted_class"]),
+        "confidence": _plain(row["confidence"]),
+    }
     values = {field: _plain(row["id" if field == "image_id" else field]) for field in _FIELDS}
     return {
         "filepath": f"images/{name}",

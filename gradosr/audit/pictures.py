@@ -19,10 +19,10 @@ from PIL import Image
 from gradosr.config import ImagesInput, Input
 from gradosr.errors import NotFound, ObjectChanged, ShardUnreadable, StoreError
 from gradosr.images import decode
-from gradosr.readers import READERS, EncodedImage, Fault, too_large
+from gradosr.readers import MAX_ENCODED, READERS, EncodedImage, Fault, too_large
 from gradosr.readers import reason as first_words
 from gradosr.shards import Shard, locate
-from gradosr.store import Store
+from gradosr.store import Store, StoredObject
 
 SIDE, LARGER = 160, 480
 """Pixels of the longer side: on the page, and exported for labelling."""
@@ -157,16 +157,18 @@ class _Work:
             return
         stored = locate(self.source, name, self.store)
         if isinstance(self.source, ImagesInput):
-            fault, data = too_large(stored.size), b""
-            if stored.size <= MAX_PIXELS:
-                with self.store.open(stored) as file:
-                    fault, data = None, file.read()
-            yield EncodedImage(name, data, fault=fault)
+            yield self._single(name, stored)
             return
         shard = Shard(name, stored.uri, stored.version, stored.size)
         if self.parts is not None and shard.part not in self.parts:
             raise ObjectChanged(f"{name}: {REASONS['changed']}")
         yield from READERS[self.source.kind].pick(shard, self.store, self.source, keys)
+
+    def _single(self, key: str, stored: StoredObject) -> EncodedImage:
+        if stored.size > MAX_ENCODED:
+            return EncodedImage(key, b"", fault=too_large(stored.size))
+        with self.store.open(stored) as file:
+            return EncodedImage(key, file.read())
 
 
 def _kind(error: Exception) -> str:

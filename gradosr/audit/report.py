@@ -74,6 +74,7 @@ def _template() -> jinja2.Template:
     )
     environment.filters.update(
         foreign=text.foreign,
+        ending=text.ending,
         count=text.count,
         percent=text.percent,
         points=text.points,
@@ -129,9 +130,7 @@ def _score_chart(document: Mapping[str, Any]) -> dict[str, Any]:
     scores = document["histograms"]["unknown_score"]
     archive = charts.shares(scores["archive"])
     known = charts.shares(scores["calibration"]) if scores["calibration"] else None
-    title = "Histogram of the unknown score: images of this archive" + (
-        ", and held-out known images" if known else ""
-    )
+    title = "Histogram of the unknown score: images of this archive" + (", and held-out known images" if known else "")
     chart = charts.histogram(scores["edges"], archive, known, None, title)
     table = [
         (text.score(scores["edges"][i]), text.percent(share), text.percent(known[i]) if known else None)

@@ -1,5 +1,6 @@
 """Words and figures for people. What comes from an archive is neutralised: no markup, no control, no endless name."""
 
+import math
 import unicodedata
 from itertools import groupby
 
@@ -14,16 +15,19 @@ HOVERED = 1000
 _MARKS = 3  # combining marks on one letter; a tower of them would cover other lines
 NBSP = "\u00a0"
 NONE = "\u2013"
+_MINUS = "\u2212"
+_RAISED = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
 
 
 def neutral(text: str) -> str:
     """Control characters, bidirectional overrides and lone bytes shown, not obeyed; towers of accents cut."""
     if not text.isascii():
         runs = [
-            (marks, "".join(run)) for marks, run in groupby(text, key=lambda letter: bool(unicodedata.combining(letter)))
+            (marks, "".join(run))
+            for marks, run in groupby(text, key=lambda letter: bool(unicodedata.combining(letter)))
         ]
         text = "".join(run[:_MARKS] if marks else run for marks, run in runs)
-    return printable(text)
+    return NBSP.join(printable(part) for part in text.split(NBSP))
 
 
 def shortened(text: str, limit: int = SHOWN) -> str:
@@ -37,12 +41,19 @@ def shortened(text: str, limit: int = SHOWN) -> str:
 
 def foreign(text: str | None, limit: int = SHOWN) -> Markup:
     """Text from an archive as markup: escaped, and kept from turning the words around it."""
-    if text is None:
-        return Markup(NONE)
-    short = shortened(text, limit)
-    if len(text) > limit:
-        return Markup('<bdi class="foreign" title="{}">{}</bdi>').format(shortened(text, HOVERED), short)
-    return Markup('<bdi class="foreign">{}</bdi>').format(short)
+    return Markup("{}").format(NONE) if text is None else _isolated(text, shortened(text, limit))
+
+
+def ending(text: str, limit: int) -> Markup:
+    """The same, of whose end `limit` letters are shown: the member of a shard, where there is little room."""
+    tail = neutral(text[-2 * limit :])[-limit:]
+    return _isolated(text, tail if len(text) <= limit else f"\u2026{tail}")
+
+
+def _isolated(text: str, short: str) -> Markup:
+    if short == text:
+        return Markup('<bdi dir="ltr" class="foreign">{}</bdi>').format(short)
+    return Markup('<bdi dir="ltr" class="foreign" title="{}">{}</bdi>').format(shortened(text, HOVERED), short)
 
 
 def count(number: float | None) -> str:
@@ -50,16 +61,16 @@ def count(number: float | None) -> str:
     return NONE if number is None else f"{number:,.0f}"
 
 
-def percent(share: float | None, *, signed: bool = False) -> str:
-    """A share with two digits that count: 4.1 %, 0.032 %, 37 %."""
+def percent(share: float | None) -> str:
+    """A share with digits that count: 12.3 %, 4.1 %, 0.032 %; 5 % when it is just that."""
     if share is None:
         return NONE
     value = 100 * share
-    digits = next((digits for bound, digits in ((9.95, 0), (0.995, 1), (0.0995, 2)) if abs(value) >= bound), 3)
     if value and abs(value) < 0.0005:
-        return f"{'-' if value < 0 else ''}<{NBSP}0.001{NBSP}%".replace("-", "\u2212")
-    sign = "+" if signed else ""
-    return f"{value:{sign}.{digits if value else 0}f}{NBSP}%".replace("-", "\u2212")
+        return f"{_MINUS if value < 0 else ''}<{NBSP}0.001{NBSP}%"
+    digits = next((digits for bound, digits in ((0.995, 1), (0.0995, 2)) if abs(value) >= bound), 3)
+    digits = 0 if abs(value - round(value)) < 1e-9 else digits
+    return f"{value:.{digits}f}{NBSP}%".replace("-", _MINUS)
 
 
 def interval(low: float | None, high: float | None) -> str:
@@ -69,17 +80,22 @@ def interval(low: float | None, high: float | None) -> str:
 
 def points(difference: float) -> str:
     """A change of a share, in percentage points."""
-    return f"{100 * difference:+.2f}{NBSP}points".replace("-", "\u2212")
+    return f"{100 * difference:+.2f}{NBSP}points".replace("-", _MINUS)
 
 
 def score(value: float | None) -> str:
     """An unknown score."""
-    return NONE if value is None else f"{value:.3f}".replace("-", "\u2212")
+    return NONE if value is None else f"{value:.3f}".replace("-", _MINUS)
 
 
 def p_value(value: float | None) -> str:
-    """Two digits that count."""
-    return NONE if value is None else f"{value:.2g}" if value < 0.001 else f"{value:.4f}"
+    """Two digits that count: 0.07, 0.000021, 7.0 x 10^-9."""
+    if value is None or value >= 0.995 or value == 0:
+        return NONE if value is None else f"{value:.0f}"
+    power = math.floor(math.log10(value))
+    if power >= -6:
+        return f"{value:.{1 - power}f}"
+    return f"{value / 10.0**power:.1f}\u00d710{str(power).translate(_RAISED)}"
 
 
 def plural(number: float, one: str, many: str | None = None) -> str:

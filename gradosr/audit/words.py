@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from gradosr.audit.text import count, interval, percent, plural
+from gradosr.audit.text import count, interval, p_value, percent, plural
 
 Document = Mapping[str, Any]
 _FLOOR = 0.0005  # a lower end below this share is none
@@ -73,8 +73,8 @@ def flags(document: Document) -> str:
     if facts["needed_calibration_images"]:
         lines.append(
             f"With {plural(facts['calibration_images'] or 0, 'calibration image')} the smallest possible p-value is "
-            f"{facts['smallest_p_value']:.2g}; at least {plural(facts['needed_calibration_images'], 'calibration image')} "
-            "would be needed."
+            f"{p_value(facts['smallest_p_value'])}; at least "
+            f"{plural(facts['needed_calibration_images'], 'calibration image')} would be needed."
         )
     return " ".join(lines)
 
@@ -89,7 +89,9 @@ def highest_title(document: Document) -> str:
     total = document["flags"]["count"]
     shown = len(document["highest"])
     if total:
-        return f"{count(shown)} of {plural(total, 'flagged image')}" if shown < total else plural(total, "flagged image")
+        return (
+            f"{count(shown)} of {plural(total, 'flagged image')}" if shown < total else plural(total, "flagged image")
+        )
     return f"The {plural(shown, 'image')} with the highest unknown score, none of them certified"
 
 
@@ -103,8 +105,8 @@ def groups(document: Document) -> str:
     if not found:
         return f"{considered} were compared by their features; no group stands out."
     return (
-        f"{considered} were compared by their features and {count(facts['left_over'])} fit into no group. Each group may "
-        "be a class worth adding, a fault of the archive, or known images that look odd: the pictures decide."
+        f"{considered} were compared by their features and {count(facts['left_over'])} fit into no group. Each group "
+        "may be a class worth adding, a fault of the archive, or known images that look odd: the pictures decide."
     )
 
 
@@ -112,9 +114,11 @@ def unknown_rate_change(baseline: Mapping[str, Any], now: float) -> str:
     """Against the baseline, whether it is more than chance."""
     change = baseline["unknown_rate_change"]
     before = baseline["unknown_rate"]
-    p = change["adjusted_p_value"]
-    if p is not None and p >= 0.05:
-        return f"The share over the threshold was {percent(before)} and is {percent(now)}: no more than chance explains."
+    chance = change["adjusted_p_value"]
+    if chance is not None and chance >= 0.05:
+        return (
+            f"The share over the threshold was {percent(before)} and is {percent(now)}: no more than chance explains."
+        )
     verb = "rose" if change["difference"] > 0 else "fell"
     return f"The share over the threshold {verb} from {percent(before)} to {percent(now)}."
 
