@@ -282,7 +282,7 @@ def test_foreign_text_is_short_escaped_and_isolated() -> None:
 
 @pytest.fixture(scope="module")
 def exported(archive: Archive, pictures: Pictures) -> Path:
-    assert export.write(archive.out, pictures) == {"rows": 100, "pictures": 80, "tasks": 80}
+    assert export.write(archive.out, pictures, ["cat", '<dog> & "co"']) == {"rows": 100, "pictured": 80}
     return archive.out
 
 
@@ -323,7 +323,7 @@ def test_label_studio_tasks_carry_their_picture(exported: Path) -> None:
         assert set(task) == {"data"}
         assert task["data"]["image"].startswith("data:image/jpeg;base64,")
         assert (exported / task["data"]["image_file"]).is_file()
-    form = export.labelling(["cat", '<dog> & "co"'])
+    form = (exported / "labelstudio.xml").read_text(encoding="utf-8")
     assert '<Choice value="none of these"/>' in form
     assert "&lt;dog&gt; &amp;" in form
     assert re.findall(r'value="\$(\w+)"', form) == ["image", "about"]

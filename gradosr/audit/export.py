@@ -3,7 +3,7 @@
 flagged.csv        every flagged row; open it in any spreadsheet, no cell is a formula
 images/ID.jpg      the pictures; ID is a hash of the key, so that no key can say where a file goes
 labelstudio.json   tasks of those with a picture, which is in the task: Label Studio needs no storage set up for them.
-                   A labelling configuration for them: LABELLING
+labelstudio.xml    the labelling configuration for them: the known classes, and none of these
 fiftyone.json      the same as samples: fiftyone.Dataset.from_json("OUT/fiftyone.json", rel_dir="OUT")
 """
 
@@ -31,7 +31,7 @@ LABELLING = """<View>
 {choices}
   </Choices>
 </View>"""
-"""Label Studio's labelling configuration; `labelling` fills in the classes."""
+"""Label Studio's labelling configuration, less the classes."""
 
 _STARTS_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # full-width ones too
 _BATCH = 10_000
@@ -59,8 +59,11 @@ def flagged_rows(out: Path, limit: int | None = None) -> Iterator[dict[str, Any]
     return islice(rows(), limit)
 
 
-def write(out: Path, pictures: Pictures) -> dict[str, int]:
-    """All of the above, from OUT/flagged.parquet and what pictures there are; how many rows, pictures and tasks."""
+def write(out: Path, pictures: Pictures, classes: Iterable[str] = ()) -> dict[str, int]:
+    """All of the above, from OUT/flagged.parquet and what pictures there are; how many rows, and how many pictured.
+
+    `classes` are the known ones, to choose from when labelling.
+    """
     rows = 0
     tasks: list[dict[str, Any]] = []
     samples: list[dict[str, Any]] = []
@@ -82,9 +85,10 @@ def write(out: Path, pictures: Pictures) -> dict[str, int]:
                 samples.append(_sample(row, name))
     for name in stale:  # of an earlier audit into the same folder
         (folder / name).unlink()
+    (out / "labelstudio.xml").write_text(labelling(classes), encoding="utf-8")
     _dump(out / "labelstudio.json", tasks)
     _dump(out / "fiftyone.json", _dataset(samples))
-    return {"rows": rows, "pictures": len(tasks), "tasks": len(tasks)}
+    return {"rows": rows, "pictured": len(tasks)}
 
 
 def cell(value: Any) -> str:
