@@ -18,9 +18,9 @@ TARGETS = ("crontab", "systemd", "k8s-cronjob", "ray-cronjob")
 @click.option("--cron", metavar="EXPRESSION", help='Five fields: "30 2 * * *" is every day at half past two.')
 @click.option("--timezone", metavar="NAME", help="IANA name. Default: the system's; Etc/UTC for Kubernetes.")
 @click.option("--as", "target", required=True, type=click.Choice(TARGETS), help="What keeps the time.")
-@click.option("--install", is_flag=True, help="Put it into your crontab, or your systemd; again changes nothing.")
-@click.option("--remove", is_flag=True, help="Take it out again; --cron is not needed.")
-@click.option("--name", help="Of the block, units or objects. Default: made from CONFIG's path.")
+@click.option(
+    "--install/--remove", "install", default=None, help="Put it into your crontab or systemd, or take it out of there."
+)
 @click.option("--image", help="For Kubernetes. Default: ghcr.io/OWNER/gradosr:VERSION.")
 @json_flag
 def schedule(
@@ -28,9 +28,7 @@ def schedule(
     cron: str | None,
     timezone: str | None,
     target: str,
-    install: bool,
-    remove: bool,
-    name: str | None,
+    install: bool | None,
     image: str | None,
     as_json: bool,
 ) -> int:
@@ -45,18 +43,16 @@ def schedule(
     from gradosr.schedules import make_schedule, name_of
 
     kind = KINDS[target]
-    if install and remove:
-        raise click.UsageError("--install and --remove: one at a time")
-    if (install or remove) and (kind.install is None or kind.remove is None):
+    if install is not None and (kind.install is None or kind.remove is None):
         raise click.UsageError(f"--as {target}: nothing to install from here; kubectl apply takes what is printed")
-    if remove and kind.remove:
-        removed = kind.remove(name_of(config, name))
-        facts = {"target": target, "name": name_of(config, name), "done": removed}
+    if install is False and kind.remove:
+        removed = kind.remove(name_of(config))
+        facts = {"target": target, "name": name_of(config), "done": removed}
         click.echo(json.dumps(facts) if as_json else removed)
         return DONE
     if cron is None:
         raise click.UsageError("--cron is required")
-    wanted = make_schedule(config, cron, timezone, target, name, image)
+    wanted = make_schedule(config, cron, timezone, target, image)
     rendered = kind.render(wanted, datetime.now(zones.utc))
     done = kind.install(rendered, wanted.name) if install and kind.install else None
     _tell(wanted, target, dict(rendered), done, as_json=as_json)

@@ -24,7 +24,6 @@ from gradosr.schedules.zones import system_zone, zone_of
 
 SHOWN = 5
 """Next times that are told."""
-_MAX_NAME = 36  # KubeRay adds to a RayCronJob's name, and labels end at 63 letters
 
 
 @dataclass(frozen=True)
@@ -65,9 +64,7 @@ class Target(NamedTuple):
     """What is to be known beside the rendered text."""
 
 
-def make_schedule(
-    config: str, cron: str, zone: str | None, target: str, name: str | None = None, image: str | None = None
-) -> Schedule:
+def make_schedule(config: str, cron: str, zone: str | None, target: str, image: str | None = None) -> Schedule:
     """Raises ConfigError that lists every fault, one a line."""
     faults: list[str] = []
 
@@ -80,19 +77,14 @@ def make_schedule(
     parsed = attempt(lambda: Cron.parse(cron))
     found = attempt(lambda: zone_of(zone or _default_zone(target)))
     attempt(lambda: _check_config(config))
-    called = attempt(lambda: name_of(config, name))
     if faults:
         raise ConfigError("\n".join(faults))
     image = image or f"ghcr.io/OWNER/gradosr:{version('gradosr')}"
-    return Schedule(os.path.abspath(config), parsed, found, called, image, str(Path.cwd()), _program())  # noqa: PTH100 - links stay
+    return Schedule(os.path.abspath(config), parsed, found, name_of(config), image, str(Path.cwd()), _program())  # noqa: PTH100 - links stay
 
 
-def name_of(config: str, name: str | None = None) -> str:
-    """The schedule's name: the one given, or made from the config's path. Raises ConfigError when it is no name."""
-    if name is not None:
-        if not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", name) or len(name) > _MAX_NAME:
-            raise ConfigError(f"--name {name!r}: expected up to {_MAX_NAME} of a-z, 0-9 and -, beginning with a letter")
-        return name
+def name_of(config: str) -> str:
+    """The schedule's name, made from the config's path: a-z, 0-9 and -, at most 36 letters, which KubeRay needs."""
     path = os.path.abspath(config)  # noqa: PTH100 - links stay
     stem = re.sub(r"[^a-z0-9]+", "-", Path(path).stem.lower())[:19].strip("-")
     digest = hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:8]
