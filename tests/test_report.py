@@ -296,7 +296,7 @@ def test_the_csv_holds_every_row_and_no_formula(exported: Path, archive: Archive
 
 
 @pytest.mark.parametrize(
-    "value", ["=1+1", "+1", "-1", "@SUM(1)", "\t=1", "\r=1", "\n=1", "  =1", "\uff1d1", "=", "-"]
+    "value", ["=1+1", "+1", "-1", "@SUM(1)", "\t=1", "\r=1", "\n=1", "  =1", "\u00a0\v=1", "\tx", "\uff1d1", "=", "-"]
 )  # fmt: skip
 def test_no_cell_can_become_a_formula(value: str) -> None:
     assert export.cell(value) == "'" + value

@@ -6,7 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
+import zoneinfo
 from datetime import datetime, timedelta, timezone
 from itertools import islice
 from pathlib import Path
@@ -38,14 +38,11 @@ def config(tmp_path: Path) -> str:
 @pytest.fixture(autouse=True)
 def berlin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """This system's clock is Berlin's."""
-    found = next(Path(folder) / "Europe/Berlin" for folder in zones_folders() if (Path(folder) / "Europe").exists())
+    files = [Path(folder) / "Europe" / "Berlin" for folder in zoneinfo.TZPATH]
+    found = next((file for file in files if file.exists()), None)
+    if found is None:
+        pytest.skip("this system has no time zone data")
     monkeypatch.setattr(zones, "LOCALTIME", found)
-
-
-def zones_folders() -> Iterator[str]:
-    import zoneinfo
-
-    yield from zoneinfo.TZPATH
 
 
 def rendered(config: str, target: str, cron: str = NIGHTLY, zone: str = "Europe/Berlin", **more: Any) -> dict[str, str]:
@@ -428,7 +425,7 @@ def test_units_are_installed_and_removed(config: str, tools: Path, tmp_path: Pat
     assert run(["schedule", config, "--as", "systemd", "--remove"]) == 0
     assert not list(folder.iterdir())
     assert run(["schedule", config, "--as", "systemd", "--remove"]) == 0
-    installed = ["--user daemon-reload", f"--user enable --now {name}.timer"]
+    installed = ["--user show-environment", "--user daemon-reload", f"--user enable --now {name}.timer"]
     removed = [f"--user disable --now {name}.timer", "--user daemon-reload"]
     assert (tools / "log").read_text().splitlines() == installed * 2 + removed
 

@@ -33,7 +33,7 @@ LABELLING = """<View>
 </View>"""
 """Label Studio's labelling configuration, less the classes."""
 
-_STARTS_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # full-width ones too
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # full-width ones too
 _BATCH = 10_000
 _FIELDS = {
     "image_id": "String",
@@ -98,7 +98,7 @@ def cell(value: Any) -> str:
     if not isinstance(value, str):
         return str(value)
     text = as_text(value).replace("\0", "\\x00")
-    return f"'{text}" if text.lstrip(" ").startswith(_STARTS_FORMULA) else text
+    return f"'{text}" if text.startswith(("\t", "\r", "\n")) or text.lstrip().startswith(_FORMULA) else text
 
 
 def labelling(classes: Iterable[str]) -> str:

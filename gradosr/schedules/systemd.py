@@ -72,6 +72,7 @@ def calendars(cron: Cron, zone: str) -> list[str]:
 def install(rendered: Mapping[str, str], name: str) -> str:
     """Write the units, and enable and start the timer."""
     program, folder = _systemctl(), _folder()
+    _run(program, "show-environment")  # fails where no systemd of the user runs, before anything is written
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for file, text in rendered.items():
