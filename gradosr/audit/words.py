@@ -50,7 +50,7 @@ def called_unknown(document: Document) -> str:
     """What the number of images over the threshold means."""
     rate, images = document["false_alarm_rate"], document["images"]
     if rate is None:
-        return "over the bundle's threshold; it carries no rate of false alarms, so how many are known is not known."
+        return "over the bundle's threshold. It has no rate of false alarms, so how many are known cannot be said."
     return (
         f"over the threshold. It is set so that {percent(rate)} of known images pass it: "
         f"{count(rate * images)} would, if every image were known."
