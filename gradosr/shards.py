@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from gradosr.config import ImagesInput, ParquetInput, TarInput
@@ -77,6 +78,30 @@ def list_groups(
         if left := [name for name in group if name in found]:
             shards.append(_group(f"group-{number:06d}", folder, {name: found[name] for name in left}))
     return shards, new
+
+
+def locate(source: ParquetInput | TarInput | ImagesInput, name: str, store: Store) -> StoredObject:
+    r"""The object of the archive whose name, as text, is `name`: a shard's, or of single images the key.
+
+    Raises NotFound when there is none, or none that belongs to the archive: names come from tables of results, which
+    may say anything.
+    """
+    suffixes = SUFFIXES[source.kind]
+    folder, _, chosen = _listing(source.uri, suffixes, store)
+    for real in dict.fromkeys((name, _BYTES.sub(_byte, name))):
+        steps = real.split("/")
+        if chosen(real) and real.lower().endswith(suffixes) and not _is_hidden(real) and not {"", "..", "."} & {*steps}:
+            with suppress(NotFound):
+                return store.stat(folder + real)
+    raise NotFound(f"{as_text(folder)}{name}: no such object in the archive any more")
+
+
+_BYTES = re.compile(r"\\x([89a-f][0-9a-f])")
+
+
+def _byte(match: re.Match[str]) -> str:
+    """Undoes `as_text`."""
+    return bytes.fromhex(match[1]).decode("ascii", "surrogateescape")
 
 
 def means(source: ParquetInput | TarInput | ImagesInput, uri: str, store: Store) -> bool:

@@ -20,6 +20,8 @@ def test_the_wheel_works_beside_a_jobs_package(tmp_path: Path) -> None:
     site, here = tmp_path / "site", tmp_path / "here"
     with zipfile.ZipFile(wheel) as archive:
         assert {name.split("/")[0].split("-")[0] for name in archive.namelist()} == {"gradosr"}
+        names = {"gradosr/audit/page.html", "gradosr/audit/page.css", "gradosr/audit/page.js"}
+        assert names <= set(archive.namelist())
         archive.extractall(site)
     (here / "jobs").mkdir(parents=True)
     (here / "jobs" / "__init__.py").write_text("raise SystemExit('the wrong jobs')")

@@ -45,6 +45,11 @@ class Reader(NamedTuple):
 
     Raises ShardUnreadable when the content can never be read, and passes every StoreError on as it is.
     """
+    pick: Callable[[Shard, Store, Any, frozenset[str]], Iterator[EncodedImage]]
+    """(shard, store, the input's settings, keys) -> the images of these keys, in order and without labels.
+
+    Reads what leads to them and no more; keys that are not there give nothing. Raises as `read` does.
+    """
     check: Callable[[Shard, Store, Any], None]
     """(shard, store, the input's settings): raises InputError when they do not fit, as read would ShardUnreadable."""
 
@@ -83,9 +88,9 @@ def resolve_names(names: str | tuple[str, ...] | None, store: Store) -> tuple[st
 from gradosr.readers import images, parquet, tar  # noqa: E402 - they are made of the names above
 
 READERS = {
-    "parquet": Reader(parquet.read, parquet.check),
-    "tar": Reader(tar.read, tar.check),
-    "images": Reader(images.read, images.check),
+    "parquet": Reader(parquet.read, parquet.pick, parquet.check),
+    "tar": Reader(tar.read, tar.pick, tar.check),
+    "images": Reader(images.read, images.pick, images.check),
 }
 """By input kind."""
 

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 from gradosr.config import ImagesInput
 from gradosr.readers import EMPTY, MAX_ENCODED, EncodedImage, label_of, too_large
@@ -37,6 +38,13 @@ def read(
             yield next_image()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def pick(shard: Shard, store: Store, source: ImagesInput, keys: frozenset[str]) -> Iterator[EncodedImage]:
+    """The group's images of these keys."""
+    folder = shard.uri.rpartition("#")[0]
+    chosen = tuple(member for member in shard.members if as_text(member.uri.removeprefix(folder)) in keys)
+    return read(replace(shard, members=chosen), store, source, None)
 
 
 def check(_shard: Shard, _store: Store, _source: ImagesInput) -> None:

@@ -24,17 +24,43 @@ def read(
     Raises ShardUnreadable when the file is not Parquet, lacks a column, or breaks off: a Parquet file is read by
     its footer, so a cut one has no readable rows.
     """
-    row = 0
     with _opened(shard, store) as file:
-        if fault := _misfit(file.schema_arrow, source):
-            raise ShardUnreadable(f"{shard.uri}: {fault}")
+        _check_columns(shard, file, source)
         for group in range(file.num_row_groups):
-            for batch in _batches(shard, file, group, source):
-                for data, path, label in _values(batch, source):
-                    refused = _refusal(data)
-                    image = b"" if data is None or refused else data.to_pybytes()
-                    yield EncodedImage(f"{shard.name}#{row}", image, label_of(label, label_names), path, refused)
-                    row += 1
+            for row, (data, path, label) in _rows(shard, file, group, source):
+                yield _image(shard, row, data, label_of(label, label_names), path)
+
+
+def pick(shard: Shard, store: Store, source: ParquetInput, keys: frozenset[str]) -> Iterator[EncodedImage]:
+    """The rows of these keys: of the row groups that hold one, as far as the last one."""
+    numbers = (key.removeprefix(f"{shard.name}#") for key in keys)
+    wanted = {int(number) for number in numbers if number.isdecimal() and len(number) < 19}
+    with _opened(shard, store) as file:
+        _check_columns(shard, file, source)
+        for group in range(file.num_row_groups):
+            first = sum(file.metadata.row_group(before).num_rows for before in range(group))
+            here = {row for row in wanted if first <= row < first + file.metadata.row_group(group).num_rows}
+            rows = _rows(shard, file, group, source)
+            while here:
+                row, (data, path, _) = next(rows)
+                if row in here:
+                    here.remove(row)
+                    yield _image(shard, row, data, None, path)
+
+
+def _rows(
+    shard: Shard, file: parquet.ParquetFile, group: int, source: ParquetInput
+) -> Iterator[tuple[int, tuple[pa.Buffer | None, str | None, str | None]]]:
+    """Of a row group: the row counted through the file, and its values."""
+    first = sum(file.metadata.row_group(before).num_rows for before in range(group))
+    values = (value for batch in _batches(shard, file, group, source) for value in _values(batch, source))
+    return enumerate(values, first)
+
+
+def _image(shard: Shard, row: int, data: pa.Buffer | None, label: str | None, path: str | None) -> EncodedImage:
+    refused = _refusal(data)
+    image = b"" if data is None or refused else data.to_pybytes()
+    return EncodedImage(f"{shard.name}#{row}", image, label, path, refused)
 
 
 def check(shard: Shard, store: Store, source: ParquetInput) -> None:
@@ -45,6 +71,11 @@ def check(shard: Shard, store: Store, source: ParquetInput) -> None:
     with suppress(ShardUnreadable), _opened(shard, store) as file:
         if fault := _misfit(file.schema_arrow, source):
             raise InputError(f"{shard.uri}: {fault}")
+
+
+def _check_columns(shard: Shard, file: parquet.ParquetFile, source: ParquetInput) -> None:
+    if fault := _misfit(file.schema_arrow, source):
+        raise ShardUnreadable(f"{shard.uri}: {fault}")
 
 
 @contextmanager

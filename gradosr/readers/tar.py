@@ -1,8 +1,9 @@
 """Images of a WebDataset tar: one row per image member, in memory one sample at a time."""
 
 import gzip
+import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import BinaryIO, NamedTuple, TypeAlias
@@ -27,10 +28,36 @@ def read(shard: Shard, store: Store, _source: TarInput, label_names: tuple[str, 
     dot of the last path step. Key: SHARD#MEMBER; a name that comes again gets #2, #3 ... behind it.
     Raises ShardUnreadable when it is no tar at all.
     """
+    with _opened(shard, store) as stream:
+        yield from _images(shard, _entries(stream), label_names)
+
+
+def pick(shard: Shard, store: Store, _source: TarInput, keys: frozenset[str]) -> Iterator[EncodedImage]:
+    """The members of these keys; of all others up to the last one the headers alone."""
+    names = {_NUMBER.sub("", key) for key in keys} | keys  # a name may come again, or end so by itself
+    times: dict[str, int] = {}
+    left = set(keys)
+    with _opened(shard, store) as stream:
+        for entry in _entries(stream, lambda name: f"{shard.name}#{name}" in names):
+            if _is_label(entry.name):
+                continue
+            key = _unique(f"{shard.name}#{entry.name}", times)
+            if key in left:
+                left.remove(key)
+                yield EncodedImage(key, entry.data, fault=entry.fault or (None if entry.data else EMPTY))
+            if not left:
+                return
+
+
+_NUMBER = re.compile(r"#[0-9]+\Z")
+
+
+@contextmanager
+def _opened(shard: Shard, store: Store) -> Iterator["_Stream"]:
     with store.open(shard.stored) as file:
         stream: _Stream = gzip.GzipFile(fileobj=file) if shard.uri.lower().endswith((".gz", ".tgz")) else file
         _check_first_block(shard, stream)
-        yield from _images(shard, _entries(stream), label_names)
+        yield stream
 
 
 def check(_shard: Shard, _store: Store, _source: TarInput) -> None:
@@ -90,8 +117,11 @@ class _Cut(Exception):
     """The archive breaks off, or goes on as something that is no tar."""
 
 
-def _entries(stream: _Stream) -> Iterator[_Entry]:
-    """Images and labels in archive order, and one last entry with a fault where the archive is cut."""
+def _entries(stream: _Stream, wanted: Callable[[str], bool] = lambda _: True) -> Iterator[_Entry]:
+    """Images and labels in archive order, and one last entry with a fault where the archive is cut.
+
+    Of names that are not `wanted` the content is not read.
+    """
     reading = ""  # the member whose bytes are being read
     try:
         for member in _members(stream):
@@ -103,6 +133,9 @@ def _entries(stream: _Stream) -> Iterator[_Entry]:
             if fault := _refusal(name, member):
                 if not _is_label(name):
                     yield _Entry(name[:_MAX_NAME], b"", fault)
+                continue
+            if not wanted(name):
+                yield _Entry(name, b"")
                 continue
             reading = name
             data = _content(stream, member, _MAX_LABEL if _is_label(name) else MAX_ENCODED)

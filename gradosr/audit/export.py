@@ -1,0 +1,166 @@
+"""The flagged images for labelling: Label Studio, FiftyOne, a spreadsheet, and the pictures as files.
+
+flagged.csv        every flagged row; open it in any spreadsheet, no cell is a formula
+images/ID.jpg      the pictures; ID is a hash of the key, so that no key can say where a file goes
+labelstudio.json   tasks of those with a picture, which is in the task: Label Studio needs no storage set up for them.
+labelstudio.xml    the labelling configuration for them: the known classes, and none of these
+fiftyone.json      the same as samples: fiftyone.Dataset.from_json("OUT/fiftyone.json", rel_dir="OUT")
+"""
+
+import base64
+import csv
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from gradosr.audit.pictures import Pictures
+from gradosr.audit.text import shortened
+from gradosr.shards import as_text
+
+COLUMNS = ("id", "key", "shard", "row", "label", "predicted_class", "confidence", "unknown_score", "p_value", "group")
+"""Of flagged.parquet and flagged.csv."""
+LABELLING = """<View>
+  <Image name="image" value="$image"/>
+  <Text name="about" value="$about"/>
+  <Choices name="class" toName="image" choice="single">
+{choices}
+  </Choices>
+</View>"""
+"""Label Studio's labelling configuration, less the classes."""
+
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # full-width ones too
+_BATCH = 10_000
+_FIELDS = {
+    "image_id": "String",
+    "key": "String",
+    "shard": "String",
+    "row": "Int",
+    "label": "String",
+    "unknown_score": "Float",
+    "p_value": "Float",
+    "group": "String",
+}  # fmt: skip
+_CLASSIFICATION = "fiftyone.core.fields.EmbeddedDocumentField(fiftyone.core.labels.Classification)"
+
+
+def flagged_rows(out: Path, limit: int | None = None) -> Iterator[dict[str, Any]]:
+    """Rows of OUT/flagged.parquet, in bounded memory; for `pictures.fetch` after those of the page."""
+
+    def rows() -> Iterator[dict[str, Any]]:
+        with pq.ParquetFile(out / "flagged.parquet") as file:
+            for batch in file.iter_batches(_BATCH, columns=list(COLUMNS)):
+                yield from batch.to_pylist()
+
+    return islice(rows(), limit)
+
+
+def write(out: Path, pictures: Pictures, classes: Iterable[str] = ()) -> dict[str, int]:
+    """All of the above, from OUT/flagged.parquet and what pictures there are; how many rows, and how many pictured.
+
+    `classes` are the known ones, to choose from when labelling.
+    """
+    rows = 0
+    tasks: list[dict[str, Any]] = []
+    samples: list[dict[str, Any]] = []
+    folder = out / "images"
+    folder.mkdir(exist_ok=True)
+    stale = {path.name for path in folder.glob("*.jpg")}
+    with (out / "flagged.csv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\r\n")
+        table.writerow(COLUMNS)
+        for row in flagged_rows(out):
+            rows += 1
+            table.writerow([cell(row[name]) for name in COLUMNS])
+            picture = pictures.by_id.get(row["id"])
+            if picture and picture.larger:
+                name = f"{_checked(row['id'])}.jpg"
+                (folder / name).write_bytes(picture.larger)
+                stale.discard(name)
+                tasks.append(_task(row, picture.larger, name))
+                samples.append(_sample(row, name))
+    for name in stale:  # of an earlier audit into the same folder
+        (folder / name).unlink()
+    (out / "labelstudio.xml").write_text(labelling(classes), encoding="utf-8")
+    _dump(out / "labelstudio.json", tasks)
+    _dump(out / "fiftyone.json", _dataset(samples))
+    return {"rows": rows, "pictured": len(tasks)}
+
+
+def cell(value: Any) -> str:
+    """A value as a cell that no spreadsheet takes for a formula; a text that looks like one begins with '."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        return str(value)
+    text = as_text(value).replace("\0", "\\x00")
+    return f"'{text}" if text.startswith(("\t", "\r", "\n")) or text.lstrip().startswith(_FORMULA) else text
+
+
+def labelling(classes: Iterable[str]) -> str:
+    """Label Studio's labelling configuration for the known classes, and for what is none of them."""
+    from xml.sax.saxutils import quoteattr
+
+    names = ["none of these", *(shortened(name, 200) for name in classes)]
+    return LABELLING.format(choices="\n".join(f"    <Choice value={quoteattr(name)}/>" for name in names))
+
+
+def _task(row: Mapping[str, Any], jpeg: bytes, name: str) -> dict[str, Any]:
+    about = f"{shortened(row['key'], 200)} - predicted {shortened(row['predicted_class'] or 'nothing', 80)}"
+    data = {
+        "image": f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}",
+        "about": about,
+        "image_file": f"images/{name}",
+        **{column: _plain(row[column]) for column in COLUMNS},
+    }
+    return {"data": data}
+
+
+def _sample(row: Mapping[str, Any], name: str) -> dict[str, Any]:
+    predicted = {
+        "_cls": "Classification",
+        "label": _plain(row["predicted_class"]),
+        "confidence": _plain(row["confidence"]),
+    }
+    values = {field: _plain(row["id" if field == "image_id" else field]) for field in _FIELDS}
+    return {
+        "filepath": f"images/{name}",
+        "tags": ["flagged"],
+        "metadata": None,
+        "_media_type": "image",
+        **values,
+        "predicted": predicted if row["predicted_class"] is not None else None,
+    }
+
+
+def _dataset(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    fields = {name: f"fiftyone.core.fields.{kind}Field" for name, kind in _FIELDS.items()}
+    return {
+        "name": "gradosr-flagged",
+        "media_type": "image",
+        "sample_fields": {**fields, "predicted": _CLASSIFICATION},
+        "info": {},
+        "samples": samples,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON and a database take: no lone surrogates, no NaN."""
+    if isinstance(value, str):
+        return as_text(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _checked(name: str) -> str:
+    """An id as a file name: the table beside it could say anything."""
+    if not (name.isascii() and name.isalnum()):
+        raise ValueError(f"not an id: {name!r}")
+    return name
+
+
+def _dump(path: Path, document: Any) -> None:
+    path.write_text(json.dumps(document, allow_nan=False), encoding="utf-8")

@@ -1,0 +1,213 @@
+"""Pictures of rows, out of the archive itself: each shard is opened once, and no more of it read than leads to them.
+
+Whatever happens to one (its object is gone, replaced, unreadable, gigantic) it becomes a placeholder with the reason:
+an audit is worth having without its pictures.
+"""
+
+import hashlib
+import io
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from gradosr.config import ImagesInput, Input
+from gradosr.errors import NotFound, ObjectChanged, ShardUnreadable, StoreError
+from gradosr.images import decode
+from gradosr.readers import MAX_ENCODED, READERS, EncodedImage, Fault, too_large
+from gradosr.readers import reason as first_words
+from gradosr.shards import Shard, locate
+from gradosr.store import Store, StoredObject
+
+SIDE, LARGER = 160, 480
+"""Pixels of the longer side: on the page, and exported for labelling."""
+LIMIT = 1000
+"""Pictures fetched at most."""
+MAX_PIXELS = 50_000_000
+"""Of an image that is decoded for a picture; memory of 150 MB, and only one at a time."""
+SECONDS = 600.0
+"""After which no more shards are opened."""
+_THREADS = 4
+_QUALITY = 82  # of the JPEGs: 160 pixels take about 5 KB
+
+REASONS = {
+    "deleted": "no longer in the archive",
+    "changed": "changed since it was scored",
+    "unreadable": "its shard could not be read",
+    "undecodable": "could not be decoded",
+    "too_large": "too large for a picture",
+    "not_fetched": "not fetched",
+}
+"""Kinds of placeholders, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What there is to see of a row, or why there is nothing."""
+
+    id: str
+    thumbnail: bytes | None = None
+    """JPEG of at most SIDE pixels, upright."""
+    larger: bytes | None = None
+    """JPEG of at most LARGER pixels; never enlarged."""
+    width: int = SIDE
+    height: int = SIDE
+    """Of the thumbnail."""
+    kind: str | None = None
+    """Of the reason; see REASONS."""
+    reason: str | None = None
+    """May hold text from the archive."""
+
+
+@dataclass
+class Pictures:
+    """Of all rows that were asked for, by id."""
+
+    by_id: dict[str, Picture] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> dict[str, int]:
+        """Placeholders by kind, the most frequent first."""
+        return dict(Counter(one.kind for one in self.by_id.values() if one.kind).most_common())
+
+    @property
+    def shown(self) -> int:
+        """Pictures that are there."""
+        return sum(1 for one in self.by_id.values() if one.thumbnail)
+
+
+def id_of(key: str) -> str:
+    """The id of a row: also a file name, whatever the key says."""
+    return hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def rows_of(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The rows that the page of an audit.json shows, each once, the most telling first."""
+    groups = document["groups"]["items"]
+    shown = [row for group in groups for row in group["typical"]]
+    shown += document["highest"]
+    shown += [row for group in groups for row in group["borderline"]]
+    return list({row["id"]: row for row in shown}.values())
+
+
+def fetch(
+    store: Store,
+    source: Input,
+    rows: Iterable[Mapping[str, Any]],
+    parts: Collection[str] | None = None,
+    *,
+    limit: int = LIMIT,
+    seconds: float = SECONDS,
+    tell: Callable[[int, int], None] = lambda _done, _all: None,
+) -> Pictures:
+    """Pictures of `rows` (each with id, key, shard, width and height), in whose order they are worth having.
+
+    `source` is the input of the run's fingerprint. With `parts`, the names of the run's parts, a shard that was
+    replaced since is told apart; single images are told so only when their size changed. `tell` hears of shards done
+    and shards in all. Raises nothing that the archive can bring about.
+    """
+    wanted = list({row["id"]: row for row in rows}.values())
+    found = {row["id"]: _placeholder(row, "not_fetched", f"more than {limit} pictures") for row in wanted[limit:]}
+    shards: dict[str, list[Mapping[str, Any]]] = {}
+    for row in wanted[:limit]:
+        shards.setdefault(row["key"] if isinstance(source, ImagesInput) else row["shard"], []).append(row)
+    work = _Work(store, source, parts, time.monotonic() + seconds)
+    with ThreadPoolExecutor(_THREADS, "pictures") as pool:
+        for done, pictures in enumerate(pool.map(work, shards.items()), start=1):
+            found.update(pictures)
+            tell(done, len(shards))
+    return Pictures({row["id"]: found[row["id"]] for row in wanted})
+
+
+@dataclass
+class _Work:
+    """The pictures of one shard, in any thread."""
+
+    store: Store
+    source: Input
+    parts: Collection[str] | None
+    until: float
+    decoding: threading.Lock = field(default_factory=threading.Lock)
+
+    def __call__(self, shard: tuple[str, list[Mapping[str, Any]]]) -> dict[str, Picture]:
+        name, rows = shard
+        found: dict[str, Picture] = {}
+        kind, why = "unreadable", "no such image in its shard"
+        try:
+            waiting = {row["key"]: row for row in rows}
+            for image in self._images(name, frozenset(waiting)):
+                if row := waiting.get(image.key):
+                    with self.decoding:
+                        found[row["id"]] = _picture(row, image)
+                if time.monotonic() > self.until:
+                    break
+            if time.monotonic() > self.until:
+                kind, why = "not_fetched", "the time for pictures was over"
+        except Exception as error:  # a foreign library may raise anything over foreign bytes
+            kind, why = _kind(error), first_words(error)
+        return {row["id"]: found.get(row["id"]) or _placeholder(row, kind, why) for row in rows}
+
+    def _images(self, name: str, keys: frozenset[str]) -> Iterator[EncodedImage]:
+        if time.monotonic() > self.until:
+            return
+        stored = locate(self.source, name, self.store)
+        if isinstance(self.source, ImagesInput):
+            yield self._single(name, stored)
+            return
+        shard = Shard(name, stored.uri, stored.version, stored.size)
+        if self.parts is not None and shard.part not in self.parts:
+            raise ObjectChanged(f"{name}: {REASONS['changed']}")
+        yield from READERS[self.source.kind].pick(shard, self.store, self.source, keys)
+
+    def _single(self, key: str, stored: StoredObject) -> EncodedImage:
+        if stored.size > MAX_ENCODED:
+            return EncodedImage(key, b"", fault=too_large(stored.size))
+        with self.store.open(stored) as file:
+            return EncodedImage(key, file.read())
+
+
+def _kind(error: Exception) -> str:
+    """Which kind of placeholder an error makes."""
+    kinds = {NotFound: "deleted", ObjectChanged: "changed", StoreError: "unreadable", ShardUnreadable: "unreadable"}
+    return next((kind for error_type, kind in kinds.items() if isinstance(error, error_type)), "unreadable")
+
+
+def _placeholder(row: Mapping[str, Any], kind: str, why: str) -> Picture:
+    return Picture(row["id"], kind=kind, reason=why)
+
+
+def _picture(row: Mapping[str, Any], image: EncodedImage) -> Picture:
+    if image.fault:
+        return _faulty(row, image.fault)
+    decoded = decode(image.data, MAX_PIXELS)
+    size = (row.get("width"), row.get("height"))
+    if None not in (*size, decoded.width, decoded.height) and size != (decoded.width, decoded.height):
+        was = f"was {size[0]} x {size[1]} pixels, is {decoded.width} x {decoded.height}"
+        return _placeholder(row, "changed", was)
+    if decoded.pixels is None:
+        return _faulty(row, decoded.fault or Fault("unsupported", "no pixels"))
+    full = Image.fromarray(decoded.pixels.permute(1, 2, 0).contiguous().numpy())
+    larger, thumbnail = _fitted(full, LARGER), _fitted(full, SIDE)
+    return Picture(row["id"], _jpeg(thumbnail), _jpeg(larger), *thumbnail.size)
+
+
+def _faulty(row: Mapping[str, Any], fault: Fault) -> Picture:
+    return _placeholder(row, "too_large" if fault.status == "too_large" else "undecodable", fault.error)
+
+
+def _fitted(image: Image.Image, side: int) -> Image.Image:
+    """A copy within side x side pixels; of a strip at least one pixel is left."""
+    copy = image.copy() if max(image.size) <= side else image.reduce(max(1, max(image.size) // (3 * side)))
+    copy.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return copy
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    body = io.BytesIO()
+    image.save(body, "JPEG", quality=_QUALITY, optimize=True)
+    return body.getvalue()

@@ -1,0 +1,167 @@
+"""index.html: an audit.json and its pictures as one file that needs neither network nor server.
+
+A content security policy lets nothing run or load but the style sheet and the script that stand in the page, by their
+hashes; no attribute carries style or script. Every value goes through jinja2's autoescape, every text from an archive
+through `foreign` as well. The script adds sorting and filters; without it everything is shown.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from gradosr.audit import charts, text, words
+from gradosr.audit.pictures import REASONS, Picture, Pictures
+
+_RATES = (
+    ("by_prefix", "By prefix", "Prefix"),
+    ("by_predicted_class", "By predicted class", "Predicted class"),
+    ("by_shard", "By shard", "Shard"),
+)
+_ENOUGH = 12
+"""Rows of a table that are shown before a button shows the rest (with the script off: all of them)."""
+
+
+def write(document: Mapping[str, Any], pictures: Pictures, out: Path) -> Path:
+    """OUT/index.html from an audit.json and the pictures of its rows (`pictures.rows_of`). The file's path."""
+    path = out / "index.html"
+    partial = out / ".index.html.new"
+    partial.write_text(render(document, pictures), encoding="utf-8")
+    return partial.replace(path)
+
+
+def render(document: Mapping[str, Any], pictures: Pictures) -> str:
+    """The page."""
+    style, script = _resource("page.css"), _resource("page.js")
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return _template().render(
+        policy=policy,
+        style=Markup(style),  # noqa: S704 - our own files
+        script=Markup(script),  # noqa: S704
+        audit=document,
+        words=words,
+        groups=[_group(group, document) for group in document["groups"]["items"]],
+        rows=document["highest"],
+        labelled=any(row["label"] is not None for row in document["highest"]),
+        row_classes=sorted({row["predicted_class"] for row in document["highest"] if row["predicted_class"]}),
+        score_chart=_score_chart(document),
+        p_value_chart=_p_value_chart(document),
+        day_chart=_day_chart(document),
+        rates=[_rate_table(document[name], document, *titles) for name, *titles in _RATES if document[name]],
+        headline_chart=_headline_chart(document),
+        missing=[(text.count(number), REASONS[kind]) for kind, number in pictures.missing.items()],
+        bad=[(status, number) for status, number in document["statuses"].items() if status != "ok" and number],
+        fingerprint=json.dumps(document["results"]["fingerprint"], indent=2, sort_keys=True),
+        enough=_ENOUGH,
+        picture=lambda row, alt: _tile(pictures.by_id.get(row["id"]), alt),
+    )
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(
+        foreign=text.foreign,
+        ending=text.ending,
+        count=text.count,
+        percent=text.percent,
+        points=text.points,
+        score=text.score,
+        p_value=text.p_value,
+        neutral=text.neutral,
+        shortened=text.shortened,
+    )
+    environment.globals.update(interval=text.interval, plural=text.plural)
+    return environment.from_string(_resource("page.html"))
+
+
+@cache
+def _resource(name: str) -> str:
+    return (files("gradosr.audit") / name).read_text(encoding="utf-8")
+
+
+def _hash(content: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+
+
+def _tile(picture: Picture | None, alt: str) -> Markup:
+    """A thumbnail, or a placeholder with its reason."""
+    if picture is None or picture.thumbnail is None:
+        kind = REASONS.get(picture.kind or "", "") if picture else REASONS["not_fetched"]
+        why = text.shortened(picture.reason or "", 300) if picture else ""
+        return Markup('<span class="nothing" role="img" aria-label="no picture: {0}" title="{1}">{0}</span>').format(
+            kind, why
+        )
+    data = base64.b64encode(picture.thumbnail).decode()
+    return Markup(
+        '<img src="data:image/jpeg;base64,{}" width="{}" height="{}" alt="{}" decoding="async" loading="lazy">'
+    ).format(data, picture.width, picture.height, alt)
+
+
+def _group(group: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, Any]:
+    share = group["size"] / document["unknown"] if document["unknown"] else None
+    return {**group, "share": share, "places": [("Prefixes", group["prefixes"]), ("Shards", group["shards"])]}
+
+
+def _headline_chart(document: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The interval on a scale of its own."""
+    prevalence = document["prevalence"]
+    if prevalence["estimate"] is None:
+        return None
+    rate = {"high": prevalence["high"]}
+    top = charts.scale([rate])
+    shape = charts.span(prevalence["estimate"], prevalence["low"], prevalence["high"], top)
+    return {"shape": shape, "top": text.percent(top)}
+
+
+def _score_chart(document: Mapping[str, Any]) -> dict[str, Any]:
+    scores = document["histograms"]["unknown_score"]
+    archive = charts.shares(scores["archive"])
+    known = charts.shares(scores["calibration"]) if scores["calibration"] else None
+    title = "Histogram of the unknown score: images of this archive" + (", and held-out known images" if known else "")
+    chart = charts.histogram(scores["edges"], archive, known, None, title)
+    table = [
+        (text.score(scores["edges"][i]), text.percent(share), text.percent(known[i]) if known else None)
+        for i, share in enumerate(archive)
+    ]
+    return {"shape": chart, "known": known is not None, "table": table}
+
+
+def _p_value_chart(document: Mapping[str, Any]) -> dict[str, Any]:
+    p_values = document["histograms"]["p_value"]
+    archive = charts.shares(p_values["archive"])
+    flat = 1 / max(1, len(archive))
+    chart = charts.histogram(p_values["edges"], archive, None, flat, "Histogram of the p-values of this archive")
+    table = [(f"{p_values['edges'][i]:.3g}", text.percent(share), None) for i, share in enumerate(archive)]
+    return {"shape": chart, "table": table}
+
+
+def _day_chart(document: Mapping[str, Any]) -> Markup | None:
+    days = document["by_day"]
+    if not days:
+        return None
+    title = f"Share over the threshold by day, {days[0]['name']} to {days[-1]['name']}"
+    return charts.over_time(days, document["unknown_rate"] or 0.0, text.neutral(title))
+
+
+def _rate_table(
+    rates: Sequence[Mapping[str, Any]], document: Mapping[str, Any], title: str, column: str
+) -> dict[str, Any]:
+    top = charts.scale([dict(rate) for rate in rates])
+    rows = [
+        {**rate, "shape": charts.span(rate["rate"], rate["low"], rate["high"], top, document["unknown_rate"])}
+        for rate in rates
+    ]
+    return {"title": title, "column": column, "rows": rows, "top": text.percent(top)}

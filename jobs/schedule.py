@@ -1,0 +1,88 @@
+"""gradosr schedule: a screening every night, by cron, systemd or Kubernetes."""
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from .cli import DONE, config_argument, json_flag
+
+if TYPE_CHECKING:
+    from gradosr.schedules import Schedule
+
+TARGETS = ("crontab", "systemd", "k8s-cronjob", "ray-cronjob")
+
+
+@click.command()
+@config_argument
+@click.option("--cron", metavar="EXPRESSION", help='Five fields: "30 2 * * *" is every day at half past two.')
+@click.option("--timezone", metavar="NAME", help="IANA name. Default: the system's; Etc/UTC for Kubernetes.")
+@click.option("--as", "target", required=True, type=click.Choice(TARGETS), help="What keeps the time.")
+@click.option(
+    "--install/--remove", "install", default=None, help="Put it into your crontab or systemd, or take it out of there."
+)
+@click.option("--image", help="For Kubernetes. Default: ghcr.io/OWNER/gradosr:VERSION.")
+@json_flag
+def schedule(
+    config: str,
+    cron: str | None,
+    timezone: str | None,
+    target: str,
+    install: bool | None,
+    image: str | None,
+    as_json: bool,
+) -> int:
+    """Render `gradosr screen CONFIG` as a schedule on stdout, and tell the next five times.
+
+    A night that finds the one before still at work ends with exit code 7; a missed one is caught up by the next.
+    """
+    from datetime import datetime
+    from datetime import timezone as zones
+
+    from gradosr.schedules import TARGETS as KINDS
+    from gradosr.schedules import make_schedule, name_of
+
+    kind = KINDS[target]
+    if install is not None and (kind.install is None or kind.remove is None):
+        raise click.UsageError(f"--as {target}: nothing to install from here; kubectl apply takes what is printed")
+    if install is False and kind.remove:
+        removed = kind.remove(name_of(config))
+        facts = {"target": target, "name": name_of(config), "done": removed}
+        click.echo(json.dumps(facts) if as_json else removed)
+        return DONE
+    if cron is None:
+        raise click.UsageError("--cron is required")
+    wanted = make_schedule(config, cron, timezone, target, image)
+    rendered = kind.render(wanted, datetime.now(zones.utc))
+    done = kind.install(rendered, wanted.name) if install and kind.install else None
+    _tell(wanted, target, dict(rendered), done, as_json=as_json)
+    return DONE
+
+
+def _tell(wanted: "Schedule", target: str, rendered: dict[str, str], done: str | None, *, as_json: bool) -> None:
+    """What was rendered on stdout, what is to be known on stderr; or all of it as one document."""
+    from gradosr.schedules import TARGETS as KINDS
+    from gradosr.schedules import next_times, warnings
+    from gradosr.telemetry import printable
+
+    times, notes = next_times(wanted, target), [*warnings(wanted, target), KINDS[target].advice]
+    if as_json:
+        facts = {
+            "target": target,
+            "name": wanted.name,
+            "cron": str(wanted.cron),
+            "timezone": wanted.zone.key,
+            "next": [time.isoformat() for time in times],
+            "notes": notes,
+            "rendered": rendered,
+            "done": done,
+        }
+        click.echo(json.dumps(facts))
+        return
+    for name, text in rendered.items():
+        click.echo(f"# {name}\n{text}" if len(rendered) > 1 else text, nl=False)
+    click.echo(f"gradosr: next times ({wanted.zone.key}):", err=True)
+    for time in times:
+        click.echo(f"gradosr:   {time:%a %Y-%m-%d %H:%M %Z (UTC%z)}", err=True)
+    for note in [*notes, *([done] if done else [])]:
+        click.echo(f"gradosr: {printable(note)}", err=True)
