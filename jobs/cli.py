@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import click
 
-COMMANDS = ("fit", "score", "submit", "status", "logs", "cancel", "evaluate", "pack", "bench", "demo")
+COMMANDS = ("fit", "score", "submit", "status", "logs", "cancel", "audit", "evaluate", "pack", "bench", "demo")
 
 DONE, FAILED, USAGE, INPUT, INCOMPLETE, ACTIVE, INTERRUPTED = 0, 1, 2, 4, 5, 7, 130
 
