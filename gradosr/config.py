@@ -324,9 +324,9 @@ class ScoreJob(StoreFields):
 class AuditSettings(StoreFields):
     """How a results folder is audited."""
 
-    fdr: float = Field(0.1, gt=0, lt=1)
+    fdr: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Level of the flag list: share of the flagged images that are known, at most and on average."""
-    confidence: float = Field(0.95, ge=0.5, lt=1)
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
     """Of the share of unknown images: its interval and its one-sided lower bound."""
     group_sample: PositiveInt = 20_000
     """Images over the threshold that are grouped, chosen by hash of their keys."""

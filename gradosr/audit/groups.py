@@ -83,24 +83,25 @@ def _never_falling(expected: Floats, found: NDArray[np.integer]) -> Floats:
 
 
 def group(sample: Sample, without_features: int, false_alarms: FalseAlarms | None, most: int, kind: str) -> Groups:
-    """Groups of a settled sample; `most` of them are told, the largest. `kind` of the input."""
-    if sample.features_NF is None or not len(sample.rows):
+    """Groups of a sample; `most` of them are told, the largest. `kind` of the input."""
+    rows, features_NF = sample.settled()
+    if features_NF is None:
         return Groups(_why_none(without_features))
-    if len(sample.rows) < 2 * FEWEST:
-        return Groups(f"{len(sample.rows)} images over the threshold are too few to group", len(sample.rows))
-    points_ND = principal(sample.features_NF)
+    if len(rows) < 2 * FEWEST:
+        return Groups(f"{len(rows)} images over the threshold are too few to group", len(rows))
+    points_ND = principal(features_NF)
     labels_N, strength_N = cluster(points_ND)
     items: list[dict[str, Any]] = []
     group_of: dict[str, str] = {}
     for label in range(labels_N.max() + 1):
         members_G = np.flatnonzero(labels_N == label)
-        item = _item(sample, members_G, points_ND, strength_N, false_alarms, kind)
-        items.append(item)
-        group_of |= {sample.rows[place]["id"]: item["id"] for place in members_G}
+        members = [rows[place] for place in members_G]
+        items.append(_item(members, points_ND[members_G], strength_N[members_G], false_alarms, kind))
+        group_of |= {row["id"]: items[-1]["id"] for row in members}
     items.sort(key=lambda item: (-item["size"], item["id"]))
     return Groups(
         None if items else "no group: the images over the threshold are each like no other",
-        len(sample.rows),
+        len(rows),
         int((labels_N < 0).sum()),
         tuple(items[:most]),
         group_of,
@@ -135,18 +136,15 @@ def cluster(points_ND: Floats) -> tuple[NDArray[np.integer], Floats]:
 
 
 def _item(
-    sample: Sample,
-    members_G: NDArray[np.intp],
-    points_ND: Floats,
-    strength_N: Floats,
+    rows: Sequence[dict[str, Any]],
+    points_GD: Floats,
+    strength_G: Floats,
     false_alarms: FalseAlarms | None,
     kind: str,
 ) -> dict[str, Any]:
-    rows = [sample.rows[place] for place in members_G]
-    centre_D = points_ND[members_G].mean(0)
-    distance_G = np.linalg.norm(points_ND[members_G] - centre_D, axis=1)
-    typical = np.lexsort((distance_G, -strength_N[members_G]))[:TYPICAL]
-    borderline = [place for place in np.lexsort((-distance_G, strength_N[members_G])) if place not in set(typical)]
+    distance_G = np.linalg.norm(points_GD - points_GD.mean(0), axis=1)
+    typical = np.lexsort((distance_G, -strength_G))[:TYPICAL].tolist()
+    borderline = [place for place in np.lexsort((-distance_G, strength_G)).tolist() if place not in typical]
     expected = None if false_alarms is None else float(false_alarms([row["p_value"] for row in rows]).sum())
     return {
         "id": "g-" + min(row["id"] for row in rows)[:8],

@@ -91,7 +91,7 @@ class RunTable:
         with self.folder.open_part(part) as body:
             try:
                 opened = OpenPart(pq.ParquetFile(body))
-                self._check(part, (opened.file.schema_arrow.metadata or {}).get(b"gradosr.fingerprint", b"null"))
+                self._check(part, (opened.file.metadata.metadata or {}).get(b"gradosr.fingerprint", b"null"))
                 yield opened
             except (pa.ArrowInvalid, ValueError) as error:
                 raise InputError(f"{self.folder.uri}: part {part} is damaged: {first_line(error)}") from error

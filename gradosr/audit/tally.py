@@ -6,8 +6,7 @@ their shard), never by the order in which threads read parts, so that the same t
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,42 +68,48 @@ class PValueCounts:
         self.counts[cells - 1] += counts
 
 
-@dataclass
 class Sample:
     """Rows over the threshold that have features: those with the smallest hashes of their keys."""
 
-    limit: int
-    ids: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
-    """First eight bytes of the hash, ascending in the end."""
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    features_NF: NDArray[np.float16] | None = None
-    considered: int = 0
-    """Rows that could have been chosen."""
-    _bound: int = 1 << 64
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.considered = 0
+        """Rows that could have been chosen."""
+        self._bound = (1 << 64) - 1
+        self._chunks: list[tuple[NDArray[np.uint64], list[dict[str, Any]], NDArray[np.float16]]] = []
+        self._held = 0
 
-    def add(self, unknown: pa.Table, features: Callable[[NDArray[np.intp]], NDArray[np.float16]]) -> None:
-        """Offer rows over the threshold; `features` of some of them, by place, are read only when they are wanted."""
-        ids = np.array([int.from_bytes(key_hash(key)[:8], "big") for key in unknown["key"].to_pylist()], np.uint64)
-        self.considered += len(ids)
-        chosen = np.flatnonzero(ids < self._bound) if self._bound < 1 << 64 else np.arange(len(ids))
-        if not len(chosen):
-            return
-        taken = features(chosen)
-        self.features_NF = taken if self.features_NF is None else np.concatenate([self.features_NF, taken])
-        self.ids = np.concatenate([self.ids, ids[chosen]])
-        self.rows += described(unknown.take(chosen))
-        if len(self.ids) > 2 * self.limit:
-            self.settle()
+    def wanted(self, keys: pa.ChunkedArray) -> tuple[NDArray[np.intp], NDArray[np.uint64]]:
+        """Places of the keys that may be chosen as things stand, and the first eight bytes of their hashes."""
+        digests = b"".join(key_hash(key)[:8] for key in keys.to_pylist())
+        ids = np.frombuffer(digests, ">u8").astype(np.uint64)
+        places = np.flatnonzero(ids <= np.uint64(self._bound))
+        return places, ids[places]
 
-    def settle(self) -> None:
-        """Keep the smallest hashes, in order."""
-        order = np.argsort(self.ids, kind="stable")[: self.limit]
-        if len(order) == self.limit:
-            self._bound = int(self.ids[order[-1]])
-        self.ids = self.ids[order]
-        self.rows = [self.rows[place] for place in order]
-        if self.features_NF is not None:
-            self.features_NF = self.features_NF[order]
+    def add(self, ids: NDArray[np.uint64], rows: pa.Table, features_NF: NDArray[np.float16]) -> None:
+        """Rows that are wanted."""
+        self._chunks.append((ids, described(rows), features_NF))
+        self._held += len(ids)
+        if self._held > 2 * self.limit:
+            self._settle()
+
+    def settled(self) -> tuple[list[dict[str, Any]], NDArray[np.float16] | None]:
+        """The rows, in order of their hashes, and their features [N, F]; None where there are none."""
+        if not self._held:
+            return [], None
+        self._settle()
+        _, rows, features_NF = self._chunks[0]
+        return rows, features_NF
+
+    def _settle(self) -> None:
+        ids = np.concatenate([ids for ids, *_ in self._chunks])
+        rows = [row for _, rows, _ in self._chunks for row in rows]
+        features_NF = np.concatenate([features_NF for *_, features_NF in self._chunks])
+        order = np.argsort(ids, kind="stable")[: self.limit]
+        self._chunks = [(ids[order], [rows[place] for place in order], features_NF[order])]
+        self._held = len(order)
+        if self._held == self.limit:
+            self._bound = int(ids[order[-1]])
 
 
 class Tally:
@@ -137,31 +142,39 @@ class Tally:
         stored = "features" in opened.columns
         self.part_rows[part] = 0
         for number, rows in opened.groups(columns):
-
-            def features(places: NDArray[np.intp], number: int = number) -> pa.Array:
-                return opened.group(number, ["features"])["features"].take(places).combine_chunks()
-
+            over = np.flatnonzero(pc.fill_null(rows["is_unknown"], fill_value=False).to_numpy())
+            chosen = self._chosen(opened, number, rows, over) if stored and len(over) and self.sample.limit else None
             with self._lock:
                 self.part_rows[part] += len(rows)
-                self._add(rows, features if stored else None)
+                self._add(rows)
+                self.sample.considered += len(over) if stored else 0
+                self.without_features += 0 if stored else len(over)
+                if chosen is not None:
+                    self.sample.add(*chosen)
 
-    def _add(self, rows: pa.Table, features: Callable[[NDArray[np.intp]], pa.Array] | None) -> None:
+    def _chosen(
+        self, opened: OpenPart, number: int, rows: pa.Table, over: NDArray[np.intp]
+    ) -> tuple[NDArray[np.uint64], pa.Table, NDArray[np.float16]] | None:
+        """Hashes, rows and features of those over the threshold that the sample wants; outside of the lock."""
+        places, ids = self.sample.wanted(rows["key"].take(over))
+        if not len(places):
+            return None
+        features = opened.group(number, ["features"])["features"].take(over[places]).combine_chunks()
+        valid = features.is_valid().to_numpy(zero_copy_only=False)
+        flat = features.drop_null().flatten().to_numpy(zero_copy_only=False)
+        return ids[valid], rows.take(over[places][valid]), flat.reshape(-1, features.type.list_size)
+
+    def _add(self, rows: pa.Table) -> None:
         self.rows += len(rows)
         for status in pc.value_counts(rows["status"]).to_pylist():
             self.statuses[status["values"]] += status["counts"]
         ok = pc.equal(rows["status"], "ok")
-        places = None
         if not pc.all(ok).as_py():
             self._add_bad(rows.filter(pc.invert(ok)))
-            places, rows = np.flatnonzero(ok.to_numpy(zero_copy_only=False)), rows.filter(ok)
-        if not len(rows):
-            return
-        unknown = rows["is_unknown"].to_numpy()
-        self._count(rows, unknown)
-        self._keep_highest(rows)
-        flagged = np.flatnonzero(unknown)
-        if len(flagged):
-            self._offer(rows.take(flagged), flagged if places is None else places[flagged], features)
+            rows = rows.filter(ok)
+        if len(rows):
+            self._count(rows, rows["is_unknown"].to_numpy())
+            self._keep_highest(rows)
 
     def _count(self, rows: pa.Table, unknown: NDArray[np.bool_]) -> None:
         p_values, index = rows["p_value"].to_numpy(), rows["predicted_index"].to_numpy()
@@ -188,15 +201,6 @@ class Tally:
             both = rows if self._highest is None else pa.concat_tables([self._highest, rows])
             order = [("unknown_score", "descending"), ("key", "ascending")]
             self._highest = both.take(pc.select_k_unstable(both, min(HIGHEST, len(both)), order)).combine_chunks()
-
-    def _offer(
-        self, unknown: pa.Table, places: NDArray[np.intp], features: Callable[[NDArray[np.intp]], pa.Array] | None
-    ) -> None:
-        """`places` of the rows in their row group."""
-        if features is None:
-            self.without_features += len(unknown)
-            return
-        self.sample.add(unknown, lambda chosen: _matrix(features(places[chosen])))
 
     def _add_bad(self, rows: pa.Table) -> None:
         for row in rows.slice(0, BAD_IMAGES).select(["shard", "row", "key", "status", "error"]).to_pylist():
@@ -225,7 +229,6 @@ def count(table: RunTable, calibration_images: int | None, sample: int) -> Tally
     """One pass over all parts."""
     tally = Tally(len(table.about["classes"]), calibration_images, table.kind, sample)
     table.each(tally.read)
-    tally.sample.settle()
     return tally
 
 
@@ -238,15 +241,6 @@ def _described(rows: pa.Table) -> Iterator[dict[str, Any]]:
     for row in rows.select(DESCRIBED).to_pylist():
         texts = {name: shown(row[name]) for name in ("key", "shard", "label", "predicted_class")}
         yield {"id": key_hash(row["key"]).hex()[:16], **row, **texts}
-
-
-def _matrix(features: pa.FixedSizeListArray) -> NDArray[np.float16]:
-    """[N, F]; a row that has none is all nan."""
-    width = features.type.list_size
-    values = np.full((len(features), width), np.nan, np.float16)
-    valid = features.is_valid().to_numpy(zero_copy_only=False)
-    values[valid] = features.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
-    return values
 
 
 def worst(counts: Sequence[tuple[str, int, int]], limit: int) -> list[tuple[str, int, int]]:
