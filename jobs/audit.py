@@ -33,9 +33,8 @@ def audit(
     level = () if fdr is None else (f"fdr={fdr}",)
     settings = load_settings(AuditSettings, "", "--set", (*overrides, *level))
     store = Store(settings.store, settings.stores)
-    out.mkdir(parents=True, exist_ok=True)
     document = find_facts(store, results, settings, baseline, out)
-    (out / "audit.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+    store.write(str(out / "audit.json"), json.dumps(document, indent=1).encode())
     for note in document["notes"]:
         click.echo(f"gradosr: {note}", err=True)
     click.echo(json.dumps(document) if as_json else summary(document))

@@ -539,6 +539,7 @@ def test_the_command_audits_what_score_wrote(tmp_path: Path, capsys: pytest.Capt
         (["nowhere"], 2, "--out"),
         (["nowhere", "--out", "o", "--fdr", "1.5"], 2, "fdr"),
         (["nowhere", "--out", "o", "--set", "fdrr=1"], 2, "did you mean fdr?"),
+        (["run", "--out", "file/o"], 4, "file/o: cannot be written: not a directory"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -550,6 +551,8 @@ def test_bad_input_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    write_run(tmp_path / "run", {"a": rows("a.tar", [0.0], calibration())}, calibration())
     found, _, err = gradosr(capsys, "audit", *arguments)
     assert found == code
     assert told in err

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gradosr.audit.rows import THREADS, OpenPart, RunTable, key_hash
+from gradosr.errors import StoreError, first_line, system_reason
 
 _DESCRIBED = ("key", "shard", "row", "label", "predicted_class", "confidence", "unknown_score", "p_value")
 SCHEMA = pa.schema(
@@ -25,18 +27,34 @@ LARGE = 200_000
 """Rows beyond which a part is read row group by row group when its turn comes, not ahead of it."""
 
 
-def write_flagged(table: RunTable, cut: float | None, group_of: Mapping[str, str], target: Path) -> int:
-    """Write the rows with p_value <= cut (None: those with is_unknown) and return their number."""
-    written, temporary = 0, target.with_suffix(".writing")
+def check_folder(folder: Path) -> None:
+    """Make it if it is not there. Raises StoreError before any work when it cannot be written."""
+    probe = folder / "probe.writing"
+    with _told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+
+
+def write_flagged(table: RunTable, cut: float | None, group_of: Mapping[str, str], target: Path) -> None:
+    """Write the rows with p_value <= cut (None: those with is_unknown), at once when all are there."""
+    temporary = target.with_suffix(".writing")
     try:
-        with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+        with _told(target), pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
             for rows in _in_order(table, cut):
                 writer.write_table(_with_ids(rows, group_of))
-                written += len(rows)
-        temporary.replace(target)
+        with _told(target):
+            temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-    return written
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written: {system_reason(error) or first_line(error)}") from error
 
 
 def _in_order(table: RunTable, cut: float | None) -> Iterator[pa.Table]:

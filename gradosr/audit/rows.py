@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gradosr.errors import FingerprintMismatch, InputError, first_line
+from gradosr.parts import schema
 from gradosr.results import Listing, RunFolder
 from gradosr.store import Store
 
@@ -91,6 +92,8 @@ class RunTable:
         with self.folder.open_part(part) as body:
             try:
                 opened = OpenPart(pq.ParquetFile(body))
+                if missing := [name for name in schema().names if name not in opened.columns]:
+                    raise InputError(f"{self.folder.uri}: part {part} lacks the columns {', '.join(missing)}")
                 self._check(part, (opened.file.metadata.metadata or {}).get(b"gradosr.fingerprint", b"null"))
                 yield opened
             except (pa.ArrowInvalid, ValueError) as error:
