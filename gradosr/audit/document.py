@@ -153,8 +153,8 @@ def _left_out(found: Found) -> list[str]:
         notes.append(f"of {len(days)} days the last {MOST_DAYS} are listed")
     if tally.sample.considered > found.groups.considered > 0:
         notes.append(
-            f"groups are of a sample, chosen by hash of the key: {found.groups.considered} of {tally.sample.considered} "
-            "images over the threshold"
+            f"groups are of a sample, chosen by hash of the key: {found.groups.considered} of "
+            f"{tally.sample.considered} images over the threshold"
         )
     groups = len(set(found.groups.group_of.values()))
     if groups > found.max_groups:

@@ -6,7 +6,6 @@ principal components. A group is named by the smallest id of its members, so tha
 N images of the sample, F features, D principal components, G images of a group.
 """
 
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,9 @@ from numpy.typing import NDArray
 from gradosr.audit.places import folder_of
 from gradosr.audit.tally import Sample
 
-COMPONENTS = 32
+COMPONENTS = 16
+BLOB = 0.8
+"""A group of more of the images tells nothing: it may be a class, or all that there is."""
 FEWEST = 10
 """Images of a group, at least; of a large sample one in 200."""
 TYPICAL, BORDERLINE, PLACES = 12, 6, 10
@@ -125,13 +126,28 @@ def principal(features_NF: NDArray[np.float16]) -> Floats:
 
 
 def cluster(points_ND: Floats) -> tuple[NDArray[np.integer], Floats]:
-    """Group of each point (-1: none) and how firmly it belongs to it, 0 to 1."""
+    """Group of each point (-1: none) and how firmly it belongs to it, 0 to 1.
+
+    Where nearly all points are one group, the directions in which they differ most may hide those that matter: with
+    all components weighted alike, unknown classes near the known ones come apart (six-class CIFAR-10 networks, the four
+    other classes: of 40 % of the images, in groups of .45 purity instead of one of .25). Such groups are taken if they
+    hold a third of the points; a single class falls into fewer splinters.
+    """
+    labels_N, strength_N = _hdbscan(points_ND)
+    if np.bincount(labels_N[labels_N >= 0], minlength=1).max() > BLOB * len(labels_N):
+        alike_ND = points_ND / np.maximum(points_ND.std(0), 1e-12)
+        alike_ND /= np.maximum(np.linalg.norm(alike_ND, axis=1, keepdims=True), 1e-12)
+        finer = _hdbscan(alike_ND)
+        if (finer[0] >= 0).mean() >= 1 / 3:
+            return finer
+    return labels_N, strength_N
+
+
+def _hdbscan(points_ND: Floats) -> tuple[NDArray[np.integer], Floats]:
     from sklearn.cluster import HDBSCAN  # a second that other audits need not wait for
 
     fewest = max(FEWEST, len(points_ND) // 200)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        found = HDBSCAN(min_cluster_size=fewest, min_samples=FEWEST // 2, copy=True).fit(points_ND)
+    found = HDBSCAN(min_cluster_size=fewest, min_samples=fewest // 5, copy=True).fit(points_ND)
     return found.labels_, found.probabilities_
 
 
