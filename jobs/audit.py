@@ -29,6 +29,7 @@ def audit(
     from gradosr.config import AuditSettings
     from gradosr.settings import load_settings
     from gradosr.store import Store
+    from gradosr.telemetry import printable
 
     level = () if fdr is None else (f"fdr={fdr}",)
     settings = load_settings(AuditSettings, "", "--set", (*overrides, *level))
@@ -36,5 +37,5 @@ def audit(
     document = find_facts(store, results, settings, baseline, out)
     store.write(str(out / "audit.json"), json.dumps(document, indent=1).encode())
     for note in document["notes"]:
-        click.echo(f"gradosr: {note}", err=True)
+        click.echo(f"gradosr: {printable(note)}", err=True)
     click.echo(json.dumps(document) if as_json else summary(document))

@@ -556,3 +556,24 @@ def test_bad_input_is_one_line(
     found, _, err = gradosr(capsys, "audit", *arguments)
     assert found == code
     assert told in err
+
+
+def test_an_audit_of_a_bucket_is_that_of_the_folder(tmp_path: Path, bucket: str, store: Store) -> None:
+    uri = grouped(tmp_path / "run")
+    for path in (tmp_path / "run").rglob("*"):
+        if path.is_file():
+            store.write(f"{bucket}/run/{path.relative_to(tmp_path / 'run')}", path.read_bytes())
+    there, here = audit(store, f"{bucket}/run", AuditSettings(), out=tmp_path / "out"), facts(uri)
+    for volatile in ("made", "results"):
+        del there[volatile], here[volatile]
+    assert json.loads(json.dumps(there)) == here
+    assert (tmp_path / "out" / "flagged.parquet").exists()
+
+
+def test_the_bench_finds_what_it_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = gradosr(capsys, "bench", "audit", "--rows", 12_000, "--folder", tmp_path, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert (found["rows"], found["parts"], found["groups"]) == (12_000, 2, 4)
+    assert found["estimate"] == pytest.approx(0.1, abs=0.04)
+    assert not list(tmp_path.iterdir())

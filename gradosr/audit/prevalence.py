@@ -20,6 +20,11 @@ small. Where the data show that the sentence is only nearly true, because there 
 percentile of the p-values and their median than beyond, the high end is raised by a quarter of that fall, less its
 standard error: all that unknown images add beyond the median if they are a fifth as dense there as just before.
 
+Two six-class CIFAR-10 networks, max logit, 1,500 calibration images, an archive of 4,000 known images and 1,000 of the
+four other classes, all drawn anew 40 times: the interval covers the truth 39 times each and is .14 wide. Images made by
+code (digits, noise, textures), scored by the distance to the nearest features: 37 and 39 times, .08 and .09 wide. Where
+unknown images hide among the known ones (that distance, for the four classes) only the lower bound holds.
+
 T thresholds of the grid, C = T + 1 cells between them, B simulations.
 """
 

@@ -51,7 +51,7 @@ class ScoreCells:
 
 
 class PValueCounts:
-    """Images by p-value j / (n + 1), exactly, j from 1; n calibration images."""
+    """Images by p-value j / (n + 1), exactly, j from 1; n calibration images, up to the 4 million float32 can count."""
 
     def __init__(self, calibration_images: int) -> None:
         self.counts = np.zeros(calibration_images + 1, np.int64)
