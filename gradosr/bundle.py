@@ -23,7 +23,7 @@ from gradosr.calibration import Calibration
 from gradosr.classifier import build_classifier, load_weights
 from gradosr.detectors import DETECTORS, Detector, restore
 from gradosr.errors import BundleError, NotFound
-from gradosr.manifest import MANIFEST, Manifest, read_manifest
+from gradosr.manifest import MANIFEST, CalibrationSummary, Manifest, read_manifest
 from gradosr.store import Store, join
 
 CLASSIFIER, DETECTOR, CALIBRATION = "classifier.safetensors", "detector.safetensors", "calibration.safetensors"
@@ -50,7 +50,7 @@ class Bundle:
         for name, body in bodies.items():
             store.write(join(uri, name), body)
         digests = {name: hashlib.sha256(body).hexdigest() for name, body in bodies.items()}
-        manifest = self.manifest.model_copy(update={"files": digests})
+        manifest = self.manifest.model_copy(update={"files": digests, "calibration": _summary(self.calibration)})
         document = manifest.model_dump(mode="json", exclude={"logits"} if manifest.logits is None else None)
         store.write(join(uri, MANIFEST), json.dumps(document, indent=2).encode())
 
@@ -65,6 +65,13 @@ class Bundle:
             "threshold": self.calibration.threshold(rate),
             **{key: self.manifest.provenance[key] for key in keys},
         }
+
+
+def _summary(calibration: Calibration) -> CalibrationSummary:
+    counts, edges = calibration.histogram()
+    return CalibrationSummary(
+        images=len(calibration.scores), edges=tuple(map(float, edges)), counts=tuple(map(int, counts))
+    )
 
 
 def _packed(tensors: dict[str, Tensor]) -> bytes:

@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 from gradosr.errors import InputError
 
+HISTOGRAM_BINS = 64
+
 Scores = NDArray[np.floating]
 
 
@@ -27,6 +29,10 @@ class Calibration:
         """(1 + calibration images scoring at least as high) / (n + 1); nan where the score is."""
         at_least = len(self.scores) - np.searchsorted(self.scores, scores.astype(np.float32), side="left")
         return np.where(np.isnan(scores), np.float32(np.nan), _p_value(at_least, len(self.scores)))
+
+    def histogram(self) -> tuple[NDArray[np.integer], Scores]:
+        """Counts of the scores, and the edges they lie between; evenly spaced."""
+        return np.histogram(self.scores.astype(np.float64), HISTOGRAM_BINS)
 
     def threshold(self, rate: float) -> float:
         """The highest unknown score that is still called known; p <= rate exactly where score > threshold."""

@@ -15,6 +15,16 @@ VERSION: Literal[1] = 1
 MANIFEST = "bundle.json"
 
 
+class CalibrationSummary(Settings):
+    """What an audit needs of the calibration: it goes into run.json, so that a results folder explains itself."""
+
+    images: int
+    edges: tuple[float, ...]
+    """Ascending, evenly spaced: of the unknown score, higher = more unknown."""
+    counts: tuple[int, ...]
+    """Calibration images between two edges."""
+
+
 class Manifest(Settings):
     """bundle.json."""
 
@@ -32,6 +42,8 @@ class Manifest(Settings):
     """Backpropagated in this order; the representation is their norms side by side."""
     false_alarm_rate: float
     """is_unknown = p_value <= this."""
+    calibration: CalibrationSummary | None = None
+    """Filled in when the bundle is saved; None in one that was saved before there was a summary."""
     files: dict[str, str] = {}
     """SHA-256 of each other file."""
     provenance: dict[str, Any] = {}

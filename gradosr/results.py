@@ -80,7 +80,8 @@ class RunFolder:
         """run.json. Raises InputError when there is no run."""
         try:
             document = json.loads(self._store.read(self.path("run.json")))
-            return {"fingerprint": document["fingerprint"], "classes": document["classes"]}
+            added_later = {name: document.get(name) for name in ("false_alarm_rate", "calibration")}
+            return {"fingerprint": document["fingerprint"], "classes": document["classes"], **added_later}
         except NotFound as error:
             raise InputError(f"{self.uri}: no results there (no run.json); `gradosr score` makes them") from error
         except (ValueError, KeyError, TypeError) as error:
@@ -153,7 +154,7 @@ class RunFolder:
             return {}
 
     def _footer_stats(self, part: str) -> PartStats:
-        with self._store.open(self._store.stat(self.path("parts", part + PART))) as body:
+        with self.open_part(part) as body:
             metadata = pq.read_metadata(body).metadata
         return PartStats(json.loads(metadata[b"gradosr.counts"]), json.loads(metadata[b"gradosr.seconds"]))
 
@@ -164,13 +165,25 @@ class RunFolder:
         if success:
             self._store.write(self.path("_SUCCESS"), json.dumps({**summary, "parts": sorted(parts)}).encode())
 
+    def table_parts(self, listing: Listing) -> list[str]:
+        """Names of the parts that make up the table: as _SUCCESS has them, of an unfinished run those there are."""
+        if not listing.finished:
+            return sorted(listing.parts)
+        return cast("list[str]", json.loads(self._store.read(self.path("_SUCCESS")))["parts"])
+
+    def open_part(self, part: str) -> BinaryIO:
+        """A reader of the part's file; to be closed."""
+        return self._store.open(self._store.stat(self.path("parts", part + PART)))
+
+    def mark(self, part: str) -> dict[str, Any]:
+        """The quarantine mark of a shard version: shard, version, reason, attempts."""
+        return cast("dict[str, Any]", json.loads(self._store.read(self.path("quarantine", part + MARK))))
+
     def table(self, columns: Sequence[str]) -> tuple[pa.Table, bool]:
         """Rows of the parts that make up the table, and whether the run is finished (else: the parts there are)."""
         self.fingerprint()
         listing = self.look()
-        parts = sorted(listing.parts)
-        if listing.finished:
-            parts = json.loads(self._store.read(self.path("_SUCCESS")))["parts"]
+        parts = self.table_parts(listing)
         if not parts:
             raise InputError(f"{self.uri}: no finished parts yet; run `gradosr score` first")
         with ThreadPoolExecutor(8, "parts") as pool:
@@ -178,7 +191,7 @@ class RunFolder:
         return pa.concat_tables(tables), listing.finished
 
     def _read_part(self, part: str, columns: Sequence[str]) -> pa.Table:
-        with self._store.open(self._store.stat(self.path("parts", part + PART))) as body:
+        with self.open_part(part) as body:
             return pq.read_table(body, columns=list(columns))
 
 

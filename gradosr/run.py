@@ -25,7 +25,8 @@ class Plan:
     job: ScoreJob
     folder: RunFolder
     fingerprint: dict[str, Any]
-    classes: tuple[str, ...]
+    manifest: Manifest
+    """Of the bundle."""
     shards: Sequence[Shard]
     """The archive as listed."""
     new_groups: Sequence[Sequence[str]]
@@ -40,11 +41,16 @@ class Plan:
         Raises FingerprintMismatch or RunFailed when another driver was first, StoreError when it cannot be written.
         """
         if not self.listing.claimed:
-            self.folder.claim(self.fingerprint, {"classes": self.classes, "software": software()})
+            self.folder.claim(self.fingerprint, self._about())
         if self.new_groups and not self.folder.record_groups(self.listing, self.new_groups):
             raise RunFailed(f"{self.folder.uri}: another driver recorded groups of images meanwhile; run this again")
         if self.pending and self.listing.finished:
             self.folder.reopen()
+
+    def _about(self) -> dict[str, Any]:
+        """What run.json tells beside the fingerprint, which covers it by the bundle's digest."""
+        facts = self.manifest.model_dump(mode="json", include={"classes", "false_alarm_rate", "calibration"})
+        return {**facts, "software": software()}
 
     def facts(self) -> dict[str, Any]:
         """What would be done."""
@@ -108,7 +114,7 @@ def prepare(job: ScoreJob) -> Plan:
     fingerprint = _checked(job, manifest, folder, listing)
     skipped = listing.parts | (set() if job.retry_quarantined else listing.quarantined)
     pending = [shard for shard in listed[0] if shard.part not in skipped]
-    return Plan(job, folder, fingerprint, manifest[0].classes, *listed, listing, pending)
+    return Plan(job, folder, fingerprint, manifest[0], *listed, listing, pending)
 
 
 def check(job: ScoreJob) -> dict[str, Any]:

@@ -90,6 +90,25 @@ def bench_driver(shards: int, workers: int, folder: str | None, as_json: bool) -
     click.echo(json.dumps(facts) if as_json else driver.driver_table(facts))
 
 
+@bench.command(name="audit")
+@click.option("--rows", default=10_000_000, show_default=True, type=COUNT)
+@click.option(
+    "--folder",
+    type=click.Path(exists=True, file_okay=False, writable=True),
+    help="Where the results go for the time of the bench; default: the system's temporary folder.",
+)
+@json_flag
+def bench_audit(rows: int, folder: str | None, as_json: bool) -> None:
+    """An audit of made-up results: seconds, and the memory of this process."""
+    import tempfile
+
+    from gradosr.benchmark import audit
+
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        facts = audit.bench_audit(rows, Path(place))
+    click.echo(json.dumps(facts) if as_json else audit.audit_table(facts))
+
+
 def _conformance(library: str, *, as_json: bool) -> int:
     """One line per architecture as it finishes, or one document at the end."""
     from gradosr.benchmark.tables import conformance_line

@@ -15,7 +15,10 @@ from typing import Any, TypeVar
 
 import click
 
-COMMANDS = ("fit", "score", "submit", "status", "logs", "cancel", "schedule", "evaluate", "pack", "bench", "demo")
+COMMANDS = (
+    *("fit", "score", "submit", "status", "logs", "cancel", "audit", "schedule", "evaluate", "pack", "bench"),
+    "demo",
+)
 
 DONE, FAILED, USAGE, INPUT, INCOMPLETE, ACTIVE, INTERRUPTED = 0, 1, 2, 4, 5, 7, 130
 

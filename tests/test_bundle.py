@@ -104,7 +104,9 @@ def test_a_loaded_bundle_gives_the_same_scores_to_the_bit(kind, tmp_path, local)
     loaded = load_bundle(local, f"{tmp_path}/new/folder/")
     assert {path.name for path in (tmp_path / "new/folder").iterdir()} == FILES
     assert scores_of(loaded) == scores_of(bundle)
-    assert loaded.manifest == bundle.manifest.model_copy(update={"files": loaded.manifest.files})
+    written = {name: getattr(loaded.manifest, name) for name in ("files", "calibration")}
+    assert loaded.manifest == bundle.manifest.model_copy(update=written)
+    assert written["calibration"].images == sum(written["calibration"].counts) == len(bundle.calibration.scores)
     assert loaded.facts() == bundle.facts()
     assert not loaded.classifier.training
     assert loaded.digest == hashlib.sha256((tmp_path / "new/folder/bundle.json").read_bytes()).hexdigest()

@@ -13,9 +13,8 @@ JOBS = sorted((ROOT / "jobs").glob("*.py"))
 LAYERS = (
     "errors", "settings", "config", "store", "shards", "readers", "images", "loading", "calibration", "metrics",
     "seaweedfs demo_data", "gradients", "representations", "detectors", "manifest", "classifier", "bundle", "scorer",
-    "parts", "progress", "results", "lease", "run", "worker", "evaluation", "telemetry", "status", "driver submission",
-    "schedules", "audit",
-    "conformance", "benchmark", "training", "packing", "known_images", "fitting",
+    "parts", "progress", "results", "lease", "run", "worker", "evaluation", "telemetry", "status", "schedules", "audit",
+    "driver submission", "conformance", "benchmark", "training", "packing", "known_images", "fitting",
 )  # fmt: skip
 ROOMS = {
     "ray": {"driver/__init__.py", "driver/actor.py", "driver/cluster.py", "driver/prometheus.py", "submission.py"},

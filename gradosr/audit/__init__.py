@@ -1,1 +1,81 @@
-"""An audit: what a results folder says about its archive, as facts, as a page and as lists for labelling."""
+"""What is in an archive that the classifier has never seen, how much of it, where, since when, and since last time.
+
+`audit` reads a results folder and nothing else: two passes over its parts, each in bounded memory.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from gradosr.audit.document import FLAGGED, Found, document
+from gradosr.audit.drift import changes, check_baseline
+from gradosr.audit.flagged import check_folder, write_flagged
+from gradosr.audit.flags import Flags, certified, no_flags
+from gradosr.audit.groups import FalseAlarms, group
+from gradosr.audit.prevalence import Prevalence, no_prevalence, share_of_unknown
+from gradosr.audit.rows import RunTable
+from gradosr.audit.tally import Tally, count
+from gradosr.config import AuditSettings
+from gradosr.errors import InputError
+from gradosr.manifest import CalibrationSummary
+from gradosr.store import Store
+
+UNCALIBRATED = (
+    "the run does not record its calibration (it was scored before runs did so): "
+    "fit the bundle again and score with it into a new output"
+)
+
+
+def audit(
+    store: Store, uri: str, settings: AuditSettings, baseline: str | None = None, out: Path | None = None
+) -> dict[str, Any]:
+    """The document of audit.json; with `out`, a folder, flagged.parquet is written there.
+
+    Raises InputError where there is nothing to audit, FingerprintMismatch for parts of mixed settings, ConfigError for
+    a baseline of another bundle, StoreError when `out` cannot be written.
+    """
+    table = RunTable(store, uri)
+    compared = RunTable(store, baseline) if baseline else None
+    notes = [] if table.listing.finished else ["the run is not finished: audited are the parts there are"]
+    notes += check_baseline(table, compared) if compared else []
+    if out is not None:
+        check_folder(out)
+    found, changed = _found(table, settings), None
+    if compared:
+        changed, more = changes(table, found.tally, compared, count(compared, None, 0))
+        notes += more
+    if out is not None:
+        write_flagged(table, found.flags.cut if found.flags.count else None, found.groups.group_of, out / FLAGGED)
+    return document(found, changed, notes)
+
+
+def _found(table: RunTable, settings: AuditSettings) -> Found:
+    calibration = _calibration(table)
+    tally = count(table, calibration.images if calibration else None, settings.group_sample)
+    counts_N = None if tally.p_values is None or tally.p_values.strange else tally.p_values.counts
+    share, flags = _figures(tally, settings)
+    known, rate, alarms = 1 - (share.estimate or 0.0), table.about["false_alarm_rate"], None
+    if counts_N is not None and rate is not None and tally.images:
+        alarms = FalseAlarms.of(counts_N, known, rate)
+    groups = group(tally.sample, tally.without_features, alarms, settings.max_groups, table.kind)
+    return Found(table, tally, calibration, counts_N, share, flags, groups, settings.max_groups)
+
+
+def _calibration(table: RunTable) -> CalibrationSummary | None:
+    recorded = table.about["calibration"]
+    try:
+        return None if recorded is None else CalibrationSummary.model_validate(recorded)
+    except ValidationError as error:
+        raise InputError(f"{table.folder.uri}: run.json is damaged: its calibration is not one") from error
+
+
+def _figures(tally: Tally, settings: AuditSettings) -> tuple[Prevalence, Flags]:
+    """None of either, and why, where p-values cannot be counted exactly."""
+    if tally.p_values is None or tally.p_values.strange:
+        reason = UNCALIBRATED
+        if tally.p_values:
+            reason = f"{tally.p_values.strange} p-values are not of the recorded calibration; score into a new output"
+        return no_prevalence(reason, settings.confidence), no_flags(reason, settings.fdr)
+    share = share_of_unknown(tally.p_values.counts, settings.confidence)
+    return share, certified(tally.p_values.counts, settings.fdr, 1 - (share.estimate or 0.0))

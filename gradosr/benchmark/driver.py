@@ -75,7 +75,7 @@ def bench_driver(shards: int, workers: int, folder: Path, notes: Notes) -> dict[
         "recognised_seconds": recognised,
         "recognised_listings": len(listings_again),
         "left": len(again.pending),
-        "peak_bytes": _peak_bytes(),
+        "peak_bytes": peak_bytes(),
     }
 
 
@@ -136,7 +136,7 @@ def _listings() -> Iterator[list[str]]:
         Store.list = plain  # type: ignore[method-assign]
 
 
-def _peak_bytes() -> int | None:
+def peak_bytes() -> int | None:
     """Of this process; None where the system does not tell."""
     found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text(encoding="ascii")) if STATUS.exists() else None
     return int(found[1]) << 10 if found else None

@@ -1,0 +1,162 @@
+"""The document of audit.json: what was counted and found, put in order, bounded, and what the bounds left out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradosr.audit.flags import Flags
+from gradosr.audit.groups import Groups
+from gradosr.audit.histograms import p_value_histogram, score_histogram
+from gradosr.audit.places import MOST_PREFIXES
+from gradosr.audit.prevalence import Prevalence
+from gradosr.audit.proportions import wilson
+from gradosr.audit.rows import RunTable, shown
+from gradosr.audit.tally import Tally, worst
+from gradosr.manifest import CalibrationSummary
+
+SCHEMA = 1
+FLAGGED = "flagged.parquet"
+MOST_RATES = 200
+MOST_DAYS = 3660
+MOST_QUARANTINED = 1000
+
+
+@dataclass(frozen=True)
+class Found:
+    """All that an audit found of one run."""
+
+    table: RunTable
+    tally: Tally
+    calibration: CalibrationSummary | None
+    counts_N: NDArray[np.integer] | None
+    """By p-value (j + 1) / N; None where they are not of the recorded calibration."""
+    share: Prevalence
+    flags: Flags
+    groups: Groups
+    max_groups: int
+
+
+def document(found: Found, changed: Mapping[str, Any] | None, notes: Sequence[str]) -> dict[str, Any]:
+    """Plain data; `changed` since the baseline, `notes` to begin with."""
+    tally, table = found.tally, found.table
+    return {
+        "schema": SCHEMA,
+        "gradosr": version("gradosr"),
+        "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "results": _results(table),
+        "notes": [*notes, *_left_out(found)],
+        **_counted(table, tally),
+        "calibration": {"images": found.calibration.images} if found.calibration else None,
+        "prevalence": asdict(found.share),
+        "flags": {name: value for name, value in asdict(found.flags).items() if name != "rank"},
+        "histograms": {
+            "unknown_score": score_histogram(tally.scores, found.calibration),
+            "p_value": p_value_histogram(found.counts_N, tally.p_histogram),
+        },
+        **_rates(table, tally),
+        "groups": _grouped(found.groups),
+        # Both the flagged rows and those over the threshold are the ones of the highest scores.
+        "highest": tally.highest[: found.flags.count or tally.unknown],
+        "quarantined": _quarantined(table),
+        "bad_images": tally.bad_images,
+        "baseline": changed,
+    }
+
+
+def _results(table: RunTable) -> dict[str, Any]:
+    fingerprint = table.fingerprint
+    return {
+        "uri": table.folder.uri,
+        "finished": table.listing.finished,
+        "parts": len(table.parts),
+        "input": fingerprint["input"],
+        "bundle": fingerprint["bundle"],
+        "fingerprint": fingerprint,
+    }
+
+
+def _counted(table: RunTable, tally: Tally) -> dict[str, Any]:
+    return {
+        "rows": tally.rows,
+        "images": tally.images,
+        "statuses": dict(sorted(tally.statuses.items())),
+        "classes": list(table.about["classes"]),
+        "false_alarm_rate": table.about["false_alarm_rate"],
+        "unknown": tally.unknown,
+        "unknown_rate": tally.unknown / max(1, tally.images),
+    }
+
+
+def _rates(table: RunTable, tally: Tally) -> dict[str, Any]:
+    counts = tally.by_class.tolist()
+    by_class = [(name, one, two) for name, (one, two) in zip(table.about["classes"], counts, strict=True)]
+    by_shard = [(name, one, two) for name, (one, two) in tally.by_shard.items()]
+    return {
+        "by_prefix": [_rate(*one) for one in worst(tally.prefixes.counts(), MOST_RATES)],
+        "by_predicted_class": [_rate(*one) for one in worst(by_class, MOST_RATES)],
+        "by_shard": [_rate(*one) for one in worst(by_shard, MOST_RATES)],
+        "by_day": [_rate(*one) for one in tally.days.counts()[-MOST_DAYS:]],
+    }
+
+
+def _rate(name: str, images: int, unknown: int) -> dict[str, Any]:
+    low, high = wilson(unknown, images)
+    return {
+        "name": name,
+        "images": images,
+        "unknown": unknown,
+        "rate": unknown / max(1, images),
+        "low": low,
+        "high": high,
+    }
+
+
+def _grouped(found: Groups) -> dict[str, Any]:
+    return {
+        "reason": found.reason,
+        "considered": found.considered,
+        "clustered": len(found.group_of),
+        "left_over": found.left_over,
+        "items": list(found.items),
+    }
+
+
+def _quarantined(table: RunTable) -> list[dict[str, Any]]:
+    marks = (table.folder.mark(part) for part in sorted(table.listing.quarantined)[:MOST_QUARANTINED])
+    return [{"shard": shown(mark.get("shard")), "reason": shown(mark.get("reason"))} for mark in marks]
+
+
+def _left_out(found: Found) -> list[str]:
+    """One line each on what was left out or bounded."""
+    tally = found.tally
+    notes = []
+    if not found.flags.count and tally.unknown:
+        notes.append(
+            f"no image can be flagged at the level asked for: {FLAGGED} and `highest` hold images over the bundle's "
+            "threshold instead, false alarms among them"
+        )
+    for name, number in (("folders", len(tally.prefixes.counts())), ("shards", len(tally.by_shard))):
+        if number > MOST_RATES:
+            notes.append(f"of {number} {name} the {MOST_RATES} of the surely highest rates are listed")
+    if tally.prefixes.depth is not None:
+        steps = f"more than {MOST_PREFIXES} folders: told apart by their first {tally.prefixes.depth} steps"
+        notes.append(steps)
+    days = tally.days.counts()
+    if days and tally.days.undated:
+        notes.append(f"{tally.days.undated} of {tally.images} images carry no date in their keys")
+    if len(days) > MOST_DAYS:
+        notes.append(f"of {len(days)} days the last {MOST_DAYS} are listed")
+    if tally.sample.considered > found.groups.considered > 0:
+        notes.append(
+            f"groups are of a sample, chosen by hash of the key: {found.groups.considered} of "
+            f"{tally.sample.considered} images over the threshold"
+        )
+    groups = len(set(found.groups.group_of.values()))
+    if groups > found.max_groups:
+        notes.append(f"of {groups} groups the {found.max_groups} largest are listed")
+    return notes

@@ -1,0 +1,184 @@
+"""Images over the threshold, grouped by what they look like to the classifier: candidates for new classes.
+
+HDBSCAN (Campello et al. 2013, scikit-learn's) on penultimate features, scaled to unit length and projected on their
+principal components. A group is named by the smallest id of its members, so that it keeps its name when others join.
+
+N images of the sample, F features, D principal components, G images of a group.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradosr.audit.places import folder_of
+from gradosr.audit.tally import Sample
+
+COMPONENTS = 16
+BLOB = 0.8
+"""A group of more of the images tells nothing: it may be a class, or all that there is."""
+FEWEST = 10
+"""Images of a group, at least; of a large sample one in 200."""
+TYPICAL, BORDERLINE, PLACES = 12, 6, 10
+HOW = "score with `features: unknown` (--set features=unknown, into a new output) to have groups"
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Of the images over the threshold."""
+
+    reason: str | None
+    """Why there are none."""
+    considered: int = 0
+    left_over: int = 0
+    """Images like no other ones."""
+    items: tuple[dict[str, Any], ...] = ()
+    """As in audit.json, largest first."""
+    group_of: dict[str, str] = field(default_factory=dict)
+    """Id of an image -> id of its group."""
+
+
+@dataclass(frozen=True)
+class FalseAlarms:
+    """How many of the images with a p-value are known ones, on average over the archive.
+
+    Of known images, every p-value is had by the same share; what there is more of a p-value is unknown. Within a
+    group it is counted as everywhere: known images that come near the threshold may gather in some groups more than in
+    others, which p-values do not tell.
+    """
+
+    edges: NDArray[np.float64]
+    """Ascending p-values, from 0."""
+    shares: NDArray[np.float64]
+    """Known images among those between two edges, 0 to 1; never falling."""
+
+    @classmethod
+    def of(cls, counts_N: NDArray[np.integer], known: float, threshold: float) -> "FalseAlarms":
+        """Of counts by p-value (j + 1) / N, up to the threshold; `known`: share of known images in the archive."""
+        last = max(1, int(threshold * len(counts_N) + 1e-6))
+        ranks = np.unique(np.concatenate([[0], np.geomspace(1, last, 12).astype(int), [last]]))
+        found = np.add.reduceat(counts_N[:last].astype(np.int64), ranks[:-1])
+        expected = known * counts_N.sum() * np.diff(ranks) / len(counts_N)
+        return cls(ranks / len(counts_N), _never_falling(expected, found))
+
+    def __call__(self, p_values: Sequence[float]) -> Floats:
+        """The chance of each image to be a known one."""
+        cells = np.searchsorted(self.edges, np.asarray(p_values) - 1e-9) - 1
+        return np.asarray(self.shares[np.clip(cells, 0, len(self.shares) - 1)])
+
+
+def _never_falling(expected: Floats, found: NDArray[np.integer]) -> Floats:
+    """Shares expected / found, neighbours pooled where they fall (pool adjacent violators), at most 1."""
+    pooled: list[list[float]] = []  # expected, found, cells
+    for one, two in zip(expected.tolist(), found.tolist(), strict=True):
+        pooled.append([one, two, 1])
+        while len(pooled) > 1 and pooled[-2][0] * pooled[-1][1] > pooled[-1][0] * pooled[-2][1]:
+            last = pooled.pop()
+            pooled[-1] = [a + b for a, b in zip(pooled[-1], last, strict=True)]
+    return np.concatenate([np.full(int(cells), min(1.0, one / max(two, 1e-9))) for one, two, cells in pooled])
+
+
+def group(sample: Sample, without_features: int, false_alarms: FalseAlarms | None, most: int, kind: str) -> Groups:
+    """Groups of a sample; `most` of them are told, the largest. `kind` of the input."""
+    rows, features_NF = sample.settled()
+    if features_NF is None:
+        return Groups(_why_none(without_features))
+    if len(rows) < 2 * FEWEST:
+        return Groups(f"{len(rows)} images over the threshold are too few to group", len(rows))
+    points_ND = principal(features_NF)
+    labels_N, strength_N = cluster(points_ND)
+    items: list[dict[str, Any]] = []
+    group_of: dict[str, str] = {}
+    for label in range(labels_N.max() + 1):
+        members_G = np.flatnonzero(labels_N == label)
+        members = [rows[place] for place in members_G]
+        items.append(_item(members, points_ND[members_G], strength_N[members_G], false_alarms, kind))
+        group_of |= {row["id"]: items[-1]["id"] for row in members}
+    items.sort(key=lambda item: (-item["size"], item["id"]))
+    return Groups(
+        None if items else "no group: the images over the threshold are each like no other",
+        len(rows),
+        int((labels_N < 0).sum()),
+        tuple(items[:most]),
+        group_of,
+    )
+
+
+def _why_none(without_features: int) -> str:
+    if without_features:
+        return f"no features stored for the {without_features} images over the threshold; {HOW}"
+    return "no image is over the threshold"
+
+
+def principal(features_NF: NDArray[np.float16]) -> Floats:
+    """Features of unit length, projected on their first principal components [N, D]; the same for the same features."""
+    x_NF = np.nan_to_num(features_NF.astype(np.float32), nan=0.0, posinf=65504.0, neginf=-65504.0)
+    x_NF /= np.maximum(np.linalg.norm(x_NF, axis=1, keepdims=True), 1e-12)
+    x_NF -= x_NF.mean(0)
+    covariance_FF = (x_NF.T @ x_NF).astype(np.float64) / len(x_NF)
+    _, vectors_FF = np.linalg.eigh(covariance_FF)
+    return np.asarray(x_NF @ vectors_FF[:, ::-1][:, :COMPONENTS], np.float64)
+
+
+def cluster(points_ND: Floats) -> tuple[NDArray[np.integer], Floats]:
+    """Group of each point (-1: none) and how firmly it belongs to it, 0 to 1.
+
+    Where nearly all points are one group, the directions in which they differ most may hide those that matter: with
+    all components weighted alike, unknown classes near the known ones come apart (six-class CIFAR-10 networks, the four
+    other classes: of 40 % of the images, in groups of .45 purity instead of one of .25). Such groups are taken if they
+    hold a third of the points; a single class falls into fewer splinters.
+    """
+    labels_N, strength_N = _hdbscan(points_ND)
+    if np.bincount(labels_N[labels_N >= 0], minlength=1).max() > BLOB * len(labels_N):
+        alike_ND = points_ND / np.maximum(points_ND.std(0), 1e-12)
+        alike_ND /= np.maximum(np.linalg.norm(alike_ND, axis=1, keepdims=True), 1e-12)
+        finer = _hdbscan(alike_ND)
+        if (finer[0] >= 0).mean() >= 1 / 3:
+            return finer
+    return labels_N, strength_N
+
+
+def _hdbscan(points_ND: Floats) -> tuple[NDArray[np.integer], Floats]:
+    from sklearn.cluster import HDBSCAN  # a second that other audits need not wait for
+
+    fewest = max(FEWEST, len(points_ND) // 200)
+    found = HDBSCAN(min_cluster_size=fewest, min_samples=fewest // 5, copy=True).fit(points_ND)
+    return found.labels_, found.probabilities_
+
+
+def _item(
+    rows: Sequence[dict[str, Any]],
+    points_GD: Floats,
+    strength_G: Floats,
+    false_alarms: FalseAlarms | None,
+    kind: str,
+) -> dict[str, Any]:
+    distance_G = np.linalg.norm(points_GD - points_GD.mean(0), axis=1)
+    typical = np.lexsort((distance_G, -strength_G))[:TYPICAL].tolist()
+    borderline = [place for place in np.lexsort((-distance_G, strength_G)).tolist() if place not in typical]
+    expected = None if false_alarms is None else float(false_alarms([row["p_value"] for row in rows]).sum())
+    return {
+        "id": "g-" + min(row["id"] for row in rows)[:8],
+        "size": len(rows),
+        "expected_false_alarms": expected,
+        "false_alarm_share": None if expected is None else expected / len(rows),
+        "nearest_class": _most([row["predicted_class"] for row in rows])[0][0],
+        "prefixes": _places([folder_of(kind, row["shard"], row["key"]) for row in rows]),
+        "shards": _places([row["shard"] for row in rows]),
+        "typical": [rows[place] for place in typical],
+        "borderline": [rows[place] for place in borderline[:BORDERLINE]],
+    }
+
+
+def _places(names: Sequence[str]) -> list[dict[str, Any]]:
+    return [{"name": name, "images": images} for name, images in _most(names)[:PLACES]]
+
+
+def _most(names: Sequence[str]) -> list[tuple[str, int]]:
+    """Most frequent first; of equals the first in the alphabet."""
+    return sorted(Counter(names).items(), key=lambda item: (-item[1], item[0]))

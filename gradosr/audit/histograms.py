@@ -1,0 +1,59 @@
+"""Unknown scores of an archive beside those of the calibration, on the same evenly spaced edges."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradosr.audit.tally import ScoreCells
+from gradosr.manifest import CalibrationSummary
+
+MOST_BINS = 120
+OUTSIDE = 0.001
+"""Share of the images at either end that may lie in one wide bin, so that a few scores do not flatten all others."""
+
+
+def score_histogram(cells: ScoreCells, calibration: CalibrationSummary | None) -> dict[str, Any]:
+    """Edges [n + 1], archive [n], calibration [n] or None; the outermost bins reach as far as there are images."""
+    scores, counts = cells.counted()
+    if not len(scores):
+        return {"edges": [], "archive": [], "calibration": None}
+    edges = _edges(scores, counts, calibration)
+    archive = np.histogram(np.clip(scores, edges[0], edges[-1]), edges, weights=counts)[0]
+    known = None if calibration is None else _rebinned(calibration, edges)
+    edges[0], edges[-1] = min(edges[0], scores[0]), max(edges[-1], scores[-1])
+    return {
+        "edges": edges.tolist(),
+        "archive": archive.astype(int).tolist(),
+        "calibration": None if known is None else known.tolist(),
+    }
+
+
+def _edges(
+    scores: NDArray[np.float64], counts: NDArray[np.int64], calibration: CalibrationSummary | None
+) -> NDArray[np.float64]:
+    """Those of the calibration, carried on over the archive's scores; wider where that makes too many."""
+    below = np.cumsum(counts) / counts.sum()
+    low, high = (float(scores[np.searchsorted(below, share)]) for share in (OUTSIDE, 1 - OUTSIDE))
+    if calibration is None:
+        return np.linspace(low, max(high, np.nextafter(low, np.inf) + 1e-6 * abs(low) + 1e-9), MOST_BINS // 2 + 1)
+    start, width = calibration.edges[0], calibration.edges[1] - calibration.edges[0]
+    high, low = max(high, calibration.edges[-1]), min(low, start)
+    width *= max(1, int(np.ceil((high - low) / width / MOST_BINS)))
+    first, last = int(np.floor((low - start) / width)), int(np.ceil((high - start) / width))
+    return np.asarray(start + width * np.arange(first, last + 1), np.float64)
+
+
+def _rebinned(calibration: CalibrationSummary, edges: NDArray[np.float64]) -> NDArray[np.int64]:
+    middles = (np.array(calibration.edges[:-1]) + np.array(calibration.edges[1:])) / 2
+    counts = np.histogram(np.clip(middles, edges[0], edges[-1]), edges, weights=calibration.counts)[0]
+    return np.asarray(counts.astype(np.int64))
+
+
+def p_value_histogram(counts_N: NDArray[np.integer] | None, twentieths: NDArray[np.integer]) -> dict[str, Any]:
+    """Edges [n + 1], archive [n]: of counts by p-value (j + 1) / N, as finely as N allows; else in twentieths."""
+    if counts_N is None:
+        return {"edges": np.linspace(0, 1, 21).tolist(), "archive": twentieths.tolist()}
+    ranks = np.unique(np.linspace(0, len(counts_N), min(len(counts_N), 100) + 1).astype(int))
+    archive = np.add.reduceat(counts_N.astype(np.int64), ranks[:-1])
+    return {"edges": (ranks / len(counts_N)).tolist(), "archive": archive.tolist()}

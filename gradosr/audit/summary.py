@@ -1,0 +1,56 @@
+"""A few lines of an audit's document, for a terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gradosr.telemetry import printable
+
+
+def summary(document: Mapping[str, Any]) -> str:
+    """How much is unknown, what can be flagged, which groups there are, what changed."""
+    bad, parts = document["rows"] - document["images"], document["results"]["parts"]
+    lines = [
+        f"images          {document['images']:,} scored, {bad:,} without a score, in {parts:,} parts",
+        f"over threshold  {document['unknown']:,} ({document['unknown_rate']:.1%})" + _expected(document),
+        f"unknown         {_prevalence(document['prevalence'])}",
+        f"flagged         {_flags(document['flags'])}",
+        f"groups          {_groups(document['groups'])}",
+    ]
+    if document["baseline"]:
+        lines.append(f"since baseline  {_baseline(document['baseline'])}")
+    return "\n".join(printable(line) for line in lines)
+
+
+def _expected(document: Mapping[str, Any]) -> str:
+    rate = document["false_alarm_rate"]
+    return "" if rate is None else f"; of known images alone {rate:.1%} would be"
+
+
+def _prevalence(found: Mapping[str, Any]) -> str:
+    if found["reason"]:
+        return f"no figure: {found['reason']}"
+    return (
+        f"{found['estimate']:.1%} of the images ({found['low']:.1%} to {found['high']:.1%}), at least "
+        f"{found['lower_bound']:.1%} ({found['confidence']:.0%} confidence)"
+    )
+
+
+def _flags(found: Mapping[str, Any]) -> str:
+    if found["reason"]:
+        return found["reason"] if not found["calibration_images"] else f"none: {found['reason']}"
+    return f"{found['count']:,} images, of which at most {found['level']:.0%} are expected to be false alarms"
+
+
+def _groups(found: Mapping[str, Any]) -> str:
+    if found["reason"]:
+        return f"none: {found['reason']}"
+    return f"{len(found['items'])} of {found['clustered']:,} images, {found['left_over']:,} images like no other"
+
+
+def _baseline(found: Mapping[str, Any]) -> str:
+    change = found["unknown_rate_change"]
+    return (
+        f"{change['difference']:+.1%} over threshold ({change['low']:+.1%} to {change['high']:+.1%}, "
+        f"adjusted p {change['adjusted_p_value']:.2g}), {found['appeared']:,} images appeared, "
+        f"{found['vanished']:,} vanished"
+    )

@@ -1,0 +1,248 @@
+"""What is counted and kept of a run's table in one pass, in memory that does not grow with it.
+
+Counts are exact. Lists are bounded and chosen by the rows themselves (highest score, smallest hash of the key, first in
+their shard), never by the order in which threads read parts, so that the same table gives the same audit.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from gradosr.audit.places import Days, Prefixes, shard_folder
+from gradosr.audit.proportions import wilson
+from gradosr.audit.rows import OpenPart, RunTable, key_hash, shown
+
+COUNTED = ("key", "shard", "row", "status", "predicted_index", "unknown_score", "p_value", "is_unknown")
+DESCRIBED = ("key", "shard", "row", "label", "predicted_class", "unknown_score", "p_value", "width", "height")
+"""Columns of a row that is shown."""
+HIGHEST = 100
+BAD_IMAGES = 1000
+SCORE_BITS = 20
+"""Of the 32 of a score's float that its cell keeps: 11 of the mantissa's 23, a resolution of 1 in 2,000."""
+
+
+class ScoreCells:
+    """Counts of unknown scores by their first bits: one set of cells for scores of any size."""
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(1 << SCORE_BITS, np.int64)
+
+    def add(self, scores: NDArray[np.float32]) -> None:
+        """Count these."""
+        bits = np.ascontiguousarray(scores, np.float32).view(np.uint32)
+        negative = bits >> 31 == 1
+        ordered = np.where(negative, ~bits, bits | np.uint32(1 << 31))  # as integers, in the order of the floats
+        cells, counts = np.unique(ordered >> np.uint32(32 - SCORE_BITS), return_counts=True)
+        self.counts[cells] += counts
+
+    def counted(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """The score in the middle of each cell that is not empty, ascending, and its images."""
+        cells = np.flatnonzero(self.counts)
+        shift = 32 - SCORE_BITS
+        ordered = (cells.astype(np.uint32) << np.uint32(shift)) | np.uint32(1 << (shift - 1))
+        bits = np.where(ordered >> 31 == 1, ordered ^ np.uint32(1 << 31), ~ordered)
+        return bits.astype(np.uint32).view(np.float32).astype(np.float64), self.counts[cells]
+
+
+class PValueCounts:
+    """Images by p-value j / (n + 1), exactly, j from 1; n calibration images, up to the 4 million float32 can count."""
+
+    def __init__(self, calibration_images: int) -> None:
+        self.counts = np.zeros(calibration_images + 1, np.int64)
+        self.strange = 0
+        """p-values that no calibration of n images gives."""
+
+    def add(self, p_values: NDArray[np.float32]) -> None:
+        """Count these."""
+        exact = p_values.astype(np.float64) * len(self.counts)
+        ranks = np.rint(exact)
+        valid = (np.abs(exact - ranks) < 0.25) & (ranks >= 1) & (ranks <= len(self.counts))
+        self.strange += int((~valid).sum())
+        cells, counts = np.unique(ranks[valid].astype(np.int64), return_counts=True)
+        self.counts[cells - 1] += counts
+
+
+class Sample:
+    """Rows over the threshold that have features: those with the smallest hashes of their keys."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.considered = 0
+        """Rows that could have been chosen."""
+        self._bound = (1 << 64) - 1
+        self._chunks: list[tuple[NDArray[np.uint64], list[dict[str, Any]], NDArray[np.float16]]] = []
+        self._held = 0
+
+    def wanted(self, keys: pa.ChunkedArray) -> tuple[NDArray[np.intp], NDArray[np.uint64]]:
+        """Places of the keys that may be chosen as things stand, and the first eight bytes of their hashes."""
+        digests = b"".join(key_hash(key)[:8] for key in keys.to_pylist())
+        ids = np.frombuffer(digests, ">u8").astype(np.uint64)
+        places = np.flatnonzero(ids <= np.uint64(self._bound))
+        return places, ids[places]
+
+    def add(self, ids: NDArray[np.uint64], rows: pa.Table, features_NF: NDArray[np.float16]) -> None:
+        """Rows that are wanted."""
+        self._chunks.append((ids, described(rows), features_NF))
+        self._held += len(ids)
+        if self._held > 2 * self.limit:
+            self._settle()
+
+    def settled(self) -> tuple[list[dict[str, Any]], NDArray[np.float16] | None]:
+        """The rows, in order of their hashes, and their features [N, F]; None where there are none."""
+        if not self._held:
+            return [], None
+        self._settle()
+        _, rows, features_NF = self._chunks[0]
+        return rows, features_NF
+
+    def _settle(self) -> None:
+        ids = np.concatenate([ids for ids, *_ in self._chunks])
+        rows = [row for _, rows, _ in self._chunks for row in rows]
+        features_NF = np.concatenate([features_NF for *_, features_NF in self._chunks])
+        order = np.argsort(ids, kind="stable")[: self.limit]
+        self._chunks = [(ids[order], [rows[place] for place in order], features_NF[order])]
+        self._held = len(order)
+        if self._held == self.limit:
+            self._bound = int(ids[order[-1]])
+
+
+class Tally:
+    """Everything one pass gathers; `add` may be called by several threads."""
+
+    def __init__(self, classes: int, calibration_images: int | None, kind: str, sample: int) -> None:
+        """`kind` of the input; `sample`: rows kept for grouping."""
+        self.rows = 0
+        self.statuses: Counter[str] = Counter()
+        self.unknown = 0
+        self.scores = ScoreCells()
+        self.p_values = PValueCounts(calibration_images) if calibration_images is not None else None
+        self.p_histogram = np.zeros(20, np.int64)
+        """Of all p-values, in twentieths; for a run whose calibration is not on record."""
+        self.by_class = np.zeros((classes, 2), np.int64)
+        """Images and unknown ones, by predicted class."""
+        self.by_shard: dict[str, list[int]] = {}
+        self.prefixes, self.days = Prefixes(kind), Days()
+        self.part_rows: dict[str, int] = {}
+        self.sample = Sample(sample)
+        self.without_features = 0
+        """Rows over the threshold whose features are not stored."""
+        self._highest: pa.Table | None = None
+        self._bad: list[tuple[str, int, dict[str, Any]]] = []
+        self._lock = threading.Lock()
+
+    def read(self, part: str, opened: OpenPart) -> None:
+        """Count one part."""
+        columns = [*dict.fromkeys([*COUNTED, *DESCRIBED, "error"])]
+        stored = "features" in opened.columns
+        self.part_rows[part] = 0
+        for number, rows in opened.groups(columns):
+            over = np.flatnonzero(pc.fill_null(rows["is_unknown"], fill_value=False).to_numpy())
+            chosen = self._chosen(opened, number, rows, over) if stored and len(over) and self.sample.limit else None
+            with self._lock:
+                self.part_rows[part] += len(rows)
+                self._add(rows)
+                self.sample.considered += len(over) if stored else 0
+                self.without_features += 0 if stored else len(over)
+                if chosen is not None:
+                    self.sample.add(*chosen)
+
+    def _chosen(
+        self, opened: OpenPart, number: int, rows: pa.Table, over: NDArray[np.intp]
+    ) -> tuple[NDArray[np.uint64], pa.Table, NDArray[np.float16]] | None:
+        """Hashes, rows and features of those over the threshold that the sample wants; outside of the lock."""
+        places, ids = self.sample.wanted(rows["key"].take(over))
+        if not len(places):
+            return None
+        features = opened.group(number, ["features"])["features"].take(over[places]).combine_chunks()
+        valid = features.is_valid().to_numpy(zero_copy_only=False)
+        flat = features.drop_null().flatten().to_numpy(zero_copy_only=False)
+        return ids[valid], rows.take(over[places][valid]), flat.reshape(-1, features.type.list_size)
+
+    def _add(self, rows: pa.Table) -> None:
+        self.rows += len(rows)
+        for status in pc.value_counts(rows["status"]).to_pylist():
+            self.statuses[status["values"]] += status["counts"]
+        ok = pc.equal(rows["status"], "ok")
+        if not pc.all(ok).as_py():
+            self._add_bad(rows.filter(pc.invert(ok)))
+            rows = rows.filter(ok)
+        if len(rows):
+            self._count(rows, rows["is_unknown"].to_numpy())
+            self._keep_highest(rows)
+
+    def _count(self, rows: pa.Table, unknown: NDArray[np.bool_]) -> None:
+        p_values, index = rows["p_value"].to_numpy(), rows["predicted_index"].to_numpy()
+        self.unknown += int(unknown.sum())
+        self.scores.add(rows["unknown_score"].to_numpy())
+        if self.p_values is not None:
+            self.p_values.add(p_values)
+        self.p_histogram += np.histogram(p_values, np.linspace(0, 1, 21))[0]
+        classes = len(self.by_class)
+        self.by_class[:, 0] += np.bincount(index, minlength=classes)[:classes]
+        self.by_class[:, 1] += np.bincount(index[unknown], minlength=classes)[:classes]
+        shard = rows["shard"][0].as_py()  # a part is one shard's
+        counts = self.by_shard.setdefault(shown(shard) or "", [0, 0])
+        counts[0] += len(rows)
+        counts[1] += int(unknown.sum())
+        self.prefixes.add(rows["key"], shard, unknown)
+        self.days.add(rows["key"], shard_folder(self.prefixes.kind, shard), unknown)
+
+    def _keep_highest(self, rows: pa.Table) -> None:
+        if self._highest is not None and len(self._highest) == HIGHEST:
+            rows = rows.filter(pc.greater_equal(rows["unknown_score"], self._highest["unknown_score"][-1]))
+        if len(rows):
+            rows = rows.select(DESCRIBED)
+            both = rows if self._highest is None else pa.concat_tables([self._highest, rows])
+            order = [("unknown_score", "descending"), ("key", "ascending")]
+            self._highest = both.take(pc.select_k_unstable(both, min(HIGHEST, len(both)), order)).combine_chunks()
+
+    def _add_bad(self, rows: pa.Table) -> None:
+        for row in rows.slice(0, BAD_IMAGES).select(["shard", "row", "key", "status", "error"]).to_pylist():
+            facts = {"key": shown(row["key"]), "status": row["status"], "error": shown(row["error"])}
+            self._bad.append((row["shard"], row["row"], facts))
+        if len(self._bad) > 2 * BAD_IMAGES:
+            self._bad = sorted(self._bad, key=lambda one: one[:2])[:BAD_IMAGES]
+
+    @property
+    def images(self) -> int:
+        """Rows that have a score."""
+        return self.statuses["ok"]
+
+    @property
+    def bad_images(self) -> list[dict[str, Any]]:
+        """The first ones, by shard and row."""
+        return [facts for *_, facts in sorted(self._bad, key=lambda one: one[:2])[:BAD_IMAGES]]
+
+    @property
+    def highest(self) -> list[dict[str, Any]]:
+        """Rows of the highest unknown score, highest first."""
+        return [] if self._highest is None else described(self._highest)
+
+
+def count(table: RunTable, calibration_images: int | None, sample: int) -> Tally:
+    """One pass over all parts."""
+    tally = Tally(len(table.about["classes"]), calibration_images, table.kind, sample)
+    table.each(tally.read)
+    return tally
+
+
+def described(rows: pa.Table) -> list[dict[str, Any]]:
+    """Rows as they are shown: the contract's `row`."""
+    return list(_described(rows))
+
+
+def _described(rows: pa.Table) -> Iterator[dict[str, Any]]:
+    for row in rows.select(DESCRIBED).to_pylist():
+        texts = {name: shown(row[name]) for name in ("key", "shard", "label", "predicted_class")}
+        yield {"id": key_hash(row["key"]).hex()[:16], **row, **texts}
+
+
+def worst(counts: Sequence[tuple[str, int, int]], limit: int) -> list[tuple[str, int, int]]:
+    """Name, images, unknown ones: those whose rate is surely high first."""
+    return sorted(counts, key=lambda one: (-wilson(one[2], one[1])[0], one[0]))[:limit]

@@ -1,0 +1,41 @@
+"""gradosr audit: what is in an archive that the classifier has never seen, from its results."""
+
+import json
+from pathlib import Path
+
+import click
+
+from .cli import json_flag, set_option
+
+
+@click.command()
+@click.argument("results")
+@click.option(
+    "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for what is found."
+)
+@click.option("--baseline", metavar="RESULTS", help="Earlier results of the same bundle, to tell what changed.")
+@click.option("--fdr", type=float, help="Share of the flagged images that may be false alarms.  [default: 0.1]")
+@set_option
+@json_flag
+def audit(
+    results: str, out: Path, baseline: str | None, fdr: float | None, overrides: tuple[str, ...], as_json: bool
+) -> None:
+    """Tell what in RESULTS (a folder or s3:// prefix of `gradosr score`) the classifier has never seen.
+
+    Writes audit.json and flagged.parquet into --out.
+    """
+    from gradosr.audit import audit as find_facts
+    from gradosr.audit.summary import summary
+    from gradosr.config import AuditSettings
+    from gradosr.settings import load_settings
+    from gradosr.store import Store
+    from gradosr.telemetry import printable
+
+    level = () if fdr is None else (f"fdr={fdr}",)
+    settings = load_settings(AuditSettings, "", "--set", (*overrides, *level))
+    store = Store(settings.store, settings.stores)
+    document = find_facts(store, results, settings, baseline, out)
+    store.write(str(out / "audit.json"), json.dumps(document, indent=1).encode())
+    for note in document["notes"]:
+        click.echo(f"gradosr: {printable(note)}", err=True)
+    click.echo(json.dumps(document) if as_json else summary(document))
