@@ -22,7 +22,7 @@ def audit(
 ) -> None:
     """Tell what in RESULTS (a folder or s3:// prefix of `gradosr score`) the classifier has never seen.
 
-    Writes audit.json and flagged.parquet into --out.
+    Writes a page (index.html), audit.json, the flagged images (flagged.parquet) and exports for labelling into --out.
     """
     from gradosr.audit import audit as find_facts
     from gradosr.audit.summary import summary
@@ -35,7 +35,6 @@ def audit(
     settings = load_settings(AuditSettings, "", "--set", (*overrides, *level))
     store = Store(settings.store, settings.stores)
     document = find_facts(store, results, settings, baseline, out)
-    store.write(str(out / "audit.json"), json.dumps(document, indent=1).encode())
     for note in document["notes"]:
         click.echo(f"gradosr: {printable(note)}", err=True)
     click.echo(json.dumps(document) if as_json else summary(document))

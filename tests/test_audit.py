@@ -326,7 +326,10 @@ def test_flagged_parquet_holds_the_flagged_rows_in_order(tmp_path: Path) -> None
     assert table["shard"].to_pylist() == sorted(table["shard"].to_pylist())
     groups = {item["id"] for item in found["groups"]["items"]}
     assert groups <= set(table["group"].to_pylist())
-    assert {path.name for path in tmp_path.iterdir()} == {"run", "flagged.parquet"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("run", "audit.json", "flagged.parquet", "index.html"),
+        *("flagged.csv", "images", "labelstudio.json", "labelstudio.xml", "fiftyone.json"),
+    }
 
 
 def test_where_nothing_is_certified_the_rows_over_the_threshold_are_kept_and_it_is_said(tmp_path: Path) -> None:

@@ -3,11 +3,15 @@
 `audit` reads a results folder and nothing else: two passes over its parts, each in bounded memory.
 """
 
+import json
+from collections.abc import Collection
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
+from gradosr.audit import export, pictures, report
 from gradosr.audit.document import FLAGGED, Found, document
 from gradosr.audit.drift import changes, check_baseline
 from gradosr.audit.flagged import check_folder, write_flagged
@@ -16,11 +20,14 @@ from gradosr.audit.groups import FalseAlarms, group
 from gradosr.audit.prevalence import Prevalence, no_prevalence, share_of_unknown
 from gradosr.audit.rows import RunTable
 from gradosr.audit.tally import Tally, count
-from gradosr.config import AuditSettings
+from gradosr.config import AuditSettings, Input
 from gradosr.errors import InputError
 from gradosr.manifest import CalibrationSummary
 from gradosr.store import Store
 
+MOST_PICTURED = 500
+"""Flagged images that are exported with a picture, beside those on the page."""
+_INPUT: TypeAdapter[Input] = TypeAdapter(Input)
 UNCALIBRATED = (
     "the run does not record its calibration (it was scored before runs did so): "
     "fit the bundle again and score with it into a new output"
@@ -28,14 +35,20 @@ UNCALIBRATED = (
 
 
 def audit(
-    store: Store, uri: str, settings: AuditSettings, baseline: str | None = None, out: Path | None = None
+    store: Store,
+    uri: str,
+    settings: AuditSettings,
+    baseline: str | None = None,
+    out: Path | None = None,
+    only: Collection[str] | None = None,
 ) -> dict[str, Any]:
-    """The document of audit.json; with `out`, a folder, flagged.parquet is written there.
+    """The document of audit.json; with `out`, a folder, it is written there, with the page and the lists of images.
 
-    Raises InputError where there is nothing to audit, FingerprintMismatch for parts of mixed settings, ConfigError for
-    a baseline of another bundle, StoreError when `out` cannot be written.
+    `only` are names of parts that alone are audited, of all in the run's table. Raises InputError where there is
+    nothing to audit, FingerprintMismatch for parts of mixed settings, ConfigError for a baseline of another bundle,
+    StoreError when `out` cannot be written.
     """
-    table = RunTable(store, uri)
+    table = RunTable(store, uri, only)
     compared = RunTable(store, baseline) if baseline else None
     notes = [] if table.listing.finished else ["the run is not finished: audited are the parts there are"]
     notes += check_baseline(table, compared) if compared else []
@@ -45,9 +58,15 @@ def audit(
     if compared:
         changed, more = changes(table, found.tally, compared, count(compared, None, 0))
         notes += more
+    facts = document(found, changed, notes)
     if out is not None:
         write_flagged(table, found.flags.cut if found.flags.count else None, found.groups.group_of, out / FLAGGED)
-    return document(found, changed, notes)
+        store.write(str(out / "audit.json"), json.dumps(facts, indent=1).encode())
+        rows = chain(pictures.rows_of(facts), export.flagged_rows(out, MOST_PICTURED))
+        shown = pictures.fetch(store, _INPUT.validate_python(table.fingerprint["input"]), rows, table.parts)
+        export.write(out, shown, facts["classes"])
+        report.write(facts, shown, out)
+    return facts
 
 
 def _found(table: RunTable, settings: AuditSettings) -> Found:

@@ -7,7 +7,7 @@ as everywhere; a database engine would need its own.
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,14 +50,14 @@ class OpenPart:
 class RunTable:
     """The parts that make up a run's table: those that _SUCCESS names, of an unfinished run those there are."""
 
-    def __init__(self, store: Store, uri: str) -> None:
-        """Raises InputError where there is no run, or none of its parts."""
+    def __init__(self, store: Store, uri: str, only: Collection[str] | None = None) -> None:
+        """With `only`, those of these names. Raises InputError where there is no run, or none of its parts."""
         self.folder = RunFolder(store, uri)
         self.lock = threading.Lock()
         """For what `each` calls to change what it shares."""
         self.about = self.folder.about()
         self.listing = self.folder.look()
-        self.parts = self.folder.table_parts(self.listing)
+        self.parts = [part for part in self.folder.table_parts(self.listing) if only is None or part in only]
         if not self.parts:
             raise InputError(f"{uri}: {_why_empty(self.listing)}")
 
