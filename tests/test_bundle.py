@@ -89,21 +89,24 @@ def replace_file(folder, name, body):
     rewrite(folder, files=files | {name: hashlib.sha256(body).hexdigest()})
 
 
-def scores_of(bundle):
-    scores = Scorer(bundle, "cpu").score(pixels(5, seed=7))
-    return {name: value.tobytes() for name, value in vars(scores).items()}
+def assert_same_scores(one, other):
+    """But for rounding: the form of a norm is chosen by its time."""
+    first, second = (vars(Scorer(bundle, "cpu").score(pixels(5, seed=7))) for bundle in (one, other))
+    assert first.keys() == second.keys()
+    for name, values in first.items():
+        np.testing.assert_allclose(values, second[name], rtol=1e-5, atol=1e-7, err_msg=name)
 
 
 # --- The way there and back ---
 
 
 @pytest.mark.parametrize("kind", ["one_class", "transfer"])
-def test_a_loaded_bundle_gives_the_same_scores_to_the_bit(kind, tmp_path, local):
+def test_a_loaded_bundle_gives_the_same_scores(kind, tmp_path, local):
     bundle = made(kind)
     bundle.save(local, f"{tmp_path}/new/folder")
     loaded = load_bundle(local, f"{tmp_path}/new/folder/")
     assert {path.name for path in (tmp_path / "new/folder").iterdir()} == FILES
-    assert scores_of(loaded) == scores_of(bundle)
+    assert_same_scores(loaded, bundle)
     written = {name: getattr(loaded.manifest, name) for name in ("files", "calibration")}
     assert loaded.manifest == bundle.manifest.model_copy(update=written)
     assert written["calibration"].images == sum(written["calibration"].counts) == len(bundle.calibration.scores)
@@ -115,7 +118,7 @@ def test_a_loaded_bundle_gives_the_same_scores_to_the_bit(kind, tmp_path, local)
 def test_a_bundle_in_a_bucket_is_the_same_bundle(one_class, bucket, store):
     one_class.save(store, f"{bucket}/models/insects")
     loaded = load_bundle(store, f"{bucket}/models/insects")
-    assert scores_of(loaded) == scores_of(one_class)
+    assert_same_scores(loaded, one_class)
     assert {stored.uri.rpartition("/")[2] for stored in store.list(f"{bucket}/models/insects/")} == FILES
     with pytest.raises(BundleError) as raised:
         load_bundle(store, f"{bucket}/models/bees")
@@ -280,7 +283,7 @@ def test_a_bundle_that_names_a_factory_imports_nothing_unless_trusted(saved, tmp
     assert not (tmp_path / "imported").exists()
     loaded = load_bundle(Store(), str(saved), ("bundled_nets:net",))
     assert (tmp_path / "imported").exists()
-    assert scores_of(loaded) == scores_of(made())
+    assert_same_scores(loaded, made())
 
 
 @pytest.mark.parametrize(
