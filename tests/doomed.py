@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gradosr.config import ScoreJob
+from gradosr.errors import ClassifierError
 from gradosr.parts import PartBuilder, schema
 from gradosr.progress import PartStats
 from gradosr.readers import READERS
@@ -100,6 +101,19 @@ class Eating(Quick):
     def process(self, shard: Shard) -> PartStats:
         if "GRADOSR_TEST_EATING" in os.environ:
             _kill()
+        time.sleep(2)
+        return super().process(shard)
+
+
+class Unloadable(Quick):
+    """Cannot load on a node of this environment, and takes its time on others."""
+
+    def ready(self) -> None:
+        if "GRADOSR_TEST_UNLOADABLE" in os.environ:
+            raise ClassifierError("lacks a driver")
+        super().ready()
+
+    def process(self, shard: Shard) -> PartStats:
         time.sleep(2)
         return super().process(shard)
 

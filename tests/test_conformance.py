@@ -17,7 +17,7 @@ SPREAD = (
     "timm:levit_128s",  # position biases kept from pass to pass, BatchNorm before tokens
     "timm:tiny_vit_5m_224",  # padded windows
     "timm:vit_relpos_small_patch16_224",  # a bias inside fused attention
-    "timm:dm_nfnet_f0",  # products in place
+    pytest.param("timm:dm_nfnet_f0", marks=pytest.mark.slow),  # products in place
 )
 
 

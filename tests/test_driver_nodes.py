@@ -7,12 +7,12 @@ from pathlib import Path
 
 import doomed
 import pytest
-from chaos import ARCH, WORKERS, Nodes, nodes
-from tiny import local_job, make_bundle, write_archive
+from chaos import WORKERS, Nodes, nodes
+from tiny import local_job, write_archive
 
 from gradosr.config import RaySettings, ScoreJob, Workers
 from gradosr.driver import Driver, connected
-from gradosr.driver.actor import MakeWorker, shard_worker
+from gradosr.driver.actor import MakeWorker
 from gradosr.progress import Outcome, Progress
 from gradosr.run import finish, prepare
 from gradosr.store import Store
@@ -29,12 +29,11 @@ def cluster() -> Iterator[Nodes]:
 @pytest.fixture
 def job(tmp_path: Path) -> ScoreJob:
     write_archive(Store(), f"{tmp_path}/archive", shards=8)
-    make_bundle(Store(), f"{tmp_path}/bundle", arch=ARCH)
-    return local_job(tmp_path, trust=[ARCH], workers=Workers(max=WORKERS + 1))
+    return local_job(tmp_path, workers=Workers(max=WORKERS + 1))
 
 
 def drive(
-    job: ScoreJob, worker: MakeWorker = shard_worker, observe: Callable[[Progress], None] = lambda _: None
+    job: ScoreJob, worker: MakeWorker, observe: Callable[[Progress], None] = lambda _: None
 ) -> tuple[Outcome, list[str]]:
     plan, notes = prepare(job), doomed.Noted()
     plan.claim()
@@ -47,7 +46,7 @@ def drive(
 def test_a_node_that_cannot_load_is_avoided_and_says_why_once(cluster: Nodes, job: ScoreJob) -> None:
     cluster.add(GRADOSR_TEST_UNLOADABLE="1")
     try:
-        _, said = drive(job)
+        _, said = drive(job, doomed.Unloadable)
     finally:
         cluster.settle()
     assert len(said) == 1
@@ -55,6 +54,7 @@ def test_a_node_that_cannot_load_is_avoided_and_says_why_once(cluster: Nodes, jo
     assert "lacks a driver" in said[0]
 
 
+@pytest.mark.slow
 def test_a_node_that_eats_shards_is_avoided_and_they_are_scored_elsewhere(
     cluster: Nodes, job: ScoreJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -511,6 +511,7 @@ def test_a_config_is_refused_before_torch_is_imported(score_yaml: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL, timeout=60)
 
 
+@pytest.mark.slow
 def test_score_by_subprocess_resumes_after_sigkill(tmp_path: Path) -> None:
     """The driver really dies; the same command finishes the run and touches no finished part."""
     write_archive(Store(), f"{tmp_path}/archive", shards=40, images=40)

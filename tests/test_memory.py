@@ -85,6 +85,7 @@ def test_out_of_memory_halves_the_batch_and_says_so_once() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits address space as Linux does")
+@pytest.mark.slow
 def test_one_image_that_does_not_fit_is_one_clear_line() -> None:
     done = short_of_memory(width=4, images=2, size=1024, megabytes=20)
     assert done.returncode == 1
