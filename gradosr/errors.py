@@ -6,6 +6,7 @@ GradosrError
 ├── InputError              something the config names cannot be used: missing, unreadable, unfit
 │   ├── BundleError         a bundle that is damaged, of another version, or names what may not be loaded
 │   ├── ClassifierError     an architecture, weights or forward pass that cannot serve
+│   ├── EmptyTable          a results folder whose table has no parts, or none of those asked for
 │   └── StoreError          the store did not do what was asked, after retries
 │       ├── NotFound        no such bucket, object or path
 │       ├── AccessDenied    wrong, missing or expired credentials, or a policy that forbids it
@@ -42,6 +43,10 @@ class BundleError(InputError):
 
 class ClassifierError(InputError):
     """An architecture, its weights or its forward pass cannot serve."""
+
+
+class EmptyTable(InputError):
+    """A results folder whose table has no parts yet, or none of those asked for."""
 
 
 class StoreError(InputError):

@@ -286,11 +286,11 @@ def _bad(counts: Mapping[str, int]) -> int:
 def _exceeded(plan: Plan, counts: Mapping[str, int], quarantined: int) -> tuple[Exceeded, ...]:
     """Of the table as a whole, not of what was scored now: a finished run asked again has the same exit code."""
     rows, shards = counts.get("rows", 0), len(plan.shards)
-    images = Exceeded("max_bad_images", _bad(counts), rows, _allowed(plan.job.max_bad_images, rows))
-    marks = Exceeded("max_bad_shards", quarantined, shards, _allowed(plan.job.max_bad_shards, shards))
+    images = Exceeded("max_bad_images", _bad(counts), rows, allowed(plan.job.max_bad_images, rows))
+    marks = Exceeded("max_bad_shards", quarantined, shards, allowed(plan.job.max_bad_shards, shards))
     return tuple(bound for bound in (images, marks) if bound.found > bound.allowed)
 
 
-def _allowed(allowance: Allowance, total: int) -> int:
-    """Of `total`; a share as it is written: 0.58 of 50 is 29, of which binary fractions make 28.99."""
+def allowed(allowance: Allowance, total: int) -> int:
+    """How many of `total`; a share as it is written: 0.58 of 50 is 29, of which binary fractions make 28.99."""
     return allowance if isinstance(allowance, int) else int(Decimal(str(allowance)) * total)

@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 import click
 
 COMMANDS = (
-    *("fit", "score", "submit", "status", "logs", "cancel", "audit", "schedule", "evaluate", "pack", "bench"),
+    *("fit", "score", "submit", "status", "logs", "cancel", "audit", "screen", "schedule", "evaluate", "pack", "bench"),
     "demo",
 )
 
-DONE, FAILED, USAGE, INPUT, INCOMPLETE, ACTIVE, INTERRUPTED = 0, 1, 2, 4, 5, 7, 130
+DONE, FAILED, USAGE, INPUT, INCOMPLETE, TRIPPED, ACTIVE, INTERRUPTED = 0, 1, 2, 4, 5, 6, 7, 130
 
 F = TypeVar("F", bound=Callable[..., Any])
 

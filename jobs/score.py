@@ -1,17 +1,20 @@
 """gradosr score: every image of an archive to a row of a results folder."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from .cli import DONE, FAILED, INCOMPLETE, Terminated, drained, job_flags, log_flags
 
 if TYPE_CHECKING:
-    from gradosr.progress import Progress
-    from gradosr.run import Plan, Summary
+    from gradosr.progress import Outcome, Progress
+    from gradosr.run import Plan
     from gradosr.telemetry import Notes
+
+T = TypeVar("T")
 
 
 @click.command()
@@ -32,7 +35,7 @@ def score(
         click.echo(json.dumps(plan.facts(), indent=2) if as_json else plan_report(plan.facts()))
         return DONE
     with Notes(interval=log_interval, as_json=log_format == "json") as notes:
-        summary = _run(plan, notes) if plan.pending else finish(plan, Outcome())
+        summary = run(plan, notes, finish) if plan.pending else finish(plan, Outcome())
         notes.summary(summary)
     if as_json:
         click.echo(json.dumps(asdict(summary)))
@@ -43,12 +46,12 @@ def score(
     return INCOMPLETE if summary.exceeded else DONE
 
 
-def _run(plan: "Plan", notes: "Notes") -> "Summary":
-    """Score what is pending, alone on the folder."""
+def run(plan: "Plan", notes: "Notes", close: "Callable[[Plan, Outcome], T]") -> T:
+    """Score what is pending and close the run, alone on the folder."""
     from gradosr.driver import Driver, check_local_uris, connected
     from gradosr.lease import Lease
     from gradosr.progress import Outcome, Progress
-    from gradosr.run import finish, prepare
+    from gradosr.run import prepare
     from gradosr.store import Store
 
     job, latest = plan.job, [Progress(len(plan.pending))]
@@ -65,10 +68,10 @@ def _run(plan: "Plan", notes: "Notes") -> "Summary":
         if lease.waited:  # the other driver got further meanwhile, perhaps to the end
             plan = prepare(job)
         if not plan.pending:
-            return finish(plan, Outcome())
+            return close(plan, Outcome())
         plan.claim()
         notes.step("starting Ray")
         with connected(job.ray, job.runtime_env):
             check_local_uris(job, plan.pending[0])
             outcome = Driver(job, plan.folder, plan.fingerprint, observe, notes, stop).run(plan.pending)
-        return finish(plan, outcome)
+        return close(plan, outcome)

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gradosr.errors import FingerprintMismatch, InputError, first_line
+from gradosr.errors import EmptyTable, FingerprintMismatch, InputError, first_line
 from gradosr.parts import schema
 from gradosr.results import Listing, RunFolder
 from gradosr.store import Store
@@ -51,7 +51,7 @@ class RunTable:
     """The parts that make up a run's table: those that _SUCCESS names, of an unfinished run those there are."""
 
     def __init__(self, store: Store, uri: str, only: Collection[str] | None = None) -> None:
-        """With `only`, those of these names. Raises InputError where there is no run, or none of its parts."""
+        """With `only`, those of these names. Raises InputError without a run, EmptyTable without one of its parts."""
         self.folder = RunFolder(store, uri)
         self.lock = threading.Lock()
         """For what `each` calls to change what it shares."""
@@ -59,7 +59,7 @@ class RunTable:
         self.listing = self.folder.look()
         self.parts = [part for part in self.folder.table_parts(self.listing) if only is None or part in only]
         if not self.parts:
-            raise InputError(f"{uri}: {_why_empty(self.listing)}")
+            raise EmptyTable(f"{uri}: {_why_empty(self.listing)}")
 
     @property
     def fingerprint(self) -> dict[str, Any]:

@@ -1,0 +1,41 @@
+"""gradosr screen: what is new in an archive since the night before, and whether somebody should look at it."""
+
+import json
+
+import click
+
+from .cli import DONE, FAILED, TRIPPED, Terminated, job_flags, log_flags
+from .score import run
+
+
+@click.command()
+@job_flags
+@log_flags
+def screen(config: str, overrides: tuple[str, ...], as_json: bool, log_interval: float, log_format: str) -> int:
+    """Score what is new in the archive of CONFIG, audit it, and exit with 6 when a gate trips."""
+    from gradosr import screening
+    from gradosr.config import ScreenJob, load_job
+    from gradosr.errors import RunFailed
+    from gradosr.run import prepare
+    from gradosr.telemetry import Notes
+
+    job = load_job(ScreenJob, config, overrides)
+    screening.check(job)
+    plan = prepare(job)
+    with Notes(interval=log_interval, as_json=log_format == "json") as notes:
+        summary, night = run(plan, notes, lambda plan, outcome: screening.close(job, plan, outcome))
+        notes.summary(summary)
+        if night is None:  # shards failed, or it was asked to end: the next screening covers what was scored
+            if summary.interrupted:
+                raise Terminated
+            return FAILED
+        for verdict in night.tripped:
+            notes.warn(f"gate {verdict.gate} tripped: {verdict.why}")
+        if as_json:
+            click.echo(json.dumps(night.document()))
+        try:
+            screening.tell_all(job, plan.folder)
+        except RunFailed as error:
+            notes.warn(str(error))
+            return TRIPPED if night.tripped else FAILED
+    return TRIPPED if night.tripped else DONE

@@ -1,0 +1,241 @@
+"""Nights on an archive that grows: what is new, what is gone, which gates trip, and who is told."""
+
+import hashlib
+import hmac
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import labelled_tar, local_job
+
+from gradosr import screening
+from gradosr.config import Gates, ScreenJob, Webhook
+from gradosr.errors import ConfigError, RunFailed
+from gradosr.progress import Outcome
+from gradosr.run import Summary, prepare
+from gradosr.screening import Counts, History, Night, judge
+from gradosr.store import Store
+from gradosr.worker import ShardWorker
+
+# --- Gates ---
+
+QUIET = Counts(1000, 1000, 50)
+
+
+def night(counts: Counts = QUIET) -> Night:
+    return Night("2026-11-21", "2026-11-21T02:30:00+01:00", counts, 10, 1, (), ())
+
+
+def tripped(gates: Gates, counts: Counts = QUIET, before: tuple[Night, ...] = (night(),), **facts: Any) -> list[str]:
+    known: dict[str, Any] = {"missing": 0, "archive_before": 10, "new_classes": [], **facts}
+    return [verdict.gate for verdict in judge(gates, counts, before, **known) if verdict.tripped]
+
+
+def test_a_rate_trips_when_all_of_its_interval_lies_above() -> None:
+    assert tripped(Gates(unknown_rate=0.03)) == ["unknown_rate"]
+    assert tripped(Gates(unknown_rate=0.045)) == []  # .05 of 1,000 may be .038
+    assert tripped(Gates(unknown_rate=0.1), Counts(3, 3, 1)) == []  # a third, of three
+    assert tripped(Gates(unknown_rate=0.0), Counts(5, 0, 0)) == []
+
+
+def test_an_increase_is_measured_against_the_nights_before() -> None:
+    gates = Gates(rate_increase=0.02)
+    assert tripped(gates, Counts(1000, 1000, 120)) == ["rate_increase"]
+    assert tripped(gates, Counts(1000, 1000, 75)) == []  # .025 more, give or take .021
+    assert tripped(gates, Counts(1000, 1000, 500), ()) == []
+
+
+def test_counts_trip_beyond_their_allowance() -> None:
+    assert tripped(Gates(bad_images=0), Counts(10, 9, 0)) == ["bad_images"]
+    assert tripped(Gates(bad_images=0.1), Counts(10, 9, 0)) == []
+    assert tripped(Gates(shards_missing=0), missing=1) == ["shards_missing"]
+    assert tripped(Gates(shards_missing=0.1), missing=1) == []
+    assert tripped(Gates(new_candidate_class=20), new_classes=[3, 20]) == ["new_candidate_class"]
+    assert tripped(Gates(new_candidate_class=20), new_classes=[3, 19]) == []
+    assert tripped(Gates(new_candidate_class=20), before=(), new_classes=[20]) == []
+
+
+def test_a_gate_that_is_not_named_is_off_and_every_other_says_why() -> None:
+    assert judge(Gates(), QUIET, (), 5, 5, [5]) == ()
+    for verdict in judge(Gates(unknown_rate=0.5, rate_increase=0.5, shards_missing=3), QUIET, (night(),), 0, 10, []):
+        assert verdict.why
+        assert verdict.found is not None
+
+
+# --- Telling ---
+
+
+@contextmanager
+def listening(*answers: int) -> Iterator[tuple[str, list[tuple[dict[str, str], bytes]]]]:
+    """A real HTTP server that answers with these, and then with 204: its URL, and what it heard."""
+    heard: list[tuple[dict[str, str], bytes]] = []
+    left = list(answers)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.append((dict(self.headers), self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(left.pop(0) if left else 204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/hook?token=secret", heard
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def screen_job(folder: Path, **changes: Any) -> ScreenJob:
+    document = local_job(folder).model_dump(exclude={"features"})
+    return ScreenJob.model_validate({**document, **changes})
+
+
+def test_a_webhook_is_signed_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOOK_KEY", "a key")
+    monkeypatch.setattr(screening, "PAUSE", 0.01)
+    with listening(503, 500) as (url, heard):
+        screening.tell(screen_job(tmp_path, webhook=Webhook(url=url, key_env="HOOK_KEY")), night())
+    assert len(heard) == 3
+    assert len({headers["Idempotency-Key"] for headers, _ in heard}) == 1
+    headers, body = heard[-1]
+    assert headers["X-Gradosr-Signature"] == "sha256=" + hmac.new(b"a key", body, hashlib.sha256).hexdigest()
+    assert json.loads(body)["night"] == "2026-11-21"
+
+
+def test_a_webhook_that_stays_deaf_is_told_without_its_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(screening, "PAUSE", 0.01)
+    with listening(*[500] * 9) as (url, heard):
+        job = screen_job(tmp_path, webhook=Webhook(url=url, attempts=2))
+        with pytest.raises(RunFailed, match=r"webhook .*/hook: .*500.* \(2 times\)") as told:
+            screening.tell(job, night())
+    assert len(heard) == 2
+    assert "secret" not in str(told.value)
+
+
+def test_a_key_that_is_not_there_is_told_before_work_starts(tmp_path: Path) -> None:
+    job = screen_job(tmp_path, webhook=Webhook(url="http://127.0.0.1:1/", key_env="NO_SUCH_KEY"))
+    with pytest.raises(ConfigError, match="NO_SUCH_KEY"):
+        screening.check(job)
+
+
+def test_a_command_hears_the_night_on_its_standard_input(tmp_path: Path) -> None:
+    screening.tell(screen_job(tmp_path, command=("tee", f"{tmp_path}/heard.json")), night())
+    assert json.loads((tmp_path / "heard.json").read_text())["counts"]["unknown"] == 50
+    with pytest.raises(RunFailed, match=r"command false: .*next screening"):
+        screening.tell(screen_job(tmp_path, command=("false",)), night())
+
+
+# --- Nights ---
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> ScreenJob:
+    """Over an archive of two shards of six images; the network has never seen anything."""
+    for shard in range(2):
+        add_shard(tmp_path, f"{shard:05}.tar", shard)
+    gates = {"shards_missing": 0, "bad_images": 0, "new_candidate_class": 10, "rate_increase": 0.2}
+    return screen_job(tmp_path, gates=gates)
+
+
+def add_shard(folder: Path, name: str, first: int, images: int = 6) -> None:
+    Store().write(f"{folder}/archive/{name}", labelled_tar(100 * first, images))
+
+
+def one_night(job: ScreenJob) -> tuple[Summary, Night | None]:
+    """A screening in this process."""
+    plan, outcome = prepare(job), Outcome()
+    plan.claim()
+    if plan.pending:
+        worker = ShardWorker(job, plan.fingerprint, threads=1)
+        worker.ready()
+        outcome.scored = {shard.part: worker.process(shard) for shard in plan.pending}
+    return screening.close(job, plan, outcome)
+
+
+def history(job: ScreenJob) -> History:
+    return History(Store(), prepare(job).folder)
+
+
+def test_a_night_covers_what_is_new_or_changed(job: ScreenJob, tmp_path: Path) -> None:
+    summary, first = one_night(job)
+    assert first is not None
+    assert (summary.scored, first.counts.rows, first.shards, first.new_shards) == (2, 12, 2, 2)
+    add_shard(tmp_path, "00002.tar", 2)
+    add_shard(tmp_path, "00001.tar", 3, images=4)  # replaced
+    summary, second = one_night(job)
+    assert second is not None
+    assert (summary.scored, second.counts.rows, second.shards, second.new_shards) == (2, 10, 3, 2)
+    assert (second.missing, second.tripped) == ((), [])
+    folder = tmp_path / "results" / "screenings"
+    assert [night.night for night in history(job).nights(9)] == [first.night, second.night]
+    assert second.night.startswith(first.night[:10])
+    audited = json.loads((folder / second.night / "audit.json").read_text())
+    assert audited["rows"] == 10
+    assert (folder / second.night / "index.html").exists()
+
+
+def test_a_night_without_news_is_a_night(job: ScreenJob, tmp_path: Path) -> None:
+    one_night(job)
+    summary, second = one_night(job)
+    assert second is not None
+    assert (summary.scored, second.counts, second.tripped) == (0, Counts(0, 0, 0), [])
+
+
+def test_a_shard_that_is_gone_trips_its_gate_once(job: ScreenJob, tmp_path: Path) -> None:
+    one_night(job)
+    (tmp_path / "archive" / "00001.tar").unlink()
+    _, second = one_night(job)
+    assert second is not None
+    assert (second.missing, [verdict.gate for verdict in second.tripped]) == (("00001.tar",), ["shards_missing"])
+    _, third = one_night(job)
+    assert third is not None
+    assert third.tripped == []
+
+
+def test_what_a_killed_night_scored_belongs_to_the_next(job: ScreenJob, tmp_path: Path) -> None:
+    one_night(job)
+    add_shard(tmp_path, "00002.tar", 2)
+    add_shard(tmp_path, "00003.tar", 3)
+    plan = prepare(job)
+    plan.claim()
+    worker = ShardWorker(job, plan.fingerprint, threads=1)
+    worker.ready()
+    worker.process(plan.pending[0])  # and no more
+    summary, night = one_night(job)
+    assert night is not None
+    assert (summary.scored, night.new_shards, night.counts.rows) == (1, 2, 12)
+
+
+def test_failed_shards_make_no_night(job: ScreenJob) -> None:
+    plan = prepare(job)
+    plan.claim()
+    _, night = screening.close(job, plan, Outcome(failed={"00001.tar": "the store was away"}))
+    assert night is None
+    assert history(job).nights(9) == []
+
+
+def test_a_tripped_night_is_told_once(job: ScreenJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(screening, "PAUSE", 0.01)
+    one_night(job)
+    (tmp_path / "archive" / "00001.tar").unlink()
+    one_night(job)
+    folder = prepare(job).folder
+    with listening(500) as (url, heard):
+        deaf = job.model_copy(update={"webhook": Webhook(url=url, attempts=1)})
+        with pytest.raises(RunFailed):
+            screening.tell_all(deaf, folder)
+        for _ in range(2):
+            screening.tell_all(deaf, folder)
+    assert len(heard) == 2  # one of them in vain
+    assert json.loads(heard[-1][1])["tripped"] == ["shards_missing"]
