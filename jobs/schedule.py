@@ -39,6 +39,7 @@ def schedule(
     from datetime import datetime
     from datetime import timezone as zones
 
+    from gradosr.config import ScreenJob, load_job
     from gradosr.schedules import TARGETS as KINDS
     from gradosr.schedules import make_schedule, name_of
 
@@ -52,6 +53,7 @@ def schedule(
         return DONE
     if cron is None:
         raise click.UsageError("--cron is required")
+    load_job(ScreenJob, config)  # now, and not in the night
     wanted = make_schedule(config, cron, timezone, target, image)
     rendered = kind.render(wanted, datetime.now(zones.utc))
     done = kind.install(rendered, wanted.name) if install and kind.install else None

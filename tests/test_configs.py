@@ -8,7 +8,7 @@ import yaml
 from gradosr.jobs.cli import run
 from tiny import CLASSES, picture
 
-from gradosr.config import FitJob, ScoreJob, load_job
+from gradosr.config import FitJob, ScoreJob, ScreenJob, load_job
 from gradosr.errors import ConfigError
 from gradosr.results import RunFolder
 from gradosr.store import Store
@@ -20,15 +20,18 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_config_loads(path: Path) -> None:
-    load_job(FitJob if "fit" in path.stem else ScoreJob, str(path))
+    load_job(model_of(path.stem), str(path))
+
+
+def model_of(name: str) -> type[FitJob | ScoreJob]:
+    return FitJob if "fit" in name else ScreenJob if "screen" in name else ScoreJob
 
 
 def test_every_yaml_example_of_the_readme_loads() -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     assert len(blocks) >= 2
     for block in blocks:
-        model = FitJob if "classifier" in yaml.safe_load(block) else ScoreJob
-        model.model_validate(yaml.safe_load(block))
+        model_of(block.splitlines()[0]).model_validate(yaml.safe_load(block))
 
 
 def test_every_python_example_of_the_readme_runs() -> None:

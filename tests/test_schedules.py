@@ -31,7 +31,7 @@ NOW = datetime(2026, 11, 22, 12, tzinfo=timezone.utc)
 @pytest.fixture
 def config(tmp_path: Path) -> str:
     path = tmp_path / "screen.yaml"
-    path.write_text("")
+    path.write_text("{bundle: s3://m/b/, input: {kind: tar, uri: s3://a/b/}, output: s3://r/o/}")
     return str(path)
 
 
@@ -396,7 +396,7 @@ def test_a_crontab_is_left_as_it_was(config: str, tools: Path, before: str | Non
     assert schedule(config, "--install") == 0
     assert (tools / "table").read_text() == once
     other = Path(config).with_name("other.yaml")
-    other.write_text("")
+    other.write_text(Path(config).read_text())
     assert schedule(str(other), "--install") == 0
     assert schedule(config, "--install", cron="0 4 * * *") == 0
     changed = (tools / "table").read_text()

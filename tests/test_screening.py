@@ -2,19 +2,28 @@
 
 import hashlib
 import hmac
+import io
 import json
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
-from tiny import labelled_tar, local_job
+import yaml
+from hostile import tar
+from PIL import Image
+from tiny import ARCH, labelled_tar, local_job, make_bundle, write_archive
 
 from gradosr import screening
-from gradosr.config import Gates, ScreenJob, Webhook
+from gradosr.config import Gates, S3Settings, ScreenJob, Webhook
 from gradosr.errors import ConfigError, RunFailed
 from gradosr.progress import Outcome
 from gradosr.run import Summary, prepare
@@ -239,3 +248,71 @@ def test_a_tripped_night_is_told_once(job: ScreenJob, tmp_path: Path, monkeypatc
             screening.tell_all(deaf, folder)
     assert len(heard) == 2  # one of them in vain
     assert json.loads(heard[-1][1])["tripped"] == ["shards_missing"]
+
+
+# --- Three nights by the command, on a real store and a real Ray ---
+
+
+def yellow(number: int) -> bytes:
+    """A picture of a class that is in no archive before."""
+    pixels = np.array([250, 250, 0]) + np.random.default_rng(number).integers(0, 5, (16, 16, 3))
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.slow
+def test_three_nights(store: Store, bucket: str, s3_settings: S3Settings, tmp_path: Path) -> None:
+    """Night two takes the new and the changed alone; killed midway, night three catches up, trips and tells."""
+    write_archive(store, f"{bucket}/archive", shards=6, images=40)
+    make_bundle(store, f"{bucket}/bundle")
+    with listening() as (url, heard):
+        job = {
+            "bundle": f"{bucket}/bundle",
+            "input": {"kind": "tar", "uri": f"{bucket}/archive/"},
+            "output": f"{bucket}/results",
+            "trust": [ARCH],
+            "workers": 1,
+            "gates": {"new_candidate_class": 30, "rate_increase": 0.05},
+            "webhook": {"url": url},
+            "store": s3_settings.model_dump(mode="json", exclude_none=True),
+        }
+        config = tmp_path / "screen.yaml"
+        config.write_text(yaml.safe_dump(job))
+        command = [sys.executable, "-m", "gradosr.jobs.cli", "screen", str(config), "--json"]
+
+        def screen() -> tuple[int, dict[str, Any]]:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
+            assert done.stdout, done.stderr
+            return done.returncode, json.loads(done.stdout)
+
+        code, first = screen()
+        assert (code, first["new_shards"], first["counts"]["rows"]) == (0, 6, 240)
+        parts = {stored.uri: stored.version for stored in store.list(f"{bucket}/results/parts/")}
+
+        for shard in range(6, 46):
+            store.write(f"{bucket}/archive/{shard:05}.tar", labelled_tar(1000 * shard, 6))
+        store.write(f"{bucket}/archive/00005.tar", labelled_tar(99_000, 40))  # replaced
+        second = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 100
+        while len(list(store.list(f"{bucket}/results/parts/"))) < len(parts) + 3:
+            assert second.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        second.kill()
+        second.wait()
+
+        store.write(f"{bucket}/archive/90000.tar", tar((f"{n:03}.png", yellow(n)) for n in range(60)))
+        code, third = screen()
+        assert (code, third["new_shards"], third["counts"]["rows"]) == (6, 42, 340), third
+        assert set(third["tripped"]) == {"new_candidate_class", "rate_increase"}
+        code, fourth = screen()
+        assert (code, fourth["counts"]["rows"], fourth["tripped"]) == (0, 0, [])
+    (told,) = heard
+    assert json.loads(told[1])["night"] == third["night"]
+    after = {stored.uri: stored.version for stored in store.list(f"{bucket}/results/parts/")}
+    assert len(after) == 47
+    assert len(parts.items() & after.items()) == 5  # neither scored again nor touched; the replaced one is superseded
+    rows = [pq.read_table(io.BytesIO(store.read(uri)))["key"].to_pylist() for uri in after]
+    keys = [key for part in rows for key in part]
+    assert len(keys) == len(set(keys)) == 240 + 40 * 6 + 60
