@@ -4,6 +4,7 @@ RUN/screenings/NIGHT/archive.json.gz   the shards of the archive that night: par
 RUN/screenings/NIGHT/...               the audit of what was new
 RUN/screenings/NIGHT/screening.json    put last: it makes the night
 RUN/screenings/NIGHT/told.json         that its tripped gates were told
+RUN/screenings/index.html              the trend, and a line for each of the last nights
 
 A night that was killed has no screening.json, so that the next one covers what it scored. Nights are told at least
 once: a receiver knows one again by its Idempotency-Key.
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
-from gradosr.audit import audit
+from gradosr.audit import audit, report
 from gradosr.audit.groups import group
 from gradosr.audit.proportions import difference, wilson
 from gradosr.audit.rows import RunTable
@@ -39,6 +40,7 @@ from gradosr.run import Plan, Summary, allowed, finish
 from gradosr.store import Store, join
 
 FOLDER, NIGHT, ARCHIVE, TOLD = "screenings", "screening.json", "archive.json.gz", "told.json"
+SHOWN = 90  # nights on the index page
 MOST_GROUPED = 20_000  # images over the threshold that are grouped
 MOSTLY = 0.5  # share of new images from which on a group is new
 PAUSE = 1.0  # seconds before the second try of a webhook; doubled before each further one
@@ -199,6 +201,8 @@ def close(job: ScreenJob, plan: Plan, outcome: Outcome) -> tuple[Summary, Night 
         name, now.isoformat(timespec="seconds"), counts, len(plan.shards), len(fresh), tuple(missing), verdicts
     )
     history.commit(night, archive)
+    page = report.render_nights(job.output, [one.document() for one in history.nights(SHOWN)])
+    store.write(history.path("index.html"), page.encode())
     return summary, night
 
 

@@ -192,6 +192,9 @@ def test_a_night_covers_what_is_new_or_changed(job: ScreenJob, tmp_path: Path) -
     audited = json.loads((folder / second.night / "audit.json").read_text())
     assert audited["rows"] == 10
     assert (folder / second.night / "index.html").exists()
+    page = (folder / "index.html").read_text()
+    assert f'href="{second.night}/index.html"' in page
+    assert page.index(second.night) < page.index(f'href="{first.night}/index.html"')
 
 
 def test_a_night_without_news_is_a_night(job: ScreenJob, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from gradosr.audit import charts, text, words
 from gradosr.audit.pictures import REASONS, Picture, Pictures
+from gradosr.audit.proportions import wilson
 
 _RATES = (
     ("by_prefix", "By prefix", "Prefix"),
@@ -40,12 +41,8 @@ def write(document: Mapping[str, Any], pictures: Pictures, out: Path) -> Path:
 def render(document: Mapping[str, Any], pictures: Pictures) -> str:
     """The page."""
     style, script = _resource("page.css"), _resource("page.js")
-    policy = (
-        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    return _template().render(
-        policy=policy,
+    return _template("page.html").render(
+        policy=_policy(style, f"'{_hash(script)}'"),
         style=Markup(style),  # noqa: S704 - our own files
         script=Markup(script),  # noqa: S704
         audit=document,
@@ -67,8 +64,55 @@ def render(document: Mapping[str, Any], pictures: Pictures) -> str:
     )
 
 
+def render_nights(output: str, nights: Sequence[Mapping[str, Any]]) -> str:
+    """The page of a folder's screenings, the newest first; `nights` are as screening.json, the oldest first."""
+    rows = [_night(night) for night in nights]
+    images, unknown = (sum(row[name] for row in rows) for name in ("images", "unknown"))
+    overall, measured = unknown / max(1, images), [row for row in rows if row["images"]]
+    style = _resource("page.css")
+    return _template("nights.html").render(
+        policy=_policy(style, "'none'"),
+        style=Markup(style),  # noqa: S704 - our own file
+        output=output,
+        headline=_headline(rows[-1]),
+        nights=rows[::-1],
+        overall=overall,
+        chart=charts.over_time(measured, overall, "Unknown share of the new images by night") if measured else None,
+    )
+
+
+def _night(night: Mapping[str, Any]) -> dict[str, Any]:
+    counts = night["counts"]
+    low, high = wilson(counts["unknown"], counts["images"])
+    return {
+        "name": night["night"],
+        **counts,
+        "rate": counts["unknown"] / counts["images"] if counts["images"] else None,
+        "low": low,
+        "high": high,
+        "bad": counts["rows"] - counts["images"],
+        "audited": counts["rows"] > 0,
+        "new_shards": night["new_shards"],
+        "missing": len(night["missing"]),
+        "tripped": [f"{one['gate']}: {one['why']}" for one in night["verdicts"] if one["tripped"]],
+    }
+
+
+def _headline(night: Mapping[str, Any]) -> str:
+    if tripped := len(night["tripped"]):
+        return f"{night['name']}: {tripped} {'gate' if tripped == 1 else 'gates'} tripped"
+    return f"{night['name']}: nothing to wake anybody for"
+
+
+def _policy(style: str, scripts: str) -> str:
+    return (
+        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src {scripts}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
 @cache
-def _template() -> jinja2.Template:
+def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -84,7 +128,7 @@ def _template() -> jinja2.Template:
         shortened=text.shortened,
     )
     environment.globals.update(interval=text.interval, plural=text.plural)
-    return environment.from_string(_resource("page.html"))
+    return environment.from_string(_resource(name))
 
 
 @cache

@@ -233,7 +233,7 @@ def count(table: RunTable, calibration_images: int | None, sample: int) -> Tally
 
 
 def described(rows: pa.Table) -> list[dict[str, Any]]:
-    """Rows as they are shown: the contract's `row`."""
+    """Rows as they are shown: a row of audit.json."""
     return list(_described(rows))
 
 
