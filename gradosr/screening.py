@@ -285,7 +285,7 @@ def _rate_increase(bound: float | None, counts: Counts, before: Sequence[Night])
         why = "no earlier night has images" if not images else "no new image has a score"
         return Verdict("rate_increase", bound, None, tripped=False, why=why)
     change, low, high = difference(counts.unknown, counts.images, unknown, images)
-    why = f"the unknown rate is {change:+.2%} ({low:+.2%} to {high:+.2%}) against {len(before)} nights before"
+    why = f"the unknown rate changed by {change:+.2%} ({low:+.2%} to {high:+.2%}) against {len(before)} nights before"
     return Verdict("rate_increase", bound, change, low > bound, f"{why}; allowed are {bound:+.2%}")
 
 
