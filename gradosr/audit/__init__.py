@@ -61,9 +61,12 @@ def audit(
     facts = document(found, changed, notes)
     if out is not None:
         write_flagged(table, found.flags.cut if found.flags.count else None, found.groups.group_of, out / FLAGGED)
-        store.write(str(out / "audit.json"), json.dumps(facts, indent=1).encode())
         rows = chain(pictures.rows_of(facts), export.flagged_rows(out, MOST_PICTURED))
         shown = pictures.fetch(store, _INPUT.validate_python(table.fingerprint["input"]), rows, table.parts)
+        facts["notes"] += [
+            f"{number} pictures missing: {pictures.REASONS[kind]}" for kind, number in shown.missing.items()
+        ]
+        store.write(str(out / "audit.json"), json.dumps(facts, indent=1).encode())
         export.write(out, shown, facts["classes"])
         report.write(facts, shown, out)
     return facts
