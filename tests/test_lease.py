@@ -28,7 +28,7 @@ from gradosr import lease
 from gradosr.config import S3Settings
 from gradosr.errors import RunActive, StoreError
 from gradosr.lease import JOB, Lease, LeaseRecord, read_lease
-from gradosr.run import prepare
+from gradosr.run import finish, prepare
 from gradosr.seaweedfs import SeaweedFS
 from gradosr.store import Store, join, s3
 from gradosr.telemetry import Notes
@@ -438,7 +438,7 @@ def test_a_driver_that_waited_until_the_other_had_finished_has_nothing_left_to_d
     other = LeaseRecord("token", "elsewhere", 1, None, "2026-01-01T00:00:00+00:00", released=False, progress={})
     Store().write(f"{job.output}/lease.json", json.dumps(dataclasses.asdict(other)).encode())
     times(expires=0.2, wait=5.0)
-    summary = score_job._run(plan, Notes())
+    summary = score_job.run(plan, Notes(), finish)
     assert (summary.scored, summary.counts["rows"]) == (0, 24)
 
 
