@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from pyarrow import parquet
 
 from gradosr.audit.export import COLUMNS
-from gradosr.audit.pictures import id_of
+from gradosr.audit.rows import id_of
 from gradosr.config import TarInput
 
 HOSTILE = (

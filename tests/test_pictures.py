@@ -11,7 +11,8 @@ from hostile import BLUE, GREEN, RED, bomb_png, damaged_png, jpeg, noise, orient
 from PIL import Image
 
 from gradosr.audit import pictures
-from gradosr.audit.pictures import Pictures, fetch, id_of
+from gradosr.audit.pictures import Pictures, fetch
+from gradosr.audit.rows import id_of
 from gradosr.config import ImagesInput, Input, ParquetInput, TarInput
 from gradosr.errors import StoreError
 from gradosr.readers import READERS

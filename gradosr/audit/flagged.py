@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gradosr.audit.rows import THREADS, OpenPart, RunTable, key_hash
+from gradosr.audit.rows import THREADS, OpenPart, RunTable, id_of
 from gradosr.errors import StoreError, first_line, system_reason
 
 _DESCRIBED = ("key", "shard", "row", "label", "predicted_class", "confidence", "unknown_score", "p_value")
@@ -90,7 +90,7 @@ def _flagged(opened: OpenPart, cut: float | None) -> Iterator[pa.Table]:
 
 
 def _with_ids(rows: pa.Table, group_of: Mapping[str, str]) -> pa.Table:
-    ids = [key_hash(key).hex()[:16] for key in rows["key"].to_pylist()]
+    ids = [id_of(key) for key in rows["key"].to_pylist()]
     columns = {"id": ids, **{name: rows[name] for name in _DESCRIBED}, "group": [group_of.get(one) for one in ids]}
     return pa.table(
         [pa.array(columns[f.name], f.type) if isinstance(columns[f.name], list) else columns[f.name] for f in SCHEMA],

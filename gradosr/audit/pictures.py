@@ -4,7 +4,6 @@ Whatever happens to one (its object is gone, replaced, unreadable, gigantic) it 
 an audit is worth having without its pictures.
 """
 
-import hashlib
 import io
 import threading
 import time
@@ -79,11 +78,6 @@ class Pictures:
     def shown(self) -> int:
         """Pictures that are there."""
         return sum(1 for one in self.by_id.values() if one.thumbnail)
-
-
-def id_of(key: str) -> str:
-    """The id of a row: also a file name, whatever the key says."""
-    return hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def rows_of(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -126,8 +126,13 @@ def _why_empty(listing: Listing) -> str:
 
 
 def key_hash(key: str) -> bytes:
-    """SHA-256 of a key; its first 16 hexadecimal digits are the row's id."""
+    """SHA-256 of a key."""
     return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
+
+
+def id_of(key: str) -> str:
+    """The id of a row: also a file name, whatever the key says."""
+    return key_hash(key).hex()[:16]
 
 
 def shown(text: str | None) -> str | None:

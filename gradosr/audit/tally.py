@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gradosr.audit.places import Days, Prefixes, shard_folder
 from gradosr.audit.proportions import wilson
-from gradosr.audit.rows import OpenPart, RunTable, key_hash, shown
+from gradosr.audit.rows import OpenPart, RunTable, id_of, key_hash, shown
 
 COUNTED = ("key", "shard", "row", "status", "predicted_index", "unknown_score", "p_value", "is_unknown")
 DESCRIBED = ("key", "shard", "row", "label", "predicted_class", "unknown_score", "p_value", "width", "height")
@@ -240,7 +240,7 @@ def described(rows: pa.Table) -> list[dict[str, Any]]:
 def _described(rows: pa.Table) -> Iterator[dict[str, Any]]:
     for row in rows.select(DESCRIBED).to_pylist():
         texts = {name: shown(row[name]) for name in ("key", "shard", "label", "predicted_class")}
-        yield {"id": key_hash(row["key"]).hex()[:16], **row, **texts}
+        yield {"id": id_of(row["key"]), **row, **texts}
 
 
 def worst(counts: Sequence[tuple[str, int, int]], limit: int) -> list[tuple[str, int, int]]:
