@@ -156,6 +156,17 @@ ObjectiveName = str
 """all_hot, all_zero, n_hot:N, predicted, uniform or max_logit; see gradosr.gradients.objectives."""
 
 
+class Signals(Settings):
+    """What a detector asks of the pass through the classifier."""
+
+    objectives: tuple[ObjectiveName, ...] = ()
+    """Backpropagated in this order, one backward pass each; none: a forward pass alone."""
+    watched: tuple[str, ...] = ()
+    """Further representations, of gradosr.representations.REPRESENTATIONS."""
+    mirror: bool = False
+    """See each image and its mirror image, and take the mean of logits, features and log-norms: twice the time."""
+
+
 class TransferSettings(Settings):
     """The paper's detector (section 3): trained on a class split with classifier 1, moved to classifier 2.
 
@@ -178,19 +189,88 @@ class TransferSettings(Settings):
     batch_size: PositiveInt = 256
     seed: int = 0
     """Draws the class split and initialises the detector."""
+    mirror: bool = False
+    """See each image's mirror image too: twice the time."""
+
+    @property
+    def signals(self) -> Signals:
+        """What it asks of the pass."""
+        return Signals(objectives=self.objectives, mirror=self.mirror)
+
+
+class OneClassWeights(Settings):
+    """Of the parts of the one_class detector's score; 0 leaves one out."""
+
+    max_logit: Annotated[float, Field(ge=0)] = 1.0
+    gradients: Annotated[float, Field(ge=0)] = 0.4
+    scale: Annotated[float, Field(ge=0)] = 0.15
+    middle: Annotated[float, Field(ge=0)] = 0.15
 
 
 class OneClassSettings(Settings):
     """A detector for a classifier trained elsewhere, fitted on known images alone."""
 
     kind: Literal["one_class"] = "one_class"
-    objectives: tuple[ObjectiveName, ...] = ("all_hot", "predicted")
+    objectives: tuple[ObjectiveName, ...] = ("predicted", "max_logit")
     """One backward pass each."""
-    logits: bool = True
-    """Add the max logit to the score."""
+    weights: OneClassWeights = OneClassWeights()
+    mirror: bool = True
+    """See each image's mirror image too: twice the time."""
+
+    @property
+    def signals(self) -> Signals:
+        """What it asks of the pass."""
+        return Signals(objectives=self.objectives, mirror=self.mirror)
 
 
-Detector = Annotated[TransferSettings | OneClassSettings, Field(discriminator="kind")]
+BASELINE_SIGNALS = {
+    "msp": Signals(),
+    "max_logit": Signals(),
+    "energy": Signals(),
+    "gen": Signals(),
+    "knn": Signals(),
+    "vim": Signals(),
+    "openmax": Signals(),
+    "mahalanobis": Signals(),
+    "rmd": Signals(),
+    "gradnorm": Signals(),
+    "gradient_sum": Signals(objectives=("all_hot",)),
+    "negative_gradient_sum": Signals(objectives=("all_hot",)),
+    "gaia_z": Signals(objectives=("max_logit",), watched=("gaia_zeros",)),
+    "gaia_a": Signals(objectives=("uniform",), watched=("gaia_averages",)),
+}
+"""What each baseline asks of the pass; see gradosr.detectors.baselines."""
+
+
+class BaselineSettings(Settings):
+    """A published detector, to measure others against, or to use where it is the best."""
+
+    kind: Literal[
+        "msp",
+        "max_logit",
+        "energy",
+        "gen",
+        "knn",
+        "vim",
+        "openmax",
+        "mahalanobis",
+        "rmd",
+        "gradnorm",
+        "gradient_sum",
+        "negative_gradient_sum",
+        "gaia_z",
+        "gaia_a",
+    ]
+    mirror: bool = False
+    """See each image's mirror image too: twice the time."""
+
+    @property
+    def signals(self) -> Signals:
+        """What it asks of the pass."""
+        return BASELINE_SIGNALS[self.kind].model_copy(update={"mirror": self.mirror})
+
+
+Detector = Annotated[TransferSettings | OneClassSettings | BaselineSettings, Field(discriminator="kind")]
 
 
 class StoreFields(Settings):

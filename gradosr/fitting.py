@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from gradosr.bundle import Bundle
 from gradosr.calibration import Calibration, check_enough
 from gradosr.classifier import build_classifier, load_weights, read_weights
-from gradosr.config import FitJob, OneClassSettings, TrainSettings, TransferSettings
-from gradosr.detectors import Detector, Observation, OneClassDetector, TransferDetector
+from gradosr.config import BaselineSettings, FitJob, OneClassSettings, TrainSettings, TransferSettings
+from gradosr.detectors import BASELINES, Detector, Known, Observation, OneClassDetector, TransferDetector
 from gradosr.errors import ClassifierError, ConfigError
 from gradosr.known_images import CALIBRATION, FITTING, TRAINING, KnownImages, read_known
 from gradosr.manifest import Manifest
@@ -30,8 +30,8 @@ def fit(job: FitJob, notes: Notes) -> Bundle:
     classifier = _build(job, job.classifier.args, len(classes))
     if job.classifier.weights:
         load_weights(classifier, read_weights(store, job.classifier.weights), job.classifier.weights)
-    observer = Observer(classifier, job.classifier.transform, job.detector.objectives, device)
-    observer.check(len(classes))  # before the images are read
+    observer = Observer(classifier, job.classifier.transform, job.detector.signals, device)
+    head = observer.check(len(classes)).head  # before the images are read
     if isinstance(job.detector, TransferSettings):
         pseudo_unknown(job.detector, classes)
     known = read_known(job, store, classes, keep_training=job.train is not None)
@@ -40,7 +40,9 @@ def fit(job: FitJob, notes: Notes) -> Bundle:
     if job.train and not job.classifier.weights:
         _train(classifier, known.of(TRAINING), job.train, job, notes, "classifier")
     fitting, calibration = (observe(observer, known.of(use), job.batch_size) for use in (FITTING, CALIBRATION))
-    detector = _fit_detector(job, known, finite(fitting, notes), classes, notes)
+    rows = finite(fitting, notes)
+    labels = known.of(FITTING).labels_N.to(rows.device)
+    detector = _fit_detector(job, known, Known(fitting[rows], labels[rows], head), classes, notes)
     scores = detector.score(calibration).cpu().numpy()
     correct = torch.cat([_correct(fitting, known.of(FITTING)), _correct(calibration, known.of(CALIBRATION))])
     measured = {
@@ -77,7 +79,7 @@ def _manifest(job: FitJob, classes: tuple[str, ...], provenance: dict[str, Any])
         classes=classes,
         transform=job.classifier.transform,
         detector=job.detector.kind,
-        objectives=job.detector.objectives,
+        **job.detector.signals.model_dump(),
         false_alarm_rate=job.false_alarm_rate,
         provenance=provenance,
     )
@@ -119,15 +121,15 @@ def _build(job: FitJob, args: Mapping[str, Any], classes: int) -> nn.Module:
 def observe(observer: Observer, known: KnownImages, batch_size: int) -> Observation:
     """What the detector sees of these images."""
     observed = [observer(images).observation for images in known.images_NCHW.split(batch_size)]
-    return Observation(torch.cat([o.log_norms_BC for o in observed]), torch.cat([o.logits_BK for o in observed]))
+    return Observation.joined(observed)
 
 
-def finite(observation: Observation, notes: Notes) -> Observation:
-    """The images whose logits and norms are finite: one other would make every mean nan.
+def finite(observation: Observation, notes: Notes) -> Tensor:
+    """Which images are finite in all that was seen of them, [B]: one other would make every mean nan.
 
     Raises ClassifierError when none is.
     """
-    rows = observation.log_norms_BC.isfinite().all(1) & observation.logits_BK.isfinite().all(1)
+    rows = observation.finite()
     if not rows.any():
         raise ClassifierError(
             f"logits or gradient norms of all {len(rows)} known images are not finite; check the classifier's weights "
@@ -135,15 +137,16 @@ def finite(observation: Observation, notes: Notes) -> Observation:
         )
     if left_out := int((~rows).sum()):
         notes.say(f"left out {left_out} of {len(rows)} images: a logit or a gradient norm is not a finite number")
-    return observation[rows]
+    return rows
 
 
-def _fit_detector(
-    job: FitJob, known: KnownImages, fitting: Observation, classes: Sequence[str], notes: Notes
-) -> Detector:
-    if isinstance(job.detector, OneClassSettings):
-        return OneClassDetector.fit(fitting, logits=job.detector.logits)
-    return _fit_transfer(job, job.detector, known, classes, notes).moved(fitting)
+def _fit_detector(job: FitJob, known: KnownImages, fitting: Known, classes: Sequence[str], notes: Notes) -> Detector:
+    settings = job.detector
+    if isinstance(settings, OneClassSettings):
+        return OneClassDetector.fit(fitting, settings.weights.model_dump(), len(settings.objectives))
+    if isinstance(settings, BaselineSettings):
+        return BASELINES[settings.kind].fit(fitting)
+    return _fit_transfer(job, settings, known, classes, notes).moved(fitting.observation)
 
 
 def _fit_transfer(
@@ -157,7 +160,7 @@ def _fit_transfer(
     notes.say(f"transfer: pseudo-unknown classes {', '.join(classes[index] for index in unknown)}")
     classifier = _build(job, {**job.classifier.args, "num_classes": len(pseudo_known)}, len(pseudo_known))
     _train(classifier, known.of(TRAINING).of_classes(pseudo_known), job.train, job, notes, "classifier 1")
-    observer = Observer(classifier, job.classifier.transform, settings.objectives, pick_device(job.device))
+    observer = Observer(classifier, job.classifier.transform, settings.signals, pick_device(job.device))
     observer.check(len(pseudo_known))
     training = known.of(TRAINING)
     held_out = observe(observer, known.of(FITTING).of_classes(pseudo_known), job.batch_size)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from gradosr.config import OutputEntry, TransformSettings
+from gradosr.config import OutputEntry, Signals, TransformSettings
 from gradosr.errors import BundleError, NotFound, first_line
 from gradosr.settings import Settings
 from gradosr.store import Store, join
@@ -25,8 +25,8 @@ class CalibrationSummary(Settings):
     """Calibration images between two edges."""
 
 
-class Manifest(Settings):
-    """bundle.json."""
+class Manifest(Signals):
+    """bundle.json; the representation is the norms of all objectives side by side."""
 
     version: Literal[1] = VERSION
     arch: str
@@ -38,8 +38,6 @@ class Manifest(Settings):
     transform: TransformSettings
     detector: str
     """A key of gradosr.detectors.DETECTORS."""
-    objectives: tuple[str, ...]
-    """Backpropagated in this order; the representation is their norms side by side."""
     false_alarm_rate: float
     """is_unknown = p_value <= this."""
     calibration: CalibrationSummary | None = None

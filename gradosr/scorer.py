@@ -3,7 +3,6 @@
 B batch, K classes, C coordinates of the representation (objectives * parameter tensors), F features.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +12,11 @@ from torch import Tensor, nn
 
 from gradosr.bundle import Bundle
 from gradosr.classifier import check_logits, input_size, normalise
-from gradosr.config import Precision, TransformSettings
+from gradosr.config import Precision, Signals, TransformSettings
 from gradosr.detectors import Observation, restore
 from gradosr.errors import ClassifierError, ConfigError, GradosrError, first_line
-from gradosr.gradients import GradientEngine, lay_channels_last
-from gradosr.representations import coordinate_names, log_norms, representation
+from gradosr.gradients import GradientEngine, Head, lay_channels_last
+from gradosr.representations import REPRESENTATIONS, coordinate_names, log_norms, representation
 
 Floats = NDArray[np.float32]
 
@@ -43,8 +42,8 @@ class Observed:
 
     observation: Observation
     representation_BC: Tensor
-    """The squared norms themselves."""
-    features_BF: Tensor | None
+    """The squared norms themselves; of several views, their mean."""
+    head: Head | None
 
 
 class Observer:
@@ -54,12 +53,15 @@ class Observer:
         self,
         classifier: nn.Module,
         transform: TransformSettings,
-        objectives: Sequence[str],
+        signals: Signals,
         device: torch.device,
         precision: Precision = "float32",
         max_memory: float | None = None,
     ) -> None:
-        """`max_memory` in GiB. Raises ConfigError for a precision that the device does not have."""
+        """`signals`: what the detector asks for; `max_memory` in GiB.
+
+        Raises ConfigError for a precision that the device does not have.
+        """
         self.device, self._dtype = device, use_precision(precision, device)
         limit = None if max_memory is None else int(max_memory * 2**30)
         classifier = classifier.to(device)
@@ -67,9 +69,9 @@ class Observer:
             classifier = classifier.to(self._dtype)
         lay_channels_last(classifier)
         self.engine = GradientEngine(classifier, max_memory=limit)
-        self.transform = transform
-        self.objectives = tuple(objectives)
-        self.coordinates = coordinate_names(self.objectives, self.engine.names)
+        self.transform, self._signals = transform, signals
+        self._watchers = [REPRESENTATIONS[name] for name in signals.watched]
+        self.coordinates = coordinate_names(signals.objectives, self.engine.names)
 
     def check(self, classes: int) -> Observed:
         """One blank image through everything. Raises ClassifierError when the classifier cannot serve."""
@@ -87,9 +89,18 @@ class Observer:
     def __call__(self, images_BCHW: Tensor) -> Observed:
         """uint8 pixels [B, 3, H, W] at the classifier's input size."""
         pixels_BCHW = normalise(images_BCHW.to(self.device), self.transform).to(self._dtype)
-        norms = self.engine(pixels_BCHW, self.objectives)
-        observation = Observation(log_norms(norms), norms[0].logits_BK.float())
-        return Observed(observation, representation(norms), norms[0].features_BF)
+        views = [pixels_BCHW, pixels_BCHW.flip(3)] if self._signals.mirror else [pixels_BCHW]
+        norms = self.engine(torch.cat(views), self._signals.objectives, self._watchers)
+        features, middle = norms[0].features_BF, norms[0].middle_BM
+        observation = Observation(
+            log_norms(norms),
+            norms[0].logits_BK.float(),
+            None if features is None else features.float(),
+            None if middle is None else middle.float(),
+            {name: values.float() for one in norms for name, values in one.watched.items()},
+        )
+        representation_BC = representation(norms).unflatten(0, (len(views), -1)).mean(0)
+        return Observed(observation.mean_of_views(len(views)), representation_BC, norms[0].head)
 
 
 @dataclass(frozen=True)
@@ -123,12 +134,13 @@ class Scorer:
         self.bundle = bundle
         manifest = bundle.manifest
         self.observer = Observer(
-            bundle.classifier, manifest.transform, manifest.objectives, pick_device(device), precision, max_memory
+            bundle.classifier, manifest.transform, manifest, pick_device(device), precision, max_memory
         )
         arrays = {name: array.to(self.observer.device) for name, array in bundle.detector.arrays().items()}
         self._detector = restore(manifest.detector, arrays)
         checked = self.observer.check(len(manifest.classes))
-        self.feature_count = 0 if checked.features_BF is None else checked.features_BF.shape[1]
+        features = checked.observation.features_BF
+        self.feature_count = 0 if features is None else features.shape[1]
 
     def score(self, images_BCHW: Tensor) -> Scores:
         """Scores of uint8 images [B, 3, H, W] at the classifier's input size; B may be 0."""
@@ -139,7 +151,7 @@ class Scorer:
         unknown_score = np.where(finite, unknown_score, np.float32(np.nan))
         p_value = self.bundle.calibration.p_values(unknown_score)
         confidence, predicted = logits_BK.softmax(1).max(1)
-        features = observed.features_BF
+        features = observed.observation.features_BF
         return Scores(
             finite=finite,
             predicted_index=predicted.int().cpu().numpy(),

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 from test_bundle import OBJECTIVES, TRANSFORM, made, pixels
+from tiny import fit_one_class
 
 from gradosr.bundle import Bundle
 from gradosr.classifier import build_classifier, normalise
-from gradosr.config import TransformSettings
-from gradosr.detectors import Observation, OneClassDetector
+from gradosr.config import Signals, TransformSettings
+from gradosr.detectors import BASELINES, Observation
 from gradosr.errors import ClassifierError, ConfigError
 from gradosr.gradients import squared_norms
-from gradosr.representations import Standardiser, log_norms
+from gradosr.representations import log_norms
 from gradosr.scorer import Observer, Scorer, pick_device
 
 FEATURES = 1024  # of shufflenet_v2_x0_5
@@ -79,7 +80,8 @@ def test_score_p_value_and_decision_are_the_detectors_and_the_calibrations(score
     scores = scorer.score(mixed)
     prepared = normalise(mixed, TRANSFORM)
     norms = [squared_norms(bundle.classifier, prepared, name) for name in OBJECTIVES]
-    expected = bundle.detector.score(Observation(log_norms(norms), norms[0].logits_BK)).numpy()
+    seen = Observation(log_norms(norms), norms[0].logits_BK, norms[0].features_BF, norms[0].middle_BM)
+    expected = bundle.detector.score(seen).numpy()
     np.testing.assert_allclose(scores.unknown_score, expected, rtol=1e-4, atol=1e-5)
     known = bundle.calibration.scores
     by_definition = [(1 + sum(known >= one)) / (len(known) + 1) for one in scores.unknown_score]
@@ -133,8 +135,10 @@ def test_an_image_whose_logits_overflow_has_no_score_and_leaves_its_neighbours_a
     expected = Scorer(broken, "cpu").score(batch)
     batch[1] = 255
     white = normalise(batch, TRANSFORM)[1].mean() - 0.1
-    broken.classifier.register_forward_hook(
-        lambda _, args, logits: torch.where(args[0].mean((1, 2, 3))[:, None] > white, factor, logits)
+    seen = {}
+    broken.classifier.register_forward_pre_hook(lambda _, args: seen.update(white=args[0].mean((1, 2, 3)) > white))
+    broken.classifier.fc.register_forward_pre_hook(
+        lambda _, args: (torch.where(seen["white"][:, None], factor, args[0]),)
     )
     scores = Scorer(broken, "cpu").score(batch)
     assert scores.finite.tolist() == [True, False, True]
@@ -146,8 +150,8 @@ def test_an_image_whose_logits_overflow_has_no_score_and_leaves_its_neighbours_a
 def test_a_classifier_without_a_linear_head_has_no_features():
     classifier = build_classifier("torchvision:squeezenet1_1", {}, 3)
     transform = TransformSettings(crop=32)
-    observed = Observer(classifier, transform, ("all_hot",), torch.device("cpu"))(pixels(9))
-    detector = OneClassDetector.fit(observed.observation, logits=True)
+    observed = Observer(classifier, transform, Signals(objectives=("all_hot",)), torch.device("cpu"))(pixels(9))
+    detector = fit_one_class(observed)
     source = made()
     manifest = source.manifest.model_copy(update={"arch": "torchvision:squeezenet1_1", "objectives": ("all_hot",)})
     scorer = Scorer(Bundle(manifest, classifier, detector, source.calibration), "cpu")
@@ -173,14 +177,11 @@ def test_a_wrong_number_of_classes_is_one_clear_line(bundle):
 
 
 def with_classifier(bundle, arch, args, size):
-    """The bundle around another classifier, with a detector that takes its coordinates as they are."""
-    classifier = build_classifier(arch, args, 3)
-    coordinates = len(OBJECTIVES) * len(list(classifier.parameters()))
-    standardiser = Standardiser(torch.arange(coordinates), torch.zeros(coordinates), torch.ones(coordinates))
-    detector = OneClassDetector(
-        standardiser, torch.ones(coordinates), torch.tensor(0.0), torch.tensor(1.0), torch.tensor(0.0)
+    """The bundle around another classifier, with a detector that asks nothing of it but logits."""
+    classifier, detector = build_classifier(arch, args, 3), BASELINES["max_logit"]()
+    manifest = bundle.manifest.model_copy(
+        update={"arch": arch, "detector": "max_logit", "transform": TransformSettings(crop=size)}
     )
-    manifest = bundle.manifest.model_copy(update={"arch": arch, "transform": TransformSettings(crop=size)})
     return Bundle(manifest, classifier, detector, bundle.calibration)
 
 

@@ -15,13 +15,13 @@ from PIL import Image
 from gradosr.bundle import Bundle
 from gradosr.calibration import Calibration
 from gradosr.classifier import build_classifier
-from gradosr.config import ScoreJob, TransformSettings
-from gradosr.detectors import OneClassDetector
+from gradosr.config import OneClassWeights, ScoreJob, Signals, TransformSettings
+from gradosr.detectors import Known, OneClassDetector
 from gradosr.errors import GradosrError, ShardUnreadable
 from gradosr.manifest import Manifest
 from gradosr.progress import Outcome
 from gradosr.run import Plan, Summary, finish, prepare
-from gradosr.scorer import Observer
+from gradosr.scorer import Observed, Observer
 from gradosr.store import Store
 from gradosr.worker import ShardWorker
 
@@ -60,14 +60,21 @@ def write_archive(store: Store, uri: str, shards: int = 4, images: int = 6) -> N
         store.write(f"{uri}/{shard:05}.tar", labelled_tar(shard * images, images))
 
 
+def fit_one_class(observed: Observed) -> OneClassDetector:
+    """The default detector, fitted on what was seen; the predicted classes stand for labels."""
+    seen = observed.observation
+    known = Known(seen, seen.logits_BK.argmax(1), observed.head)
+    return OneClassDetector.fit(known, OneClassWeights().model_dump())
+
+
 def make_bundle(store: Store, uri: str, *, seed: int = 0, arch: str = ARCH) -> Bundle:
     """A bundle of an untrained network; its detector is fitted and calibrated on random pictures."""
     torch.manual_seed(seed)
     classifier = build_classifier(arch, {"num_classes": len(CLASSES)}, len(CLASSES), trusted=[arch])
     objectives = ("all_hot", "predicted")
-    observer = Observer(classifier, TRANSFORM, objectives, torch.device("cpu"))
+    observer = Observer(classifier, TRANSFORM, Signals(objectives=objectives), torch.device("cpu"))
     images = torch.randint(0, 256, (80, 3, 16, 16), dtype=torch.uint8)
-    detector = OneClassDetector.fit(observer(images[:40]).observation, logits=True)
+    detector = fit_one_class(observer(images[:40]))
     scores = detector.score(observer(images[40:]).observation).numpy()
     manifest = Manifest(
         arch=arch,

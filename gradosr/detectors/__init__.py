@@ -9,7 +9,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from gradosr.detectors.observation import Observation
+from gradosr.detectors.baselines import BASELINES
+from gradosr.detectors.observation import Known, Observation
 from gradosr.detectors.one_class import OneClassDetector
 from gradosr.detectors.transfer import TransferDetector
 
@@ -29,15 +30,26 @@ class Detector(Protocol):
         """Coordinates that carried nothing on held-out images, by name."""
         ...
 
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Tensor]) -> "Detector":
+        """Inverse of `arrays`. Raises KeyError for one that is not there."""
+        ...
+
 
 def restore(kind: str, arrays: Mapping[str, Tensor]) -> Detector:
     """The detector of a bundle. Raises KeyError for a kind or an array that is not there."""
     return DETECTORS[kind].from_arrays(arrays)
 
 
-DETECTORS: dict[str, type[OneClassDetector] | type[TransferDetector]] = {
-    "one_class": OneClassDetector,
-    "transfer": TransferDetector,
-}
+DETECTORS: dict[str, type[Detector]] = {"one_class": OneClassDetector, "transfer": TransferDetector, **BASELINES}
 
-__all__ = ["DETECTORS", "Detector", "Observation", "OneClassDetector", "TransferDetector", "restore"]
+__all__ = [
+    "BASELINES",
+    "DETECTORS",
+    "Detector",
+    "Known",
+    "Observation",
+    "OneClassDetector",
+    "TransferDetector",
+    "restore",
+]

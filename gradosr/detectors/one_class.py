@@ -1,74 +1,166 @@
-"""A detector for a classifier trained elsewhere, fitted on known images alone.
+"""The default detector: fitted on known images alone, so that it serves a classifier trained elsewhere.
 
-Among known images, every coordinate moves with the classifier's confidence; the direction of that
-movement is one vector, and an image far down it looks less known than the known do. Chosen against
-Mahalanobis distance (AUROC .62 where this reaches .83, on a six-class CIFAR-10 network): distance
-spends itself on low-variance directions, and unknown images are not far from the known in all of them.
+A sum of parts, each in deviations of the known images, higher = more unknown:
+
+max_logit   the max logit, negated (Hendrycks et al., ICML 2022)
+gradients   per objective, the log-norms projected on the direction in which images of the predicted class lose
+            confidence. Chosen against Mahalanobis distance, which spends itself on low-variance directions
+scale       energy of the logits after each image's features are scaled by how much of their sum the largest tenth
+            holds (SCALE, Xu et al., ICLR 2024)
+middle      Mahalanobis distance of the middle activations' direction to the nearest class: what is far from
+            everything known (noise, drawings, another modality) passes the last layer as a sure known, not the middle
+
+The weights were set on CIFAR-10 networks; README, "Detectors", has the ablation. B images, K classes, D coordinates
+kept, F features, M middle channels, n images of a class.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
 
-from gradosr.detectors.observation import Observation
+from gradosr.detectors.gaussian import ClassGaussian
+from gradosr.detectors.observation import Known, Observation
 from gradosr.errors import ClassifierError
+from gradosr.gradients import Head
 from gradosr.representations import Standardiser
 
 CONSTANT = 1e-6
 """Relative range of the highest logits below which they differ by rounding alone, in float32."""
+PRIOR = 10
+"""Images that the pooled estimate counts for beside the n of a class."""
+KEPT = 0.1
+"""Share of the features that SCALE keeps."""
+PARTS = ("max_logit", "gradients", "scale", "middle")
 
 
 @dataclass(frozen=True)
 class OneClassDetector:
-    """Score = projection of the standardised log-norms, plus the max logit's own, each in known deviations."""
+    """Weighted sum of the parts that its arrays hold."""
 
     standardiser: Standardiser
-    direction_D: Tensor
-    """Scaled so that the projection has unit deviation on the fitting images; higher = more unknown."""
-    logit_mean: Tensor
-    logit_std: Tensor
-    logit_weight: Tensor
-    """1 adds the max logit, 0 leaves the gradients alone."""
+    """Of the log-norms."""
+    direction_KD: Tensor
+    """By predicted class; objectives and their weight in one linear function."""
+    offset_K: Tensor
+    head: Head | None
+    middle: ClassGaussian | None
+    mean_4: Tensor
+    std_4: Tensor
+    weight_4: Tensor
+    """Of the PARTS; 0 leaves one out."""
 
     @classmethod
-    def fit(cls, known: Observation, *, logits: bool) -> "OneClassDetector":
-        """`known`: observations of images that the classifier was not trained on.
+    def fit(cls, known: Known, weights: Mapping[str, float], objectives: int = 1) -> "OneClassDetector":
+        """`weights` by name of PARTS; `objectives` share the coordinates evenly, in order.
 
-        Raises ClassifierError when the classifier is equally confident of all of them.
+        A part that the classifier cannot give (no linear layer makes its logits, no layer has a rule) is left out.
+        Raises ClassifierError when the classifier is equally confident of all images.
         """
-        max_logit_B = known.logits_BK.amax(1)
+        seen = known.observation
+        max_logit_B, predicted_B = seen.logits_BK.max(1)
         if not max_logit_B.amax() - max_logit_B.amin() > CONSTANT * max_logit_B.abs().amax():
             raise ClassifierError(
-                f"the highest logit is {max_logit_B[0]:.4g} for each of {len(known)} known images: they lose "
+                f"the highest logit is {max_logit_B[0]:.4g} for each of {len(seen)} known images: they lose "
                 "confidence in no direction; check the classifier's weights and the images"
             )
-        standardiser = Standardiser.fit(known.log_norms_BC)
-        z_BD = standardiser(known.log_norms_BC)
-        confidence_B = (max_logit_B - max_logit_B.mean()) / max_logit_B.std()
-        direction_D = -(z_BD.T @ confidence_B) / len(known)
-        direction_D = direction_D / (z_BD @ direction_D).std()
-        weight = torch.tensor(float(logits), device=direction_D.device)
-        return cls(standardiser, direction_D, max_logit_B.mean(), max_logit_B.std(), weight)
+        standardiser = Standardiser.fit(seen.log_norms_BC)
+        of_objective_D = standardiser.kept_D * objectives // max(1, seen.log_norms_BC.shape[1])
+        z_BD, confidence_B = standardiser(seen.log_norms_BC), _standardised(max_logit_B)
+        fits = [
+            _directions(z_BD * (of_objective_D == one), confidence_B, predicted_B, seen.logits_BK.shape[1])
+            for one in range(objectives)
+        ]
+        middle = None
+        if weights["middle"] and seen.middle_BM is not None:
+            middle = ClassGaussian.fit(_unit(seen.middle_BM), known.labels_B)
+        head = known.head if weights["scale"] and seen.features_BF is not None else None
+        weight_4 = torch.tensor([weights[part] for part in PARTS], device=z_BD.device)
+        given_4 = torch.tensor([True, True, head is not None, middle is not None], device=z_BD.device)
+        directions, offsets = (torch.stack(one).sum(0) for one in zip(*fits, strict=True))
+        zero_4, one_4 = torch.zeros_like(weight_4), torch.ones_like(weight_4)
+        raw = cls(standardiser, directions, offsets, head, middle, zero_4, one_4, weight_4 * given_4)
+        parts_B4 = raw._parts(seen)
+        return replace(raw, mean_4=parts_B4.mean(0), std_4=parts_B4.std(0).clamp_min(torch.finfo(torch.float32).tiny))
+
+    def _parts(self, seen: Observation) -> Tensor:
+        max_logit_B, predicted_B = seen.logits_BK.max(1)
+        z_BD = self.standardiser(seen.log_norms_BC)
+        gradients_B = torch.linalg.vecdot(z_BD, self.direction_KD[predicted_B]) - self.offset_K[predicted_B]
+        scale_B = middle_B = torch.zeros_like(max_logit_B)
+        if self.head is not None:
+            scale_B = scaled_energy(seen.features(), self.head)
+        if self.middle is not None:
+            middle_B = self.middle.squared_distances(_unit(seen.middle())).amin(1).sqrt()
+        return torch.stack([-max_logit_B, gradients_B, scale_B, middle_B], 1)
 
     def score(self, observation: Observation) -> Tensor:
-        """Unknown score [B], in deviations of the known; higher = more unknown."""
-        projection_B = self.standardiser(observation.log_norms_BC) @ self.direction_D
-        confidence_B = (observation.logits_BK.amax(1) - self.logit_mean) / self.logit_std
-        return projection_B - self.logit_weight * confidence_B
+        """Unknown score [B], in deviations of the known's max logit; higher = more unknown."""
+        return (self._parts(observation) - self.mean_4) / self.std_4 @ self.weight_4
 
     def arrays(self) -> dict[str, Tensor]:
         """By name, for the bundle."""
-        own = {name: value for name, value in vars(self).items() if name != "standardiser"}
-        return own | asdict(self.standardiser)
+        parts = {"head": self.head, "middle": self.middle}
+        own = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        of_parts = {f"{name}.{key}": value for name, part in parts.items() if part for key, value in vars(part).items()}
+        return own | asdict(self.standardiser) | of_parts
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Tensor]) -> "OneClassDetector":
         """Inverse of `arrays`."""
-        rest = {name: arrays[name] for name in ("direction_D", "logit_mean", "logit_std", "logit_weight")}
-        return cls(Standardiser.from_arrays(arrays), **rest)
+        weights = dict(zip(PARTS, arrays["weight_4"].tolist(), strict=True))
+        head = Head(arrays["head.weight_KF"], arrays["head.bias_K"]) if weights["scale"] else None
+        middle = None
+        if weights["middle"]:
+            middle = ClassGaussian(arrays["middle.mean_KF"], arrays["middle.whitening_FF"])
+        rest = {name: arrays[name] for name in ("direction_KD", "offset_K", "mean_4", "std_4", "weight_4")}
+        return cls(Standardiser.from_arrays(arrays), head=head, middle=middle, **rest)
 
     def dropped(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Coordinates that carried nothing, by name."""
         return self.standardiser.dropped(names)
+
+
+def scaled_energy(features_BF: Tensor, head: Head) -> Tensor:
+    """Negative logsumexp of the logits of scaled features, [B]; higher = more unknown.
+
+    SCALE, without its temperature: features times exp(sum / sum of the largest tenth). It is defined after a ReLU;
+    elsewhere what lies below zero counts for nothing in the sums.
+    """
+    positive_BF = features_BF.relu()
+    largest = positive_BF.topk(max(1, round(KEPT * features_BF.shape[1])), dim=1).values.sum(1)
+    factor_B = (positive_BF.sum(1) / largest.clamp_min(torch.finfo(largest.dtype).tiny)).exp()
+    return -torch.logsumexp((factor_B[:, None] * features_BF) @ head.weight_KF.T + head.bias_K, 1)
+
+
+def _unit(values_BM: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(values_BM, dim=1)
+
+
+def _standardised(values_B: Tensor) -> Tensor:
+    return (values_B - values_B.mean()) / values_B.std()
+
+
+def _directions(z_BD: Tensor, confidence_B: Tensor, predicted_B: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """By predicted class: where the standardised log-norms go as confidence falls, and the projection's own mean.
+
+    Both drawn towards those of all images, the more the fewer a class has; of unit deviation within the class.
+    """
+    of_all_D = -(z_BD.T @ confidence_B) / len(z_BD)
+    variance_of_all = (z_BD @ of_all_D).var()
+    directions_KD, offsets_K = z_BD.new_zeros(classes, z_BD.shape[1]), z_BD.new_zeros(classes)
+    for k in range(classes):
+        own_BD, own_B = z_BD[predicted_B == k], confidence_B[predicted_B == k]
+        n = len(own_BD)
+        trust = n / (n + PRIOR)
+        direction_D, mean_D = of_all_D, torch.zeros_like(of_all_D)
+        variance = variance_of_all
+        if n > 1:
+            own_D = -((own_BD - own_BD.mean(0)).T @ (own_B - own_B.mean())) / n
+            direction_D = trust * own_D + (1 - trust) * of_all_D
+            mean_D = trust * own_BD.mean(0)
+            variance = trust * (own_BD @ direction_D).var() + (1 - trust) * variance_of_all
+        direction_D = direction_D / variance.sqrt().clamp_min(torch.finfo(z_BD.dtype).tiny)
+        directions_KD[k], offsets_K[k] = direction_D, mean_D @ direction_D
+    return directions_KD, offsets_K

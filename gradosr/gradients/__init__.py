@@ -3,7 +3,7 @@
 from gradosr.gradients.calls import Rule, Watch
 from gradosr.gradients.engine import GradientEngine, SquaredNorms, Watcher, squared_norms
 from gradosr.gradients.objectives import OBJECTIVES, objective
-from gradosr.gradients.outputs import pick_logits
+from gradosr.gradients.outputs import Head, pick_logits
 from gradosr.gradients.rules import RULES
 from gradosr.gradients.weights import lay_channels_last
 
@@ -11,6 +11,7 @@ __all__ = [
     "OBJECTIVES",
     "RULES",
     "GradientEngine",
+    "Head",
     "Rule",
     "SquaredNorms",
     "Watch",

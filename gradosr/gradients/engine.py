@@ -1,6 +1,6 @@
 """Squared gradient norms of every parameter tensor for every image: one forward, one backward per objective.
 
-B batch, K classes, P parameter tensors, F penultimate features.
+B batch, K classes, P parameter tensors, F penultimate features, M middle channels.
 """
 
 import logging
@@ -18,6 +18,7 @@ from gradosr.gradients.calls import CHUNK_BYTES, Rule, accumulator, squared_norm
 from gradosr.gradients.capture import only_requiring_grad
 from gradosr.gradients.explain import Explained, TimedForms, explained
 from gradosr.gradients.objectives import Objective, objective
+from gradosr.gradients.outputs import Head
 from gradosr.gradients.passes import Kept, Pass, forward
 from gradosr.gradients.plan import Plan
 from gradosr.gradients.planning import check_mode, make_plan
@@ -37,25 +38,33 @@ class SquaredNorms:
     logits_BK: Tensor
     features_BF: Tensor | None
     """Input of the linear layer that makes the logits; None where no such layer does."""
+    middle_BM: Tensor | None = None
+    """Input of the middle convolution or linear layer, its mean over positions."""
+    head: Head | None = None
+    """The linear layer that makes the logits of the features."""
     watched: dict[str, Tensor] = field(default_factory=dict)
     """What watchers made of the backward pass, by coordinate, each [B]."""
 
     def none(self) -> "SquaredNorms":
         """The same of no image."""
         features = None if self.features_BF is None else self.features_BF[:0]
+        middle = None if self.middle_BM is None else self.middle_BM[:0]
         watched = {name: values[:0] for name, values in self.watched.items()}
-        return SquaredNorms(self.names, self.values_BP[:0], self.logits_BK[:0], features, watched)
+        return SquaredNorms(self.names, self.values_BP[:0], self.logits_BK[:0], features, middle, self.head, watched)
 
 
 def _joined(pieces: Sequence[SquaredNorms]) -> SquaredNorms:
     if len(pieces) == 1:
         return pieces[0]
     features = [piece.features_BF for piece in pieces if piece.features_BF is not None]
+    middles = [piece.middle_BM for piece in pieces if piece.middle_BM is not None]
     return SquaredNorms(
         pieces[0].names,
         torch.cat([piece.values_BP for piece in pieces]),
         torch.cat([piece.logits_BK for piece in pieces]),
         torch.cat(features) if features else None,
+        torch.cat(middles) if middles else None,
+        pieces[0].head,
         {name: torch.cat([piece.watched[name] for piece in pieces]) for name in pieces[0].watched},
     )
 
@@ -150,6 +159,7 @@ class GradientEngine:
     ) -> list[SquaredNorms]:
         """One SquaredNorms per objective, in order, from one forward pass and one backward pass each.
 
+        No objective: a forward pass alone, and one SquaredNorms of no parameter.
         `watchers` make, given an objective's name, what watches its backward pass.
         """
         for name in objectives:
@@ -194,6 +204,11 @@ class GradientEngine:
         watchers: Sequence[Callable[[str], Watcher]],
     ) -> list[SquaredNorms]:
         one, losses = Pass(planned.plan, self.classifier, planned.kept), [objective(name) for name in objectives]
+        if not losses:
+            with torch.no_grad():
+                logits = one.forward(images_BCHW)
+            none_B0 = logits.new_empty(len(logits), 0)
+            return [SquaredNorms((), none_B0, logits, one.features_BF, one.middle_BM, one.head)]
         logits = one.forward(images_BCHW)
         told = [[watcher(name) for watcher in watchers] for name in objectives]
         norms = [
@@ -207,7 +222,7 @@ class GradientEngine:
         results = []
         for by_name, some in zip(norms, told, strict=True):
             values_BP = torch.stack([by_name.get(name, zero) for name in self.names], 1)
-            result = SquaredNorms(self.names, values_BP, logits.detach(), one.features_BF)
+            result = SquaredNorms(self.names, values_BP, logits.detach(), one.features_BF, one.middle_BM, one.head)
             for watcher in some:
                 result.watched.update(watcher.coordinates(result))
             results.append(result)

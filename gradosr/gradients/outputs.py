@@ -1,12 +1,22 @@
-"""What a classifier returns: logits [B, K], or something that holds them. B batch, K classes."""
+"""What a classifier returns: logits [B, K], or something that holds them. B batch, K classes, F features."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from gradosr.errors import ClassifierError
+
+
+@dataclass(frozen=True)
+class Head:
+    """The linear layer that makes the logits: z = W h + b."""
+
+    weight_KF: Tensor
+    bias_K: Tensor
+    """Zeros where the layer has none."""
 
 
 def pick_logits(classifier: nn.Module, entry: int | str) -> None:

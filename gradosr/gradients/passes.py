@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradosr.errors import ClassifierError
-from gradosr.gradients.calls import Call, Rule, Watch, chunks, squared_norm
+from gradosr.gradients.calls import Call, Rule, Watch, channel_sums, chunks, squared_norm
 from gradosr.gradients.capture import Capture, Function, only_requiring_grad, run
 from gradosr.gradients.folding import Folded, convolve, folded, folded_squared_norms, versions
 from gradosr.gradients.forms import Forms
-from gradosr.gradients.outputs import checked_logits
+from gradosr.gradients.outputs import Head, checked_logits
 from gradosr.gradients.plan import Plan, Use
 from gradosr.gradients.rules import RULES
 
@@ -77,6 +77,8 @@ class Pass(Capture):
         self._norms: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self.features_BF: Tensor | None = None
+        self.middle_BM: Tensor | None = None
+        self.head: Head | None = None
         self._batch = 0
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
@@ -94,12 +96,15 @@ class Pass(Capture):
             return args[0]
         use = self._plan.uses.get(number)
         if number == self._plan.penultimate:
-            self.features_BF = args[0].detach()
+            self.features_BF, self.head = args[0].detach(), _head(rule.bind(*args, **kwargs))
         if use is None:
             return func(*args, **kwargs)
         call = rule.bind(*(args[1::-1] if use.swapped else args), **kwargs)
         if call is None or not self._serves(use, call):
             raise _other_path()
+        if number == self._plan.middle:
+            x = _batch_first(call.x.detach(), call.feature_dims, use.before, self._batch)
+            self.middle_BM = channel_sums(x, 2) / x[0, :, 0].numel()
         if rule is RULES[F.linear] and not call.x.is_contiguous():
             # With a frozen weight torch makes a product per position of it; made contiguous, one product.
             args = (call.x.contiguous(), *args[1:])
@@ -203,6 +208,13 @@ class Pass(Capture):
             retain_graph=True,
         )
         return list(zip(names, gradients, strict=True))
+
+
+def _head(call: Call | None) -> Head | None:
+    if call is None or call.weight is None:
+        return None
+    weight_KF = call.weight.detach()
+    return Head(weight_KF, weight_KF.new_zeros(len(weight_KF)) if call.bias is None else call.bias.detach())
 
 
 def _seen_as(use: Use, rule: Rule) -> tuple[Rule, tuple[str, ...]]:

@@ -44,6 +44,8 @@ class Plan:
     """Parameters that no gradient reaches: zero."""
     penultimate: int | None
     """Number of the linear call that makes the logits; its input is the features."""
+    middle: int | None
+    """Number of the middle one of the calls of convolutions and linear layers; its input is the middle activations."""
     calls: int
     """Ruled calls of one forward pass."""
 

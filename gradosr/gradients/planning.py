@@ -33,6 +33,8 @@ PROBES = (3, 4)
 """Images of a probe batch. The second count is tried where the first leaves parameters without a rule: a tensor of
 parameters may have as many rows as the batch has images."""
 EXCHANGED = 1  # an inner image: both neighbours must stay as they are
+LAYERS = tuple(RULES[function] for function in (F.linear, F.conv1d, F.conv2d))
+"""Among which the middle one is counted."""
 OFF_CENTRE = 100.0
 """Mean of a BatchNorm's input in its standard deviations, beyond which folding would cancel too many digits."""
 
@@ -198,7 +200,7 @@ def _plan(classifier: nn.Module, probe: Tensor, tolerance: float, floor: float) 
     reference = _autograd_norms(classifier, probe.detach()[EXCHANGED : EXCHANGED + 1])
     unused = tuple(name for name, expected in reference.items() if expected is None)
     used = {name: expected for name, expected in reference.items() if expected is not None}
-    plan = Plan(uses, tuple(used), unused, _penultimate(recorder, logits), recorder.count)
+    plan = Plan(uses, tuple(used), unused, _penultimate(recorder, logits), _middle(recorder), recorder.count)
     expected = logits.detach()
     del logits, recorder
     verified = partial(
@@ -344,7 +346,7 @@ def _folds(classifier: nn.Module, recorder: Recorder, uses: Mapping[int, Use], l
     """The same uses, with every BatchNorm that can and should become part of the convolution before it."""
     tensors = {**dict(classifier.named_parameters()), **dict(classifier.named_buffers())}
     names = {id(tensor): name for name, tensor in tensors.items()}
-    shared, consumers, result = Plan(uses, (), (), None, 0).shared, _consumers(logits), dict(uses)
+    shared, consumers, result = Plan(uses, (), (), None, None, 0).shared, _consumers(logits), dict(uses)
     producers = {record.node: number for number, record in recorder.records.items() if number in uses}
     for number, record in recorder.records.items():
         before = producers.get(record.input.grad_fn)
@@ -395,3 +397,8 @@ def _penultimate(recorder: Recorder, logits: Tensor) -> int | None:
         if linear and record.output.data_ptr() == logits.data_ptr():
             return number
     return None
+
+
+def _middle(recorder: Recorder) -> int | None:
+    layers = [number for number, record in recorder.records.items() if record.rule in LAYERS]
+    return layers[len(layers) // 2] if layers else None

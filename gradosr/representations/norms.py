@@ -46,6 +46,8 @@ def log_norms(norms: Sequence[SquaredNorms]) -> Tensor:
 
 
 def _log(values_BP: Tensor) -> Tensor:
+    if not values_BP.shape[1]:
+        return values_BP
     largest_B1 = values_BP.amax(1, keepdim=True).clamp_min(torch.finfo(values_BP.dtype).tiny)
     return torch.log(values_BP / largest_B1 + EPSILON) + torch.log(largest_B1)
 
