@@ -179,6 +179,8 @@ class TransferSettings(Settings):
     """One backward pass each."""
     pseudo_unknown: PositiveInt | tuple[str, ...] | None = None
     """Known classes played as unknown: names, or how many (drawn by seed); none takes a third."""
+    weights: Uri | None = None
+    """Of classifier 1, its logits in the order of `classes` without the pseudo-unknown; none trains it by `train`."""
     hidden: PositiveInt = 64
     """Width of the first of the two fully connected layers (ours)."""
     epochs: PositiveInt = 30
@@ -300,7 +302,8 @@ class FitJob(StoreFields):
     known: tuple[str, ...] = ()
     """Classes to keep; images of other classes are left out. Default: the classifier's classes."""
     held_out: Annotated[float, Field(gt=0, lt=1)] | Uri = 0.1
-    """Images that train nothing: a fraction, or the URI of keys or source paths (a JSON list, or one a line)."""
+    """Images that train nothing: a fraction, or the URI of keys or source paths (one a line, a JSON list, or an object
+    that holds one as `held_out`)."""
     detector: Detector
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of known images that may be called unknown: is_unknown = p_value <= this."""
@@ -317,10 +320,90 @@ class FitJob(StoreFields):
         if self.classifier.weights is None and self.train is None:
             raise ValueError("classifier.weights or a train section is required: one of them makes the classifier")
         if self.classifier.weights is not None and self.train is not None and self.detector.kind != "transfer":
-            raise ValueError("classifier.weights and train exclude each other with a one_class detector")
-        if self.detector.kind == "transfer" and self.train is None:
-            raise ValueError("detector.kind transfer needs a train section: classifier 1 is trained by it")
+            raise ValueError("classifier.weights and train exclude each other but with a transfer detector")
+        if isinstance(self.detector, TransferSettings) and self.train is None and self.detector.weights is None:
+            raise ValueError("detector.kind transfer needs a train section, or detector.weights: of classifier 1")
         return self
+
+
+class OsrTask(Settings):
+    """One classifier and its known classes; every other class of the test images is unknown to it."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Of its folder below `output`."""
+    classifier: ClassifierSettings
+    train: TrainSettings | None = None
+    """Instead of classifier.weights."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] | Uri = 0.1
+    """Of the input images; see FitJob."""
+    detectors: dict[str, Detector] = {}
+    """Of this task alone, beside or instead of those of the same name in the protocol."""
+
+
+class OsrProtocol(StoreFields):
+    """Open-set recognition measured: every detector, on the same classifiers, the same images and the same views."""
+
+    data: str = ""
+    """Stands for {data} anywhere in this document."""
+    input: Input
+    """Labelled images of all classes, for fitting (and training): known images alone are read of it."""
+    test: Input
+    """Labelled images of all classes, used for nothing else."""
+    far: dict[str, Input | PositiveInt] = {}
+    """Images that show no class at all: an input, or how many to make of `digits`, `noise` or `textures`."""
+    shows: dict[str, tuple[str, ...]] = {}
+    """By class: labels of far images that show it after all. They are left out where the class is known."""
+    tasks: Annotated[tuple[OsrTask, ...], Field(min_length=1)]
+    detectors: Annotated[dict[str, Detector], Field(min_length=1)]
+    """By the name they get in the tables. The first is held against the best baseline."""
+    objectives: tuple[ObjectiveName, ...] = ("all_hot", "predicted", "max_logit")
+    """Whose coordinates are each measured alone."""
+    output: Uri
+    """Folder; the same command goes on where it was."""
+    false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    resamplings: PositiveInt = 1000
+    """Of the bootstrap intervals."""
+    batch_size: PositiveInt = 128
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_pixels: PositiveInt = MAX_PIXELS
+    seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_data(cls, document: Any) -> Any:
+        return _replaced(document, str(document.get("data", ""))) if isinstance(document, dict) else document
+
+    @model_validator(mode="after")
+    def _one_name_each(self) -> "OsrProtocol":
+        names = [task.name for task in self.tasks]
+        if len(set(names)) < len(names):
+            raise ValueError(f"tasks: names must differ ({', '.join(names)})")
+        made = ("digits", "noise", "textures")
+        if wrong := [name for name, far in self.far.items() if isinstance(far, int) and name not in made]:
+            raise ValueError(f"far: {', '.join(wrong)}: only {', '.join(made)} can be made; give an input")
+        return self
+
+    def fit_job(self, task: OsrTask, detector: "Detector") -> FitJob:
+        """One detector of one task; a recipe beside weights is for the transfer detector's classifier 1."""
+        trains = task.classifier.weights is None or detector.kind == "transfer"
+        return FitJob(
+            classifier=task.classifier,
+            train=task.train if trains else None,
+            input=self.input,
+            held_out=task.held_out,
+            detector=detector,
+            false_alarm_rate=self.false_alarm_rate,
+            bundle=self.output,
+            **{name: getattr(self, name) for name in ("batch_size", "device", "max_pixels", "seed", "store", "stores")},
+        )
+
+
+def _replaced(document: Any, data: str) -> Any:
+    if isinstance(document, dict):
+        return {key: _replaced(value, data) for key, value in document.items()}
+    if isinstance(document, list | tuple):
+        return [_replaced(value, data) for value in document]
+    return document.replace("{data}", data) if isinstance(document, str) else document
 
 
 class RaySettings(Settings):

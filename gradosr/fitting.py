@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from gradosr.classifier import build_classifier, load_weights, read_weights
 from gradosr.config import BaselineSettings, FitJob, OneClassSettings, TrainSettings, TransferSettings
 from gradosr.detectors import BASELINES, Detector, Known, Observation, OneClassDetector, TransferDetector
 from gradosr.errors import ClassifierError, ConfigError
+from gradosr.gradients import Head
 from gradosr.known_images import CALIBRATION, FITTING, TRAINING, KnownImages, read_known
 from gradosr.manifest import Manifest
 from gradosr.parts import software
@@ -23,26 +25,45 @@ from gradosr.telemetry import Notes
 from gradosr.training import train
 
 
-def fit(job: FitJob, notes: Notes) -> Bundle:
-    """The bundle of a fit job, not saved yet. Raises ConfigError, InputError or ClassifierError."""
+@dataclass(frozen=True)
+class Ready:
+    """What a detector is fitted with."""
+
+    classes: tuple[str, ...]
+    """In logit order."""
+    classifier: nn.Module
+    """Trained, in eval mode."""
+    known: KnownImages
+
+
+def prepare(job: FitJob, notes: Notes) -> Ready:
+    """The classifier of a fit job, loaded or trained, and its known images. Raises as `fit`."""
     store, device = Store(job.store, job.stores), pick_device(job.device)
     classes = class_names(job, store)
     classifier = _build(job, job.classifier.args, len(classes))
     if job.classifier.weights:
         load_weights(classifier, read_weights(store, job.classifier.weights), job.classifier.weights)
     observer = Observer(classifier, job.classifier.transform, job.detector.signals, device)
-    head = observer.check(len(classes)).head  # before the images are read
+    observer.check(len(classes))  # before the images are read
     if isinstance(job.detector, TransferSettings):
         pseudo_unknown(job.detector, classes)
-    known = read_known(job, store, classes, keep_training=job.train is not None)
+    keep_training = job.train is not None or isinstance(job.detector, TransferSettings)
+    known = read_known(job, store, classes, keep_training=keep_training)
     check_enough(known.counts()["calibration"], job.false_alarm_rate)
     notes.say(f"{len(classes)} known classes; images: {_listed(known.counts())}")
     if job.train and not job.classifier.weights:
         _train(classifier, known.of(TRAINING), job.train, job, notes, "classifier")
+    return Ready(classes, classifier, known)
+
+
+def fit(job: FitJob, notes: Notes) -> Bundle:
+    """The bundle of a fit job, not saved yet. Raises ConfigError, InputError or ClassifierError."""
+    ready = prepare(job, notes)
+    classes, known = ready.classes, ready.known
+    observer = Observer(ready.classifier, job.classifier.transform, job.detector.signals, pick_device(job.device))
+    head = observer.check(len(classes)).head
     fitting, calibration = (observe(observer, known.of(use), job.batch_size) for use in (FITTING, CALIBRATION))
-    rows = finite(fitting, notes)
-    labels = known.of(FITTING).labels_N.to(rows.device)
-    detector = _fit_detector(job, known, Known(fitting[rows], labels[rows], head), classes, notes)
+    detector = fit_detector(job, ready, fitting, head, notes)
     scores = detector.score(calibration).cpu().numpy()
     correct = torch.cat([_correct(fitting, known.of(FITTING)), _correct(calibration, known.of(CALIBRATION))])
     measured = {
@@ -51,7 +72,7 @@ def fit(job: FitJob, notes: Notes) -> Bundle:
     }
     notes.say(f"closed-set accuracy on {len(correct)} held-out images: {measured['held_out_accuracy']:.4f}")
     manifest = _manifest(job, classes, _provenance(job, known) | measured)
-    return Bundle(manifest, classifier, detector, Calibration.of(scores, job.false_alarm_rate))
+    return Bundle(manifest, ready.classifier, detector, Calibration.of(scores, job.false_alarm_rate))
 
 
 def record_job(store: Store, job: FitJob) -> None:
@@ -140,26 +161,30 @@ def finite(observation: Observation, notes: Notes) -> Tensor:
     return rows
 
 
-def _fit_detector(job: FitJob, known: KnownImages, fitting: Known, classes: Sequence[str], notes: Notes) -> Detector:
+def fit_detector(job: FitJob, ready: Ready, fitting: Observation, head: Head | None, notes: Notes) -> Detector:
+    """The detector of a fit job, from what it saw of the fitting images, in order; what is not finite is left out."""
+    rows = finite(fitting, notes)
+    known = Known(fitting[rows], ready.known.of(FITTING).labels_N.to(rows.device)[rows], head)
     settings = job.detector
     if isinstance(settings, OneClassSettings):
-        return OneClassDetector.fit(fitting, settings.weights.model_dump(), len(settings.objectives))
+        return OneClassDetector.fit(known, settings.weights.model_dump(), len(settings.objectives))
     if isinstance(settings, BaselineSettings):
-        return BASELINES[settings.kind].fit(fitting)
-    return _fit_transfer(job, settings, known, classes, notes).moved(fitting.observation)
+        return BASELINES[settings.kind].fit(known)
+    return _fit_transfer(job, settings, ready, notes).moved(known.observation)
 
 
-def _fit_transfer(
-    job: FitJob, settings: TransferSettings, known: KnownImages, classes: Sequence[str], notes: Notes
-) -> TransferDetector:
+def _fit_transfer(job: FitJob, settings: TransferSettings, ready: Ready, notes: Notes) -> TransferDetector:
     """Classifier 1 on the pseudo-known classes; its representations of all training images train the detector."""
-    if job.train is None:
-        raise ConfigError("detector.kind transfer needs a train section: classifier 1 is trained by it")
-    unknown = pseudo_unknown(settings, classes)
-    pseudo_known = [index for index in range(len(classes)) if index not in unknown]
-    notes.say(f"transfer: pseudo-unknown classes {', '.join(classes[index] for index in unknown)}")
+    unknown, known = pseudo_unknown(settings, ready.classes), ready.known
+    pseudo_known = [index for index in range(len(ready.classes)) if index not in unknown]
+    notes.say(f"transfer: pseudo-unknown classes {', '.join(ready.classes[index] for index in unknown)}")
     classifier = _build(job, {**job.classifier.args, "num_classes": len(pseudo_known)}, len(pseudo_known))
-    _train(classifier, known.of(TRAINING).of_classes(pseudo_known), job.train, job, notes, "classifier 1")
+    if settings.weights:
+        load_weights(classifier, read_weights(Store(job.store, job.stores), settings.weights), settings.weights)
+    elif job.train:
+        _train(classifier, known.of(TRAINING).of_classes(pseudo_known), job.train, job, notes, "classifier 1")
+    else:
+        raise ConfigError("detector.kind transfer needs a train section, or detector.weights: of classifier 1")
     observer = Observer(classifier, job.classifier.transform, settings.signals, pick_device(job.device))
     observer.check(len(pseudo_known))
     training = known.of(TRAINING)

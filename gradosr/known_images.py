@@ -118,9 +118,11 @@ def _unit(seed: int, salt: str, key: str) -> float:
 def _read_list(store: Store, uri: str) -> frozenset[str]:
     try:
         text = store.read(uri).decode()
-        names = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
-    except ValueError as error:
-        raise InputError(f"{uri}: expected keys or source paths, a JSON list or one a line") from error
-    if not all(isinstance(name, str) for name in names):
+        names = json.loads(text) if text.lstrip().startswith(("[", "{")) else text.splitlines()
+        names = names["held_out"] if isinstance(names, dict) else names
+    except (ValueError, KeyError) as error:
+        wants = "a JSON list, an object that holds one as held_out, or one a line"
+        raise InputError(f"{uri}: expected keys or source paths, {wants}") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{uri}: expected keys or source paths, found something else in the list")
     return frozenset(name.strip() for name in names if name.strip())

@@ -1,4 +1,4 @@
-"""gradosr evaluate: how well unknown images were found, where labels tell."""
+"""gradosr evaluate: how well unknown images are found, in a run's rows or by a protocol."""
 
 import json
 
@@ -8,20 +8,51 @@ from .cli import json_flag, set_option
 
 
 @click.command()
-@click.argument("results")
+@click.argument("target")
 @click.option("--known", default="", help="Known classes, comma-separated; default: the bundle's.")
+@click.option(
+    "--protocol", type=click.Choice(["osr"]), help="TARGET is a config of detectors and classifiers to compare."
+)
 @set_option
 @json_flag
-def evaluate(results: str, known: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Measure the scores in RESULTS (a folder or s3:// prefix) against the labels in it."""
+def evaluate(target: str, known: str, protocol: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Measure the scores in TARGET (a results folder or s3:// prefix) against the labels in it.
+
+    With --protocol osr TARGET is a config: every detector is fitted to every classifier, on known classes alone, and
+    tables, plots and all scores are written. The same command goes on where it was.
+    """
+    if protocol:
+        _compare(target, overrides, as_json)
+        return
     from gradosr.config import StoreFields
-    from gradosr.evaluation import evaluate_run, table
+    from gradosr.evaluation.rows import evaluate_run, table
     from gradosr.settings import load_settings
     from gradosr.store import Store
 
     fields = load_settings(StoreFields, "", "--set", overrides)
     names = tuple(name.strip() for name in known.split(",") if name.strip())
-    evaluation = evaluate_run(Store(fields.store, fields.stores), results, names)
+    evaluation = evaluate_run(Store(fields.store, fields.stores), target, names)
     if not evaluation.finished:
         click.echo("gradosr: this run is not finished: measured on the parts there are", err=True)
     click.echo(json.dumps(evaluation.facts()) if as_json else table(evaluation))
+
+
+def _compare(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    from gradosr.config import OsrProtocol, load_job
+    from gradosr.evaluation.plots import plots
+    from gradosr.evaluation.protocol import run_protocol
+    from gradosr.evaluation.tables import document, markdown, measure
+    from gradosr.store import Store, join
+    from gradosr.telemetry import Notes
+
+    protocol = load_job(OsrProtocol, config, overrides)
+    store = Store(protocol.store, protocol.stores)
+    with Notes() as notes:
+        scores = run_protocol(protocol, notes)
+        tasks = [measure(protocol, one) for one in scores]
+        tables, facts = markdown(protocol, tasks), document(protocol, tasks)
+        files = {"tables.md": tables.encode(), "results.json": json.dumps(facts, indent=2).encode()}
+        for name, body in (files | plots(protocol, scores)).items():
+            store.write(join(protocol.output, name), body)
+        notes.say(f"tables, plots and scores written to {protocol.output}")
+    click.echo(json.dumps(facts) if as_json else tables)

@@ -8,7 +8,7 @@ import yaml
 from gradosr.jobs.cli import run
 from tiny import CLASSES, picture
 
-from gradosr.config import FitJob, ScoreJob, ScreenJob, load_job
+from gradosr.config import FitJob, OsrProtocol, ScoreJob, ScreenJob, load_job
 from gradosr.errors import ConfigError
 from gradosr.results import RunFolder
 from gradosr.store import Store
@@ -23,7 +23,9 @@ def test_every_config_loads(path: Path) -> None:
     load_job(model_of(path.stem), str(path))
 
 
-def model_of(name: str) -> type[FitJob | ScoreJob]:
+def model_of(name: str) -> type[FitJob | ScoreJob | OsrProtocol]:
+    if name.startswith("evaluate"):
+        return OsrProtocol
     return FitJob if "fit" in name else ScreenJob if "screen" in name else ScoreJob
 
 

@@ -13,9 +13,9 @@ JOBS = sorted((ROOT / "jobs").glob("*.py"))
 LAYERS = (
     "errors", "settings", "config", "store", "shards", "readers", "images", "loading", "calibration", "metrics",
     "seaweedfs demo_data", "gradients", "representations", "detectors", "manifest", "classifier", "bundle", "scorer",
-    "parts", "progress", "results", "lease", "run", "worker", "evaluation", "telemetry", "status", "schedules", "audit",
+    "parts", "progress", "results", "lease", "run", "worker", "telemetry", "status", "schedules", "audit",
     "screening",
-    "driver submission", "conformance", "benchmark", "training", "packing", "known_images", "fitting",
+    "driver submission", "conformance", "benchmark", "training", "packing", "known_images", "fitting", "evaluation",
 )  # fmt: skip
 ROOMS = {
     "ray": {"driver/__init__.py", "driver/actor.py", "driver/cluster.py", "driver/prometheus.py", "submission.py"},
@@ -23,6 +23,7 @@ ROOMS = {
     "botocore": {"store/s3.py", "store/s3_errors.py"},
     "rich": {"telemetry.py"},
     "timm": {"classifier.py"},
+    "matplotlib": {"evaluation/plots.py"},
     "jinja2": {"audit/report.py"},
     "click": set(),
 }
