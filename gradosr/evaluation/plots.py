@@ -83,6 +83,8 @@ def _p_values(axes: Any, protocol: OsrProtocol, task: TaskScores) -> None:
 
 def _coordinates(axes: Any, _protocol: OsrProtocol, task: TaskScores) -> None:
     objectives = list(dict.fromkeys(name.partition("/")[0] for name in task.coordinates))
+    if not objectives:
+        return
     for number, objective in enumerate(objectives):
         values = [value for name, value in task.coordinates.items() if name.startswith(f"{objective}/")]
         places = np.arange(len(values)) + 0.8 * number / len(objectives)
