@@ -833,7 +833,24 @@ def test_several_objectives_in_one_call_are_those_of_separate_calls():
     assert [found.values_BP[0, 0] for found in engine(pixels, ["uniform", "all_hot", "uniform"])] == [
         together[ALL_OBJECTIVES.index(name)].values_BP[0, 0] for name in ("uniform", "all_hot", "uniform")
     ]
-    assert engine(pixels, []) == []
+    (forward,) = engine(pixels, [])
+    assert (forward.names, forward.values_BP.shape) == ((), (len(pixels), 0))
+    torch.testing.assert_close(forward.logits_BK, together[0].logits_BK)
+    assert not forward.logits_BK.requires_grad
+
+
+def test_features_head_and_middle_activations_are_those_of_the_layers():
+    """The middle one of five layers is the third; its input, its mean over positions."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.ReLU(), nn.Conv2d(5, 6, 3), nn.AdaptiveAvgPool2d(1)]
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3, bias=False)).eval()
+    pixels = torch.randn(4, 3, 9, 9)
+    for objectives in ([], ["all_hot"]):
+        (found,) = GradientEngine(net)(pixels, objectives)
+        torch.testing.assert_close(found.middle_BM, net[:4](pixels).mean((2, 3)))
+        torch.testing.assert_close(found.features_BF, net[:-1](pixels))
+        assert torch.equal(found.head.weight_KF, net[-1].weight)
+        assert torch.equal(found.head.bias_K, torch.zeros(3))
 
 
 def by_hand(name, z):
