@@ -230,6 +230,7 @@ BASELINE_SIGNALS = {
     "max_logit": Signals(),
     "energy": Signals(),
     "gen": Signals(),
+    "scale": Signals(),
     "knn": Signals(),
     "vim": Signals(),
     "openmax": Signals(),
@@ -238,8 +239,8 @@ BASELINE_SIGNALS = {
     "gradnorm": Signals(),
     "gradient_sum": Signals(objectives=("all_hot",)),
     "negative_gradient_sum": Signals(objectives=("all_hot",)),
-    "gaia_z": Signals(objectives=("max_logit",), watched=("gaia_zeros",)),
-    "gaia_a": Signals(objectives=("uniform",), watched=("gaia_averages",)),
+    "gaia_z": Signals(objectives=("max_logit",), watched=("gaia_z",)),
+    "gaia_a": Signals(objectives=("uniform",), watched=("gaia_a",)),
 }
 """What each baseline asks of the pass; see gradosr.detectors.baselines."""
 
@@ -252,6 +253,7 @@ class BaselineSettings(Settings):
         "max_logit",
         "energy",
         "gen",
+        "scale",
         "knn",
         "vim",
         "openmax",

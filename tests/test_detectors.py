@@ -10,7 +10,7 @@ from torch import nn
 from gradosr.config import OneClassWeights
 from gradosr.detectors import BASELINES, DETECTORS, Known, Observation, OneClassDetector, TransferDetector, restore
 from gradosr.detectors.gaussian import ClassGaussian
-from gradosr.detectors.one_class import scaled_energy
+from gradosr.detectors.scaling import scaled_energy
 from gradosr.errors import ClassifierError
 from gradosr.gradients import GradientEngine, Head, SquaredNorms
 from gradosr.metrics import auroc
@@ -227,12 +227,12 @@ def test_what_is_sure_at_the_last_layer_and_strange_in_the_middle_is_found():
 
 def test_scaled_energy_is_its_formula():
     features, head = torch.randn(5, 30), Head(torch.randn(4, 30), torch.randn(4))
-    for row, energy in zip(features, scaled_energy(features, head), strict=True):
+    for row, energy in zip(features, scaled_energy(features, head, 0.1), strict=True):
         positive = sorted((max(v, 0.0) for v in row.tolist()), reverse=True)
         factor = math.exp(sum(positive) / sum(positive[:3]))
         logits = head.weight_KF @ (factor * row) + head.bias_K
         assert energy.item() == pytest.approx(-logits.logsumexp(0).item(), rel=1e-4)
-    assert scaled_energy(torch.zeros(1, 30), head).isfinite().all()
+    assert scaled_energy(torch.zeros(1, 30), head, 0.1).isfinite().all()
 
 
 def test_gaussian_distances_are_those_of_the_shrunk_covariance():

@@ -9,6 +9,8 @@ from torch import Tensor
 from gradosr.errors import ClassifierError
 from gradosr.gradients import Head
 
+NO_HEAD = "the detector needs a linear layer that makes the logits, and this classifier has none"
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -38,9 +40,7 @@ class Observation:
     def features(self) -> Tensor:
         """[B, F]. Raises ClassifierError where there are none."""
         if self.features_BF is None:
-            raise ClassifierError(
-                "the detector needs a linear layer that makes the logits, and this classifier has none"
-            )
+            raise ClassifierError(NO_HEAD)
         return self.features_BF
 
     def middle(self) -> Tensor:
@@ -82,3 +82,9 @@ class Known:
     """Indices into the classifier's classes."""
     head: Head | None = None
     """The layer that makes the logits of the features; None where there is none."""
+
+    def last_layer(self) -> Head:
+        """The head. Raises ClassifierError where there is none."""
+        if self.head is None:
+            raise ClassifierError(NO_HEAD)
+        return self.head

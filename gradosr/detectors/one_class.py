@@ -22,6 +22,7 @@ from torch import Tensor
 
 from gradosr.detectors.gaussian import ClassGaussian
 from gradosr.detectors.observation import Known, Observation
+from gradosr.detectors.scaling import scaled_energy
 from gradosr.errors import ClassifierError
 from gradosr.gradients import Head
 from gradosr.representations import Standardiser
@@ -90,7 +91,7 @@ class OneClassDetector:
         gradients_B = torch.linalg.vecdot(z_BD, self.direction_KD[predicted_B]) - self.offset_K[predicted_B]
         scale_B = middle_B = torch.zeros_like(max_logit_B)
         if self.head is not None:
-            scale_B = scaled_energy(seen.features(), self.head)
+            scale_B = scaled_energy(seen.features(), self.head, KEPT)
         if self.middle is not None:
             middle_B = self.middle.squared_distances(_unit(seen.middle())).amin(1).sqrt()
         return torch.stack([-max_logit_B, gradients_B, scale_B, middle_B], 1)
@@ -120,18 +121,6 @@ class OneClassDetector:
     def dropped(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Coordinates that carried nothing, by name."""
         return self.standardiser.dropped(names)
-
-
-def scaled_energy(features_BF: Tensor, head: Head) -> Tensor:
-    """Negative logsumexp of the logits of scaled features, [B]; higher = more unknown.
-
-    SCALE, without its temperature: features times exp(sum / sum of the largest tenth). It is defined after a ReLU;
-    elsewhere what lies below zero counts for nothing in the sums.
-    """
-    positive_BF = features_BF.relu()
-    largest = positive_BF.topk(max(1, round(KEPT * features_BF.shape[1])), dim=1).values.sum(1)
-    factor_B = (positive_BF.sum(1) / largest.clamp_min(torch.finfo(largest.dtype).tiny)).exp()
-    return -torch.logsumexp((factor_B[:, None] * features_BF) @ head.weight_KF.T + head.bias_K, 1)
 
 
 def _unit(values_BM: Tensor) -> Tensor:

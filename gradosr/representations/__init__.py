@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gradosr.gradients import GradientEngine, Watcher
-from gradosr.representations.activations import ChannelAverages, ZeroShares, gaia_a, gaia_z
+from gradosr.representations.activations import ChannelAverages, GaiaA, GaiaZ, ZeroShares, gaia_a, gaia_z
 from gradosr.representations.last_layer import GradNorm, grad_norm
 from gradosr.representations.norms import Norms, Standardiser, coordinate_names, log_norms, representation
 
@@ -19,6 +19,8 @@ REPRESENTATIONS: dict[str, Callable[[str], Watcher]] = {
     "norms": Norms,  # squared gradient norm per parameter tensor (Lee & AlRegib, ICIP 2021): the pass itself
     "gaia_zeros": ZeroShares,  # share of zero activation gradients per layer (GAIA, NeurIPS 2023): 3 %
     "gaia_averages": ChannelAverages,  # their channel averages, squared, per layer (GAIA, NeurIPS 2023): 2 %
+    "gaia_z": GaiaZ,  # GAIA-Z, the score of all channels' zero shares: as gaia_zeros
+    "gaia_a": GaiaA,  # GAIA-A, the score of all channels' averages: as gaia_averages
     "gradnorm": GradNorm,  # L1 norm of the last layer's weight gradient (GradNorm, NeurIPS 2021): below 0.5 %
 }
 """Name -> what makes a batch's representation under an objective, given the objective's name.
@@ -49,6 +51,8 @@ def represent(
 __all__ = [
     "REPRESENTATIONS",
     "ChannelAverages",
+    "GaiaA",
+    "GaiaZ",
     "GradNorm",
     "Norms",
     "Represented",

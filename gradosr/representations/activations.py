@@ -47,16 +47,19 @@ class Activations(ABC):
             self._calls.setdefault(parameters[0], []).append(self.statistic(grad))
 
     def channels(self) -> dict[str, Tensor]:
-        """The statistic [B, C] by place, of all calls of its layer, named by the layer's first parameter."""
+        """The statistic [B, C] by place, of all calls of its layer, named by the layer's first parameter.
+
+        Raises ClassifierError where there is no place.
+        """
+        if not self._calls:
+            raise ClassifierError(
+                f"{self.name} needs a normalisation layer or a convolution, and this classifier has none with a rule"
+            )
         return {place: torch.stack(calls).mean(0) for place, calls in self._calls.items()}
 
     def coordinates(self, norms: SquaredNorms) -> dict[str, Tensor]:
         """Mean over channels by place, each [B]. Raises ClassifierError where there is no place."""
         channels = self.channels()
-        if not channels:
-            raise ClassifierError(
-                f"{self.name} needs a normalisation layer or a convolution, and this classifier has none with a rule"
-            )
         return {
             f"{self._objective}/{self.name}/{_layer(place)}": channels[place].mean(1)
             for place in norms.names
@@ -128,3 +131,23 @@ def gaia_a(squared_averages: Sequence[Tensor]) -> Tensor:
     As the authors' `cal_grad_value` without its division by the output component (see ChannelAverages).
     """
     return torch.cat(list(squared_averages), 1).mean(1)
+
+
+class GaiaZ(ZeroShares):
+    """`gaia_z` of all places: one coordinate, OBJECTIVE/gaia_z."""
+
+    name = "gaia_z"
+
+    def coordinates(self, norms: SquaredNorms) -> dict[str, Tensor]:
+        """[B]. Raises ClassifierError where there is no place."""
+        return {f"{self._objective}/{self.name}": gaia_z(list(self.channels().values()))}
+
+
+class GaiaA(ChannelAverages):
+    """`gaia_a` of all places: one coordinate, OBJECTIVE/gaia_a."""
+
+    name = "gaia_a"
+
+    def coordinates(self, norms: SquaredNorms) -> dict[str, Tensor]:
+        """[B]. Raises ClassifierError where there is no place."""
+        return {f"{self._objective}/{self.name}": gaia_a(list(self.channels().values()))}

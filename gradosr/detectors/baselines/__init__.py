@@ -3,41 +3,30 @@
 All are fitted on the known images that the others are fitted on. Sources stand beside each class.
 """
 
-from collections.abc import Mapping
-from typing import Protocol
-
-from torch import Tensor
-
-from gradosr.detectors.baselines.logits import MaxLogit
-from gradosr.detectors.observation import Known, Observation
-
-
-class Baseline(Protocol):
-    """A detector that is fitted by nothing but known images."""
-
-    @classmethod
-    def fit(cls, known: Known) -> "Baseline":
-        """Raises ClassifierError where the classifier cannot give what it needs."""
-        ...
-
-    def score(self, observation: Observation) -> Tensor:
-        """Unknown score [B], float32; higher = more unknown."""
-        ...
-
-    def arrays(self) -> dict[str, Tensor]:
-        """By name, for the bundle."""
-        ...
-
-    def dropped(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """None: no coordinate is standardised."""
-        ...
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, Tensor]) -> "Baseline":
-        """Inverse of `arrays`. Raises KeyError for one that is not there."""
-        ...
-
+from gradosr.detectors.baselines.baseline import Baseline
+from gradosr.detectors.baselines.distances import Knn, Mahalanobis, RelativeMahalanobis, Vim
+from gradosr.detectors.baselines.gradients import GaiaA, GaiaZ, GradientSum, GradNorm, NegativeGradientSum
+from gradosr.detectors.baselines.logits import Energy, Gen, MaxLogit, MaxSoftmax
+from gradosr.detectors.baselines.openmax import OpenMax
+from gradosr.detectors.baselines.scale import Scale
 
 BASELINES: dict[str, type[Baseline]] = {
+    "msp": MaxSoftmax,
     "max_logit": MaxLogit,
+    "energy": Energy,
+    "gen": Gen,
+    "scale": Scale,
+    "knn": Knn,
+    "vim": Vim,
+    "openmax": OpenMax,
+    "mahalanobis": Mahalanobis,
+    "rmd": RelativeMahalanobis,
+    "gradnorm": GradNorm,
+    "gradient_sum": GradientSum,
+    "negative_gradient_sum": NegativeGradientSum,
+    "gaia_z": GaiaZ,
+    "gaia_a": GaiaA,
 }
+"""By `detector.kind`; what each asks of the pass stands in gradosr.config.BASELINE_SIGNALS."""
+
+__all__ = ["BASELINES", "Baseline"]

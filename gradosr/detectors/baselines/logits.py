@@ -1,35 +1,46 @@
 """Baselines that see the logits alone. B images, K classes."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
+import torch
 from torch import Tensor
 
-from gradosr.detectors.observation import Known, Observation
+from gradosr.detectors.baselines.baseline import Baseline
+from gradosr.detectors.observation import Observation
+
+GAMMA = 0.1
+LARGEST = 100
+"""GEN's exponent and number of classes, the authors' for ImageNet and every other set."""
 
 
-@dataclass(frozen=True)
-class MaxLogit:
+class MaxSoftmax(Baseline):
+    """Maximum softmax probability (Hendrycks & Gimpel, ICLR 2017), negated."""
+
+    def score(self, observation: Observation) -> Tensor:
+        """[B], -1 to -1 / K."""
+        return -observation.logits_BK.softmax(1).amax(1)
+
+
+class MaxLogit(Baseline):
     """Maximum logit (Hendrycks et al., "Scaling OOD Detection for Real-World Settings", ICML 2022), negated."""
-
-    @classmethod
-    def fit(cls, _known: Known) -> "MaxLogit":
-        """Nothing to fit."""
-        return cls()
 
     def score(self, observation: Observation) -> Tensor:
         """[B]."""
         return -observation.logits_BK.amax(1)
 
-    def arrays(self) -> dict[str, Tensor]:
-        """None."""
-        return {}
 
-    def dropped(self, _names: tuple[str, ...]) -> tuple[str, ...]:
-        """None."""
-        return ()
+class Energy(Baseline):
+    """Energy (Liu et al., "Energy-based Out-of-distribution Detection", NeurIPS 2020), at temperature 1."""
 
-    @classmethod
-    def from_arrays(cls, _arrays: Mapping[str, Tensor]) -> "MaxLogit":
-        """Nothing to read."""
-        return cls()
+    def score(self, observation: Observation) -> Tensor:
+        """[B], -logsumexp of the logits."""
+        return -observation.logits_BK.logsumexp(1)
+
+
+class Gen(Baseline):
+    """Generalised entropy of the largest probabilities (GEN, Liu, Lochman & Zach, CVPR 2023)."""
+
+    def score(self, observation: Observation) -> Tensor:
+        """[B], the sum of (p (1 - p))^gamma."""
+        p_BK = observation.logits_BK.softmax(1).sort(1, descending=True).values
+        # 1 - p of a sure image is rounding alone, which so small an exponent makes large: the sum of the others is not.
+        rest_BK = torch.cat([p_BK[:, 1:].sum(1, keepdim=True), 1 - p_BK[:, 1:]], 1)
+        return (p_BK * rest_BK)[:, :LARGEST].pow(GAMMA).sum(1)

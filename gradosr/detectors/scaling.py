@@ -1,0 +1,18 @@
+"""Features scaled by how peaked they are (SCALE, Xu et al., ICLR 2024). B images, F features."""
+
+import torch
+from torch import Tensor
+
+from gradosr.gradients import Head
+
+
+def scaled_energy(features_BF: Tensor, head: Head, kept: float) -> Tensor:
+    """Negative logsumexp of the logits of scaled features, [B]; higher = more unknown.
+
+    SCALE: features times exp(sum / sum of the largest), `kept` the share of the features that are the largest. It is
+    defined after a ReLU; elsewhere what lies below zero counts for nothing in the sums.
+    """
+    positive_BF = features_BF.relu()
+    largest = positive_BF.topk(max(1, round(kept * features_BF.shape[1])), dim=1).values.sum(1)
+    factor_B = (positive_BF.sum(1) / largest.clamp_min(torch.finfo(largest.dtype).tiny)).exp()
+    return -torch.logsumexp((factor_B[:, None] * features_BF) @ head.weight_KF.T + head.bias_K, 1)
