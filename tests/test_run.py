@@ -8,12 +8,14 @@ from pathlib import Path
 import pyarrow.json
 import pyarrow.parquet as pq
 import pytest
+from fault_proxy import FaultProxy
 from hostile import bomb_png, cmyk_jpeg, cut, encoded, grey16_png, noise, parquet_file, tar
 from tiny import CLASSES, labelled_tar, local_job, make_bundle, picture, plain, rows_of, run_here, write_archive
 
 from gradosr.config import ScoreJob
 from gradosr.errors import ConfigError, FingerprintMismatch, GradosrError, InputError
 from gradosr.run import prepare
+from gradosr.seaweedfs import SeaweedFS
 from gradosr.store import Store
 
 
@@ -341,6 +343,24 @@ def test_a_missing_column_is_told_before_work_and_quarantined_later(tmp_path: Pa
     (tmp_path / "archive" / "b.parquet").write_bytes(parquet_file({"image": [picture(0), picture(1)]}))
     _, summary = run_here(local_job(tmp_path, input=parquet))
     assert (summary.quarantined, summary.counts["rows"]) == (("a.parquet",), 2)
+
+
+def test_a_run_that_goes_on_reads_nothing_of_shards_that_are_done(
+    seaweedfs: SeaweedFS, bucket: str, store: Store, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        store.write(f"{bucket}/archive/{name}.parquet", parquet_file({"image": [picture(0)]}))
+    with FaultProxy(seaweedfs.endpoint_url) as proxy:
+        job = local_job(
+            tmp_path, input={"kind": "parquet", "uri": f"{bucket}/archive/"},
+            store={"endpoint_url": proxy.endpoint_url, "addressing_style": "path"},
+        )  # fmt: skip
+        run_here(job)
+        assert len([path for path in proxy.read if path.endswith(".parquet")]) == 2
+        proxy.read.clear()
+        store.write(f"{bucket}/archive/c.parquet", parquet_file({"image": [picture(1)]}))
+        assert len(prepare(job).pending) == 1
+        assert not [path for path in proxy.read if path.endswith(".parquet")]
 
 
 def test_an_output_inside_the_input_is_refused(tmp_path: Path) -> None:
