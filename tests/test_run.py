@@ -1,7 +1,9 @@
 """A run's promises, without Ray: a row per image, resume, what changed leaves the table, all is checked first."""
 
+import io
 import json
 import re
+import time
 from dataclasses import astuple
 from pathlib import Path
 
@@ -399,6 +401,9 @@ def test_through_s3(bucket: str, store: Store, s3_settings: object, tmp_path: Pa
     )  # fmt: skip
     _, summary = run_here(job)
     assert summary.counts["rows"] == 13
+    for part in store.list(f"{bucket}/out/parts/"):
+        shard = json.loads(pq.read_metadata(io.BytesIO(store.read(part.uri))).metadata[b"gradosr.shard"])
+        assert 0 <= time.time() - shard["modified"] < 3600
     (listed,) = store.list(f"{bucket}/out/quarantine/")
     assert json.loads(store.read(listed.uri))["key"] == "bad.tar#bad.png"
     etags = {o.uri: o.version for o in store.list(f"{bucket}/out/parts/")}

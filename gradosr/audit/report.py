@@ -194,7 +194,7 @@ def _p_value_chart(document: Mapping[str, Any]) -> dict[str, Any]:
 
 def _day_chart(document: Mapping[str, Any]) -> Markup | None:
     days = document["by_day"]
-    if not days:
+    if len(days) < 2:  # one is the whole archive
         return None
     title = f"Share over the threshold by day, {days[0]['name']} to {days[-1]['name']}"
     return charts.over_time(days, document["unknown_rate"] or 0.0, text.neutral(title))
