@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any, TypeVar
 
 from gradosr.config import DECODER, Allowance, ImagesInput, ScoreJob
-from gradosr.errors import ConfigError, GradosrError, InputError, NotFound, RunFailed
+from gradosr.errors import ConfigError, GradosrError, InputError, RunFailed
 from gradosr.manifest import Manifest, read_manifest
 from gradosr.parts import SCHEMA_VERSION, software
 from gradosr.progress import Outcome, PartStats
@@ -159,7 +159,7 @@ def _look(
     names = job.input.label_names
     manifest = attempt(job.bundle, lambda: _trusted(job, *read_manifest(store, job.bundle)))
     attempt(names if isinstance(names, str) else job.input.uri, lambda: resolve_names(names, store))
-    return manifest, attempt(job.output, lambda: _listing(folder)) or Listing()
+    return manifest, attempt(job.output, folder.look) or Listing()
 
 
 def _checked(job: ScoreJob, manifest: tuple[Manifest, str], folder: RunFolder, listing: Listing) -> dict[str, Any]:
@@ -178,15 +178,6 @@ def _trusted(job: ScoreJob, manifest: Manifest, digest: str) -> tuple[Manifest, 
             f"to import it, say so in the config: `trust: [{manifest.arch}]`"
         )
     return manifest, digest
-
-
-def _listing(folder: RunFolder) -> Listing:
-    try:
-        return folder.look()
-    except NotFound:
-        if folder.uri.startswith("s3://"):
-            raise
-        return Listing()  # a local folder that will be made
 
 
 def _shards(job: ScoreJob, store: Store, folder: RunFolder, listing: Listing) -> tuple[list[Shard], list[list[str]]]:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -171,7 +172,7 @@ def one_night(job: ScreenJob) -> tuple[Summary, Night | None]:
         worker = ShardWorker(job, plan.fingerprint, threads=1)
         worker.ready()
         outcome.scored = {shard.part: worker.process(shard) for shard in plan.pending}
-    return screening.close(job, plan, outcome)
+    return screening.close(job, plan, outcome, History(Store(), plan.folder))
 
 
 def history(job: ScreenJob) -> History:
@@ -234,7 +235,7 @@ def test_what_a_killed_night_scored_belongs_to_the_next(job: ScreenJob, tmp_path
 def test_failed_shards_make_no_night(job: ScreenJob) -> None:
     plan = prepare(job)
     plan.claim()
-    _, night = screening.close(job, plan, Outcome(failed={"00001.tar": "the store was away"}))
+    _, night = screening.close(job, plan, Outcome(failed={"00001.tar": "the store was away"}), history(job))
     assert night is None
     assert history(job).nights(9) == []
 
@@ -244,13 +245,12 @@ def test_a_tripped_night_is_told_once(job: ScreenJob, tmp_path: Path, monkeypatc
     one_night(job)
     (tmp_path / "archive" / "00001.tar").unlink()
     one_night(job)
-    folder = prepare(job).folder
     with listening(500) as (url, heard):
         deaf = job.model_copy(update={"webhook": Webhook(url=url, attempts=1)})
         with pytest.raises(RunFailed):
-            screening.tell_all(deaf, folder)
+            screening.tell_all(deaf, history(job))
         for _ in range(2):
-            screening.tell_all(deaf, folder)
+            screening.tell_all(deaf, history(job))
     assert len(heard) == 2  # one of them in vain
     assert json.loads(heard[-1][1])["tripped"] == ["shards_missing"]
 
@@ -264,6 +264,9 @@ def yellow(number: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+LISTED = ("_SUCCESS", "run.json", "parts/", "quarantine/", "groups/")
 
 
 @pytest.mark.slow
@@ -301,12 +304,20 @@ def test_nights_on_an_archive_that_grows(
             proxy.read.clear()
             return read
 
+        def listed() -> list[str]:
+            """Prefixes below the results since this was last asked, without those that a run itself needs."""
+            queries = [parse_qs(seen.partition("?")[2]) for seen in proxy.seen if "list-type" in seen]
+            proxy.seen.clear()
+            prefixes = [query["prefix"][0].removeprefix("results/") for query in queries]
+            return [name for name in prefixes if name not in LISTED and not name.startswith("archive/")]
+
         def archive() -> dict[str, StoredObject]:
             return {stored.uri.rpartition("/")[2]: stored for stored in store.list(f"{bucket}/archive/")}
 
         code, first = screen()
         assert (code, first["new_shards"], first["counts"]["rows"]) == (0, 6, 240)
         assert bytes_read().keys() == archive().keys()
+        assert listed() == ["screenings/"]  # all of it, so once
 
         store.write(f"{bucket}/archive/00006.tar", labelled_tar(6000, 40))
         store.write(f"{bucket}/archive/00005.tar", labelled_tar(99_000, 40))  # replaced
@@ -316,6 +327,7 @@ def test_nights_on_an_archive_that_grows(
         assert read.keys() == {"00005.tar", "00006.tar"}  # of unchanged shards not a byte, pictures included
         for name, size in read.items():  # once to score them, at most once more for pictures
             assert archive()[name].size <= size <= 2 * archive()[name].size
+        assert listed() == ["screenings/"]
         parts = {stored.uri: stored.version for stored in store.list(f"{bucket}/results/parts/")}
 
         for shard in range(7, 46):
