@@ -1,8 +1,8 @@
 """The result schema, and a part in the making.
 
-Footer metadata of a part (JSON values): gradosr.schema_version, gradosr.counts, gradosr.shard,
-gradosr.fingerprint, gradosr.seconds (by stage; `write` is what came before the part's own PUT), gradosr.worker,
-gradosr.software.
+Footer metadata of a part (JSON values): gradosr.schema_version, gradosr.counts, gradosr.shard (its URI, version and,
+unless it is a group, when it was modified, in seconds since 1970), gradosr.fingerprint, gradosr.seconds (by stage;
+`write` is what came before the part's own PUT), gradosr.worker, gradosr.software.
 """
 
 import json

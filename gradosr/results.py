@@ -6,14 +6,16 @@ RUN/quarantine/     PART.json: the mark of a shard version that can never be rea
                     PART.images.jsonl: the bad images of a part, one JSON line each
 RUN/groups/         which single images form which shard (kind: images)
 RUN/superseded/     parts whose shard changed or vanished, with what quarantine/ held of them
+RUN/screenings/     audits of nights (screening.py)
 RUN/stats.json      counts and seconds by stage, merged and by part
 RUN/_SUCCESS        the parts that make up the table, and their merged counts and seconds
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, BinaryIO, TypeVar, cast
 
 import pyarrow as pa
@@ -23,15 +25,17 @@ from gradosr.errors import FingerprintMismatch, InputError, NotFound
 from gradosr.parts import SCHEMA_VERSION
 from gradosr.progress import PartStats
 from gradosr.shards import Shard
-from gradosr.store import Store, join
+from gradosr.store import Store, StoredObject, is_s3, join
 
+_LOOKED_AT = ("_SUCCESS", "run.json", "parts/", "quarantine/", "groups/")
+"""What of a run folder is listed; audits of nights and what was superseded grow for ever beside it."""
 PART, MARK, BAD_IMAGES = ".parquet", ".json", ".images.jsonl"  # endings behind the name of a part
 Number = TypeVar("Number", int, float)
 
 
 @dataclass
 class Listing:
-    """What one LIST of a run folder showed."""
+    """What was there when a run folder was looked at."""
 
     parts: set[str] = field(default_factory=set)
     """Names without folder and ending."""
@@ -88,10 +92,10 @@ class RunFolder:
             raise InputError(f"{self.uri}: run.json is damaged; choose another output") from error
 
     def look(self) -> Listing:
-        """One listing of everything in the folder."""
+        """List the folder; empty where a local one is not there yet. Raises NotFound without its bucket."""
         listing = Listing()
         start = len(self.path(""))
-        for stored in self._store.list(self.path("")):
+        for stored in chain.from_iterable(map(self._listed, _LOOKED_AT)):
             folder, _, name = stored.uri[start:].rpartition("/")
             if folder == "parts" and name.endswith(PART):
                 listing.parts.add(name.removesuffix(PART))
@@ -105,6 +109,13 @@ class RunFolder:
                 listing.finished |= name == "_SUCCESS"
                 listing.claimed |= name == "run.json"
         return listing
+
+    def _listed(self, name: str) -> Iterator[StoredObject]:
+        try:
+            yield from self._store.list(self.path(name))
+        except NotFound:
+            if is_s3(self.uri):
+                raise
 
     def recorded_groups(self, listing: Listing) -> list[list[str]]:
         """Names of the images of every group recorded so far."""

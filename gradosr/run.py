@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any, TypeVar
 
 from gradosr.config import DECODER, Allowance, ImagesInput, ScoreJob
-from gradosr.errors import ConfigError, GradosrError, InputError, NotFound, RunFailed
+from gradosr.errors import ConfigError, GradosrError, InputError, RunFailed
 from gradosr.manifest import Manifest, read_manifest
 from gradosr.parts import SCHEMA_VERSION, software
 from gradosr.progress import Outcome, PartStats
@@ -159,7 +159,7 @@ def _look(
     names = job.input.label_names
     manifest = attempt(job.bundle, lambda: _trusted(job, *read_manifest(store, job.bundle)))
     attempt(names if isinstance(names, str) else job.input.uri, lambda: resolve_names(names, store))
-    return manifest, attempt(job.output, lambda: _listing(folder)) or Listing()
+    return manifest, attempt(job.output, folder.look) or Listing()
 
 
 def _checked(job: ScoreJob, manifest: tuple[Manifest, str], folder: RunFolder, listing: Listing) -> dict[str, Any]:
@@ -180,22 +180,14 @@ def _trusted(job: ScoreJob, manifest: Manifest, digest: str) -> tuple[Manifest, 
     return manifest, digest
 
 
-def _listing(folder: RunFolder) -> Listing:
-    try:
-        return folder.look()
-    except NotFound:
-        if folder.uri.startswith("s3://"):
-            raise
-        return Listing()  # a local folder that will be made
-
-
 def _shards(job: ScoreJob, store: Store, folder: RunFolder, listing: Listing) -> tuple[list[Shard], list[list[str]]]:
     if isinstance(job.input, ImagesInput):
         return list_groups(job.input, store, folder.recorded_groups(listing))
     shards = list_shards(job.input, store)
     if means(job.input, folder.path("parts", "part.parquet"), store):
         raise ConfigError(f"output {folder.uri}: lies inside the input, so that results would be scored as images")
-    _check_samples(job, store, shards)
+    if not listing.parts:  # those there are tell that the settings fit; so a night reads nothing of an old shard
+        _check_samples(job, store, shards)
     return shards, []
 
 

@@ -23,6 +23,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
@@ -120,33 +121,33 @@ class Night:
 
 
 class History:
-    """The nights of one results folder."""
+    """The nights of one results folder, which is listed once: all files of all nights lie there."""
 
     def __init__(self, store: Store, folder: RunFolder) -> None:
         self._store, self._folder = store, folder
 
     def nights(self, last: int) -> list[Night]:
         """The last ones, oldest first."""
-        return [Night.of(json.loads(self._store.read(self.path(name, NIGHT)))) for name in self._names()[-last:]]
+        return [Night.of(json.loads(self._store.read(self.path(name, NIGHT)))) for name in self._names[-last:]]
 
     def archive(self) -> dict[str, Seen]:
         """By part, as of the last night; empty before the first."""
-        names = self._names()
-        if not names:
+        if not self._names:
             return {}
-        document = json.loads(gzip.decompress(self._store.read(self.path(names[-1], ARCHIVE))))
+        document = json.loads(gzip.decompress(self._store.read(self.path(self._names[-1], ARCHIVE))))
         return {part: Seen(*seen) for part, seen in document.items()}
 
     def next_name(self, now: datetime) -> str:
         """Of a night that begins now: in order behind all others."""
-        date, taken = now.date().isoformat(), self._names()
-        of_today = [name for name in taken if name[: len(date)] == date]
+        date = now.date().isoformat()
+        of_today = [name for name in self._names if name[: len(date)] == date]
         return f"{date}.{len(of_today) + 1:02}" if of_today else date
 
     def commit(self, night: Night, archive: Mapping[str, Seen]) -> None:
         """Keep a night."""
         self._store.write(self.path(night.night, ARCHIVE), gzip.compress(json.dumps(archive).encode(), mtime=0))
         self._store.write(self.path(night.night, NIGHT), json.dumps(night.document(), indent=2).encode())
+        self._names.append(night.night)
 
     def untold(self, night: Night) -> bool:
         """Whether its tripped gates are still to be told."""
@@ -166,6 +167,7 @@ class History:
         """URI of something among the screenings."""
         return self._folder.path(FOLDER, *names)
 
+    @cached_property
     def _names(self) -> list[str]:
         start, end = len(self.path("")), f"/{NIGHT}"
         listed = self._store.list(self.path(""))
@@ -181,13 +183,12 @@ def check(job: ScreenJob) -> None:
         _signing_key(job.webhook)
 
 
-def close(job: ScreenJob, plan: Plan, outcome: Outcome) -> tuple[Summary, Night | None]:
+def close(job: ScreenJob, plan: Plan, outcome: Outcome, history: History) -> tuple[Summary, Night | None]:
     """Finish the run, and make a night of what is new in its table; none where shards failed or wait for their turn."""
     summary = finish(plan, outcome)
     if summary.failed or summary.interrupted:
         return summary, None
-    store = Store(job.store, job.stores)
-    history, now = History(store, plan.folder), datetime.now(ZoneInfo(job.timezone))
+    store, now = Store(job.store, job.stores), datetime.now(ZoneInfo(job.timezone))
     name, seen = history.next_name(now), history.archive()
     archive = {shard.part: seen.get(shard.part, Seen(shard.name, name)) for shard in plan.shards}
     before = history.nights(job.baseline_nights)
@@ -206,9 +207,8 @@ def close(job: ScreenJob, plan: Plan, outcome: Outcome) -> tuple[Summary, Night 
     return summary, night
 
 
-def tell_all(job: ScreenJob, folder: RunFolder) -> None:
+def tell_all(job: ScreenJob, history: History) -> None:
     """Tell of the last night, and of one before that could not be told. Raises RunFailed where that fails."""
-    history = History(Store(job.store, job.stores), folder)
     for night in history.nights(2):
         if (job.webhook or job.command) and history.untold(night):
             tell(job, night)

@@ -33,6 +33,8 @@ class Shard:
     """Bytes."""
     members: tuple[StoredObject, ...] = ()
     """The images of a group, in order; empty for a tar or Parquet shard."""
+    modified: int | None = field(default=None, compare=False)
+    """When its object was last modified, in seconds since 1970. None for a group, whose images have a time each."""
     part: str = field(init=False, compare=False)
     """Name of its part without ending: derived from URI and version, never from its place in the listing."""
 
@@ -57,7 +59,10 @@ def as_text(name: str) -> str:
 def list_shards(source: ParquetInput | TarInput, store: Store) -> list[Shard]:
     """The archive's files, sorted by name. Raises InputError where there are none."""
     found, _ = _find(source, store)
-    return [Shard(as_text(name), stored.uri, stored.version, stored.size) for name, stored in found.items()]
+    return [
+        Shard(as_text(name), stored.uri, stored.version, stored.size, modified=stored.modified)
+        for name, stored in found.items()
+    ]
 
 
 def list_groups(

@@ -113,7 +113,7 @@ class ShardWorker:
 
     def _footer(self, shard: Shard, seconds: Mapping[str, float]) -> dict[str, Any]:
         return {
-            "gradosr.shard": {"uri": shard.uri, "version": shard.version},
+            "gradosr.shard": {"uri": shard.uri, "version": shard.version, "modified": shard.modified},
             "gradosr.fingerprint": self._fingerprint,
             "gradosr.seconds": _rounded(seconds),
             "gradosr.worker": self.name,

@@ -17,13 +17,15 @@ def screen(config: str, overrides: tuple[str, ...], as_json: bool, log_interval:
     from gradosr.config import ScreenJob, load_job
     from gradosr.errors import RunFailed
     from gradosr.run import prepare
+    from gradosr.store import Store
     from gradosr.telemetry import Notes
 
     job = load_job(ScreenJob, config, overrides)
     screening.check(job)
     plan = prepare(job)
+    history = screening.History(Store(job.store, job.stores), plan.folder)
     with Notes(interval=log_interval, as_json=log_format == "json") as notes:
-        summary, night = run(plan, notes, lambda plan, outcome: screening.close(job, plan, outcome))
+        summary, night = run(plan, notes, lambda plan, outcome: screening.close(job, plan, outcome, history))
         notes.summary(summary)
         if night is None:  # shards failed, or it was asked to end: the next screening covers what was scored
             if summary.interrupted:
@@ -34,7 +36,7 @@ def screen(config: str, overrides: tuple[str, ...], as_json: bool, log_interval:
         if as_json:
             click.echo(json.dumps(night.document()))
         try:
-            screening.tell_all(job, plan.folder)
+            screening.tell_all(job, history)
         except RunFailed as error:
             notes.warn(str(error))
             return TRIPPED if night.tripped else FAILED

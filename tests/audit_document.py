@@ -206,6 +206,7 @@ def document(rows: dict[str, list[dict[str, Any]]], folder: str) -> dict[str, An
         "by_day": [
             rate(f"{day:%Y-%m-%d}", int(40 + (i > 60) * 60 + rng.integers(0, 30)), 930) for i, day in enumerate(days)
         ],
+        "dates": {"keys": 83_700, "shards": 0, "none": 300},
         "groups": {"reason": None, "considered": 7_310, "clustered": 7_310, "left_over": 4_678, "items": groups},
         "highest": highest,
         "quarantined": [{"shard": "cam-a/2026-04-02.tar", "reason": "not a tar archive: <b>empty</b> file"}],

@@ -48,6 +48,7 @@ class FaultProxy(ThreadingHTTPServer):
         self.conditions: Literal["heeded", "refused", "ignored"] = "heeded"  # of a conditional PUT
         self.before: Callable[[str], None] = lambda _: None  # called with method, path and query of each request
         self.seen: list[str] = []  # the same of all requests so far
+        self.read: Counter[str] = Counter()  # bytes of all bodies that GETs were answered with so far, by path
         self.dealt: Counter[Fault] = Counter()
         self.stopped = threading.Event()
         self._lock = threading.Lock()
@@ -71,6 +72,10 @@ class FaultProxy(ThreadingHTTPServer):
             if fault is not None:
                 self.dealt[fault] += 1
             return fault
+
+    def count(self, path: str, size: int) -> None:
+        with self._lock:
+            self.read[path] += size
 
     def __enter__(self) -> "FaultProxy":
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -119,6 +124,8 @@ class _Handler(BaseHTTPRequestHandler):
             upstream.endheaders(body)
             response = upstream.getresponse()
             content = response.read()
+            if self.command == "GET":
+                self.server.count(self.path.partition("?")[0], len(content))
             if fault and not (content and fault in ("cut", "stall")):
                 if fault == "stall":
                     self.server.stopped.wait(20)

@@ -1,6 +1,7 @@
 """An audit's figures where the truth is known, and what it makes of archives that are hostile, unfinished or old."""
 
 import json
+import os
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from gradosr.jobs.cli import run
 from made_runs import CLASSES, RATE, bad, calibration, rows, write_run
 from tiny import local_job, run_here, write_archive
 
-from gradosr.audit import audit
+from gradosr.audit import audit, words
 from gradosr.audit.flags import certified
 from gradosr.audit.groups import FalseAlarms
 from gradosr.audit.histograms import score_histogram
@@ -204,6 +205,32 @@ def test_days_are_read_from_keys(key: str, day: str | None) -> None:
         days.add(pa.chunked_array([names]), shard, np.array([True]))
         assert days.counts() == ([(day, 1, 1)] if day else [])
         assert days.undated == (day is None)
+
+
+def test_keys_without_a_date_count_by_the_day_their_shard_was_modified() -> None:
+    import pyarrow as pa
+
+    days, unknown = Days(), np.array([True, False, True])
+    keys = pa.chunked_array([["a.tar#2026-11-22.jpg", "a.tar#2026-02-31.jpg", "a.tar#x.jpg"]])
+    days.add(keys, "a.tar", unknown, modified=0)
+    assert days.counts() == [("1970-01-01", 2, 1), ("2026-11-22", 1, 1)]
+    for beyond in (None, 2**62, -(2**62)):  # not on record, or no time of a calendar
+        days.add(keys, "a.tar", unknown, modified=beyond)
+    assert (days.from_keys, days.from_shards, days.undated) == (4, 2, 6)
+
+
+def test_the_page_tells_what_its_days_are_of(tmp_path: Path) -> None:
+    write_archive(Store(), f"{tmp_path}/archive", shards=2)
+    os.utime(tmp_path / "archive" / "00000.tar", (1_795_305_600, 1_795_305_600))  # 2026-11-22
+    os.utime(tmp_path / "archive" / "00001.tar", (1_795_392_000, 1_795_392_000))
+    run_here(local_job(tmp_path))
+    found = facts(f"{tmp_path}/results", out=tmp_path / "out")
+    assert [(one["name"], one["images"]) for one in found["by_day"]] == [("2026-11-22", 6), ("2026-11-23", 6)]
+    assert found["dates"] == {"keys": 0, "shards": 12, "none": 0}
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "The keys carry no dates: images count by the day (UTC) on which their shard was last modified." in page
+    found["dates"] = {"keys": 5, "shards": 7, "none": 0}
+    assert "in the key, of 5\u00a0images; 7\u00a0images without one count by the day" in words.days(found)
 
 
 def test_prefixes_are_bounded_in_whatever_order_they_come() -> None:

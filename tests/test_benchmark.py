@@ -340,4 +340,4 @@ def test_the_driver_alone_is_measured_over_a_whole_run(gradosr: Command) -> None
     assert (facts["shards"], facts["left"]) == (30, 0)
     assert facts["driver_ms_per_shard"] > 0
     assert facts["null_ms_per_shard"] > 0
-    assert facts["listings"] == facts["recognised_listings"] == 2  # of the archive and of the results
+    assert facts["listings"] == facts["recognised_listings"] == 6  # of the archive, and five places of the results

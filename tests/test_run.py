@@ -1,19 +1,23 @@
 """A run's promises, without Ray: a row per image, resume, what changed leaves the table, all is checked first."""
 
+import io
 import json
 import re
+import time
 from dataclasses import astuple
 from pathlib import Path
 
 import pyarrow.json
 import pyarrow.parquet as pq
 import pytest
+from fault_proxy import FaultProxy
 from hostile import bomb_png, cmyk_jpeg, cut, encoded, grey16_png, noise, parquet_file, tar
 from tiny import CLASSES, labelled_tar, local_job, make_bundle, picture, plain, rows_of, run_here, write_archive
 
 from gradosr.config import ScoreJob
 from gradosr.errors import ConfigError, FingerprintMismatch, GradosrError, InputError
 from gradosr.run import prepare
+from gradosr.seaweedfs import SeaweedFS
 from gradosr.store import Store
 
 
@@ -343,6 +347,24 @@ def test_a_missing_column_is_told_before_work_and_quarantined_later(tmp_path: Pa
     assert (summary.quarantined, summary.counts["rows"]) == (("a.parquet",), 2)
 
 
+def test_a_run_that_goes_on_reads_nothing_of_shards_that_are_done(
+    seaweedfs: SeaweedFS, bucket: str, store: Store, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        store.write(f"{bucket}/archive/{name}.parquet", parquet_file({"image": [picture(0)]}))
+    with FaultProxy(seaweedfs.endpoint_url) as proxy:
+        job = local_job(
+            tmp_path, input={"kind": "parquet", "uri": f"{bucket}/archive/"},
+            store={"endpoint_url": proxy.endpoint_url, "addressing_style": "path"},
+        )  # fmt: skip
+        run_here(job)
+        assert len([path for path in proxy.read if path.endswith(".parquet")]) == 2
+        proxy.read.clear()
+        store.write(f"{bucket}/archive/c.parquet", parquet_file({"image": [picture(1)]}))
+        assert len(prepare(job).pending) == 1
+        assert not [path for path in proxy.read if path.endswith(".parquet")]
+
+
 def test_an_output_inside_the_input_is_refused(tmp_path: Path) -> None:
     (tmp_path / "archive").mkdir()
     (tmp_path / "archive" / "a.parquet").write_bytes(parquet_file({"image": [picture(0)]}))
@@ -379,6 +401,9 @@ def test_through_s3(bucket: str, store: Store, s3_settings: object, tmp_path: Pa
     )  # fmt: skip
     _, summary = run_here(job)
     assert summary.counts["rows"] == 13
+    for part in store.list(f"{bucket}/out/parts/"):
+        shard = json.loads(pq.read_metadata(io.BytesIO(store.read(part.uri))).metadata[b"gradosr.shard"])
+        assert 0 <= time.time() - shard["modified"] < 3600
     (listed,) = store.list(f"{bucket}/out/quarantine/")
     assert json.loads(store.read(listed.uri))["key"] == "bad.tar#bad.png"
     etags = {o.uri: o.version for o in store.list(f"{bucket}/out/parts/")}

@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from fault_proxy import FaultProxy
 from hostile import tar
 from PIL import Image
 from tiny import ARCH, labelled_tar, local_job, make_bundle, write_archive
@@ -28,7 +30,8 @@ from gradosr.errors import ConfigError, RunFailed
 from gradosr.progress import Outcome
 from gradosr.run import Summary, prepare
 from gradosr.screening import Counts, History, Night, judge
-from gradosr.store import Store
+from gradosr.seaweedfs import SeaweedFS
+from gradosr.store import Store, StoredObject
 from gradosr.worker import ShardWorker
 
 # --- Gates ---
@@ -169,7 +172,7 @@ def one_night(job: ScreenJob) -> tuple[Summary, Night | None]:
         worker = ShardWorker(job, plan.fingerprint, threads=1)
         worker.ready()
         outcome.scored = {shard.part: worker.process(shard) for shard in plan.pending}
-    return screening.close(job, plan, outcome)
+    return screening.close(job, plan, outcome, History(Store(), plan.folder))
 
 
 def history(job: ScreenJob) -> History:
@@ -232,7 +235,7 @@ def test_what_a_killed_night_scored_belongs_to_the_next(job: ScreenJob, tmp_path
 def test_failed_shards_make_no_night(job: ScreenJob) -> None:
     plan = prepare(job)
     plan.claim()
-    _, night = screening.close(job, plan, Outcome(failed={"00001.tar": "the store was away"}))
+    _, night = screening.close(job, plan, Outcome(failed={"00001.tar": "the store was away"}), history(job))
     assert night is None
     assert history(job).nights(9) == []
 
@@ -242,18 +245,17 @@ def test_a_tripped_night_is_told_once(job: ScreenJob, tmp_path: Path, monkeypatc
     one_night(job)
     (tmp_path / "archive" / "00001.tar").unlink()
     one_night(job)
-    folder = prepare(job).folder
     with listening(500) as (url, heard):
         deaf = job.model_copy(update={"webhook": Webhook(url=url, attempts=1)})
         with pytest.raises(RunFailed):
-            screening.tell_all(deaf, folder)
+            screening.tell_all(deaf, history(job))
         for _ in range(2):
-            screening.tell_all(deaf, folder)
+            screening.tell_all(deaf, history(job))
     assert len(heard) == 2  # one of them in vain
     assert json.loads(heard[-1][1])["tripped"] == ["shards_missing"]
 
 
-# --- Three nights by the command, on a real store and a real Ray ---
+# --- Nights by the command, on a real store and a real Ray ---
 
 
 def yellow(number: int) -> bytes:
@@ -264,12 +266,18 @@ def yellow(number: int) -> bytes:
     return buffer.getvalue()
 
 
+LISTED = ("_SUCCESS", "run.json", "parts/", "quarantine/", "groups/")
+
+
 @pytest.mark.slow
-def test_three_nights(store: Store, bucket: str, s3_settings: S3Settings, tmp_path: Path) -> None:
-    """Night two takes the new and the changed alone; killed midway, night three catches up, trips and tells."""
+@pytest.mark.timeout(600)
+def test_nights_on_an_archive_that_grows(
+    seaweedfs: SeaweedFS, store: Store, bucket: str, s3_settings: S3Settings, tmp_path: Path
+) -> None:
+    """Night two reads the new and the changed alone; three is killed midway; four catches up, trips and tells."""
     write_archive(store, f"{bucket}/archive", shards=6, images=40)
     make_bundle(store, f"{bucket}/bundle")
-    with listening() as (url, heard):
+    with listening() as (url, heard), FaultProxy(seaweedfs.endpoint_url) as proxy:
         job = {
             "bundle": f"{bucket}/bundle",
             "input": {"kind": "tar", "uri": f"{bucket}/archive/"},
@@ -278,44 +286,76 @@ def test_three_nights(store: Store, bucket: str, s3_settings: S3Settings, tmp_pa
             "workers": 1,
             "gates": {"new_candidate_class": 30, "rate_increase": 0.05},
             "webhook": {"url": url},
-            "store": s3_settings.model_dump(mode="json", exclude_none=True),
+            "store": {**s3_settings.model_dump(mode="json", exclude_none=True), "endpoint_url": proxy.endpoint_url},
         }
         config = tmp_path / "screen.yaml"
         config.write_text(yaml.safe_dump(job))
         command = [sys.executable, "-m", "gradosr.jobs.cli", "screen", str(config), "--json"]
+        path = f"/{bucket.removeprefix('s3://')}/archive/"
 
         def screen() -> tuple[int, dict[str, Any]]:
             done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
             assert done.stdout, done.stderr
             return done.returncode, json.loads(done.stdout)
 
+        def bytes_read() -> dict[str, int]:
+            """Of the bodies of the archive's shards since this was last asked."""
+            read = {name.removeprefix(path): size for name, size in proxy.read.items() if name.startswith(path)}
+            proxy.read.clear()
+            return read
+
+        def listed() -> list[str]:
+            """Prefixes below the results since this was last asked, without those that a run itself needs."""
+            queries = [parse_qs(seen.partition("?")[2]) for seen in proxy.seen if "list-type" in seen]
+            proxy.seen.clear()
+            prefixes = [query["prefix"][0].removeprefix("results/") for query in queries]
+            return [name for name in prefixes if name not in LISTED and not name.startswith("archive/")]
+
+        def archive() -> dict[str, StoredObject]:
+            return {stored.uri.rpartition("/")[2]: stored for stored in store.list(f"{bucket}/archive/")}
+
         code, first = screen()
         assert (code, first["new_shards"], first["counts"]["rows"]) == (0, 6, 240)
+        assert bytes_read().keys() == archive().keys()
+        assert listed() == ["screenings/"]  # all of it, so once
+
+        store.write(f"{bucket}/archive/00006.tar", labelled_tar(6000, 40))
+        store.write(f"{bucket}/archive/00005.tar", labelled_tar(99_000, 40))  # replaced
+        code, second = screen()
+        assert (code, second["new_shards"], second["counts"]["rows"]) == (0, 2, 80)
+        read = bytes_read()
+        assert read.keys() == {"00005.tar", "00006.tar"}  # of unchanged shards not a byte, pictures included
+        for name, size in read.items():  # once to score them, at most once more for pictures
+            assert archive()[name].size <= size <= 2 * archive()[name].size
+        assert listed() == ["screenings/"]
         parts = {stored.uri: stored.version for stored in store.list(f"{bucket}/results/parts/")}
 
-        for shard in range(6, 46):
+        for shard in range(7, 46):
             store.write(f"{bucket}/archive/{shard:05}.tar", labelled_tar(1000 * shard, 6))
-        store.write(f"{bucket}/archive/00005.tar", labelled_tar(99_000, 40))  # replaced
-        second = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        store.write(f"{bucket}/archive/00004.tar", labelled_tar(98_000, 40))  # replaced
+        third = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 100
         while len(list(store.list(f"{bucket}/results/parts/"))) < len(parts) + 3:
-            assert second.poll() is None
+            assert third.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        second.kill()
-        second.wait()
+        third.kill()
+        third.wait()
 
         store.write(f"{bucket}/archive/90000.tar", tar((f"{n:03}.png", yellow(n)) for n in range(60)))
-        code, third = screen()
-        assert (code, third["new_shards"], third["counts"]["rows"]) == (6, 42, 340), third
-        assert set(third["tripped"]) == {"new_candidate_class", "rate_increase"}
         code, fourth = screen()
-        assert (code, fourth["counts"]["rows"], fourth["tripped"]) == (0, 0, [])
+        assert (code, fourth["new_shards"], fourth["counts"]["rows"]) == (6, 41, 334), fourth
+        assert set(fourth["tripped"]) == {"new_candidate_class", "rate_increase"}
+        unchanged = {f"{shard:05}.tar" for shard in (0, 1, 2, 3, 5, 6)}
+        assert bytes_read().keys() == archive().keys() - unchanged
+        code, fifth = screen()
+        assert (code, fifth["counts"]["rows"], fifth["tripped"]) == (0, 0, [])
+        assert bytes_read() == {}
     (told,) = heard
-    assert json.loads(told[1])["night"] == third["night"]
+    assert json.loads(told[1])["night"] == fourth["night"]
     after = {stored.uri: stored.version for stored in store.list(f"{bucket}/results/parts/")}
     assert len(after) == 47
-    assert len(parts.items() & after.items()) == 5  # neither scored again nor touched; the replaced one is superseded
+    assert len(parts.items() & after.items()) == 6  # neither scored again nor touched; the replaced one is superseded
     rows = [pq.read_table(io.BytesIO(store.read(uri)))["key"].to_pylist() for uri in after]
     keys = [key for part in rows for key in part]
-    assert len(keys) == len(set(keys)) == 240 + 40 * 6 + 60
+    assert len(keys) == len(set(keys)) == 7 * 40 + 39 * 6 + 60

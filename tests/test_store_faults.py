@@ -193,7 +193,7 @@ def test_a_policy_that_forbids_listing_is_told_before_work(job: ScoreJob, proxy:
     with pytest.raises(AccessDenied) as caught:
         prepare(job)
     advice = "ListObjectsV2 is forbidden: check the credentials and what they may do"
-    assert str(caught.value).splitlines() == [f"{job.output}/: {advice}", f"{job.input.uri}: {advice}"]
+    assert str(caught.value).splitlines() == [f"{job.output}/_SUCCESS: {advice}", f"{job.input.uri}: {advice}"]
     assert objects(store, job, "") == []
 
 

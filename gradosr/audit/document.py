@@ -101,6 +101,7 @@ def _rates(table: RunTable, tally: Tally) -> dict[str, Any]:
         "by_predicted_class": [_rate(*one) for one in worst(by_class, MOST_RATES)],
         "by_shard": [_rate(*one) for one in worst(by_shard, MOST_RATES)],
         "by_day": [_rate(*one) for one in tally.days.counts()[-MOST_DAYS:]],
+        "dates": {"keys": tally.days.from_keys, "shards": tally.days.from_shards, "none": tally.days.undated},
     }
 
 
@@ -148,7 +149,8 @@ def _left_out(found: Found) -> list[str]:
         notes.append(steps)
     days = tally.days.counts()
     if days and tally.days.undated:
-        notes.append(f"{tally.days.undated} of {tally.images} images carry no date in their keys")
+        of_images = f"{tally.days.undated} of {tally.images} images"
+        notes.append(f"{of_images} have no day: their keys hold no date, and no time is on record of their shard")
     if len(days) > MOST_DAYS:
         notes.append(f"of {len(days)} days the last {MOST_DAYS} are listed")
     if tally.sample.considered > found.groups.considered > 0:

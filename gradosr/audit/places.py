@@ -1,7 +1,7 @@
-"""Where in an archive images lie, and when they were made, as far as their keys tell."""
+"""Where in an archive images lie, and when they came to be, as far as their keys and shards tell."""
 
 import re
-from datetime import date
+from datetime import date, datetime, timezone
 
 import numpy as np
 import pyarrow as pa
@@ -84,42 +84,65 @@ def _first_steps(name: str, steps: int) -> str:
 
 
 class Days:
-    """Images and unknown ones by the first date in their key."""
+    """Images and unknown ones by the first date in their key; without one, by the day their shard was last modified."""
 
     def __init__(self) -> None:
         self._counts: dict[int, list[int]] = {}
-        self.undated = 0
+        self.from_keys = self.from_shards = self.undated = 0
+        """Images whose day is known by either, or by none."""
 
-    def add(self, keys: pa.ChunkedArray, shard: str | None, unknown: NDArray[np.bool_]) -> None:
-        """Count rows of one shard; its name, where keys begin with it, may hold the date of them all."""
-        if shard is not None and (found := re.search(_DAY, shard, re.IGNORECASE)):
-            day = int("".join(found.group("year", "month", "day")))
-            self._bump(day, len(unknown), int(unknown.sum()))
-            return
-        members = keys if shard is None else pc.utf8_slice_codeunits(keys, len(shard) + 1)
-        digits = pc.extract_regex(members, f"(?i){_DAY}").combine_chunks()
-        dated = digits.is_valid().to_numpy(zero_copy_only=False)
-        self.undated += int((~dated).sum())
-        if not dated.any():
-            return
-        digits = digits.drop_null()
-        year, month, day = (digits.field(name).cast(pa.int32()).to_numpy() for name in ("year", "month", "day"))
-        days, places = np.unique(year * 10_000 + month * 100 + day, return_inverse=True)
-        images, found_ = np.bincount(places), np.bincount(places[unknown[dated]], minlength=len(days))
-        for code, one, two in zip(days.tolist(), images.tolist(), found_.tolist(), strict=True):
-            self._bump(code, one, two)
+    def add(
+        self, keys: pa.ChunkedArray, shard: str | None, unknown: NDArray[np.bool_], modified: int | None = None
+    ) -> None:
+        """Count rows of one shard, modified then (seconds since 1970).
+
+        Its name, where keys begin with it, may hold the date of them all.
+        """
+        days, places = np.unique(_days_in(keys, shard), return_inverse=True)
+        images, found = np.bincount(places), np.bincount(places[unknown], minlength=len(days))
+        for code, one, two in zip(days.tolist(), images.tolist(), found.tolist(), strict=True):
+            if _date(code):
+                self.from_keys += one
+                self._bump(code, one, two)
+            elif day := _utc_day(modified):
+                self.from_shards += one
+                self._bump(day, one, two)
+            else:
+                self.undated += one
 
     def counts(self) -> list[tuple[str, int, int]]:
         """Day as YYYY-MM-DD, images and unknown ones, in order."""
         return [(str(_date(code)), images, unknown) for code, (images, unknown) in sorted(self._counts.items())]
 
     def _bump(self, code: int, images: int, unknown: int) -> None:
-        if _date(code) is None:
-            self.undated += images
-            return
         counts = self._counts.setdefault(code, [0, 0])
         counts[0] += images
         counts[1] += unknown
+
+
+def _days_in(keys: pa.ChunkedArray, shard: str | None) -> NDArray[np.int64]:
+    """YYYYMMDD of each key, 0 where there is none; also what looks like a date and is none."""
+    codes = np.zeros(len(keys), np.int64)
+    if shard is not None and (found := re.search(_DAY, shard, re.IGNORECASE)):
+        codes[:] = int("".join(found.group("year", "month", "day")))
+        return codes
+    members = keys if shard is None else pc.utf8_slice_codeunits(keys, len(shard) + 1)
+    digits = pc.extract_regex(members, f"(?i){_DAY}").combine_chunks()
+    dated, digits = digits.is_valid().to_numpy(zero_copy_only=False), digits.drop_null()
+    year, month, day = (digits.field(name).cast(pa.int32()).to_numpy() for name in ("year", "month", "day"))
+    codes[dated] = year * 10_000 + month * 100 + day
+    return codes
+
+
+def _utc_day(seconds: int | None) -> int | None:
+    """YYYYMMDD; None for what no calendar holds."""
+    if seconds is None:
+        return None
+    try:
+        day = datetime.fromtimestamp(seconds, timezone.utc)
+    except (OverflowError, OSError, ValueError):  # file systems take any time
+        return None
+    return day.year * 10_000 + day.month * 100 + day.day
 
 
 def _date(code: int) -> date | None:

@@ -114,7 +114,11 @@ def _policy(style: str, scripts: str) -> str:
 @cache
 def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(_resource),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters.update(
         foreign=text.foreign,
@@ -128,7 +132,7 @@ def _template(name: str) -> jinja2.Template:
         shortened=text.shortened,
     )
     environment.globals.update(interval=text.interval, plural=text.plural)
-    return environment.from_string(_resource(name))
+    return environment.get_template(name)
 
 
 @cache
@@ -194,7 +198,7 @@ def _p_value_chart(document: Mapping[str, Any]) -> dict[str, Any]:
 
 def _day_chart(document: Mapping[str, Any]) -> Markup | None:
     days = document["by_day"]
-    if not days:
+    if len(days) < 2:  # one is the whole archive
         return None
     title = f"Share over the threshold by day, {days[0]['name']} to {days[-1]['name']}"
     return charts.over_time(days, document["unknown_rate"] or 0.0, text.neutral(title))

@@ -37,6 +37,13 @@ class OpenPart:
         """Their names."""
         return list(self.file.schema_arrow.names)
 
+    @property
+    def modified(self) -> int | None:
+        """When the shard was, in seconds since 1970; None for a group, and where the footer is older than the fact."""
+        shard = json.loads((self.file.metadata.metadata or {}).get(b"gradosr.shard", b"{}"))
+        modified: int | None = shard.get("modified")
+        return modified
+
     def groups(self, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
         """Number and rows of each row group."""
         for number in range(self.file.num_row_groups):

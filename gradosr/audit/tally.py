@@ -146,7 +146,7 @@ class Tally:
             chosen = self._chosen(opened, number, rows, over) if stored and len(over) and self.sample.limit else None
             with self._lock:
                 self.part_rows[part] += len(rows)
-                self._add(rows)
+                self._add(rows, opened.modified)
                 self.sample.considered += len(over) if stored else 0
                 self.without_features += 0 if stored else len(over)
                 if chosen is not None:
@@ -164,7 +164,7 @@ class Tally:
         flat = features.drop_null().flatten().to_numpy(zero_copy_only=False)
         return ids[valid], rows.take(over[places][valid]), flat.reshape(-1, features.type.list_size)
 
-    def _add(self, rows: pa.Table) -> None:
+    def _add(self, rows: pa.Table, modified: int | None) -> None:
         self.rows += len(rows)
         for status in pc.value_counts(rows["status"]).to_pylist():
             self.statuses[status["values"]] += status["counts"]
@@ -173,10 +173,10 @@ class Tally:
             self._add_bad(rows.filter(pc.invert(ok)))
             rows = rows.filter(ok)
         if len(rows):
-            self._count(rows, rows["is_unknown"].to_numpy())
+            self._count(rows, rows["is_unknown"].to_numpy(), modified)
             self._keep_highest(rows)
 
-    def _count(self, rows: pa.Table, unknown: NDArray[np.bool_]) -> None:
+    def _count(self, rows: pa.Table, unknown: NDArray[np.bool_], modified: int | None) -> None:
         p_values, index = rows["p_value"].to_numpy(), rows["predicted_index"].to_numpy()
         self.unknown += int(unknown.sum())
         self.scores.add(rows["unknown_score"].to_numpy())
@@ -191,7 +191,7 @@ class Tally:
         counts[0] += len(rows)
         counts[1] += int(unknown.sum())
         self.prefixes.add(rows["key"], shard, unknown)
-        self.days.add(rows["key"], shard_folder(self.prefixes.kind, shard), unknown)
+        self.days.add(rows["key"], shard_folder(self.prefixes.kind, shard), unknown, modified)
 
     def _keep_highest(self, rows: pa.Table) -> None:
         if self._highest is not None and len(self._highest) == HIGHEST:

@@ -110,6 +110,18 @@ def groups(document: Document) -> str:
     )
 
 
+def days(document: Document) -> str:
+    """What the days are of: the images' keys, or the shards' last modification."""
+    keys, shards = document["dates"]["keys"], document["dates"]["shards"]
+    if not shards:
+        return "By the first date in each key."
+    modified = "by the day (UTC) on which their shard was last modified"
+    if not keys:
+        return f"The keys carry no dates: images count {modified}."
+    without = f"{plural(shards, 'image')} without one count {modified}"
+    return f"By the first date in the key, of {plural(keys, 'image')}; {without}."
+
+
 def unknown_rate_change(baseline: Mapping[str, Any], now: float) -> str:
     """Against the baseline, whether it is more than chance."""
     change = baseline["unknown_rate_change"]

@@ -50,8 +50,8 @@ def bench_driver(shards: int, workers: int, folder: Path, notes: Notes) -> dict[
     """A whole run of empty shards below `folder`, and the recognition of it once it is finished.
 
     `run_seconds` count from when all workers are ready; `driver_ms_per_shard` is what of them is not the workers' own.
-    Memory is this process's peak; it needs no torch. `listings` are walks over a whole folder: on S3 a request for
-    every 1,000 objects of it. `notes` takes the driver's messages.
+    Memory is this process's peak; it needs no torch. `listings` are walks over a prefix: on S3 a request
+    for every 1,000 objects of it. `notes` takes the driver's messages.
     """
     (folder / "bundle").mkdir(parents=True)
     (folder / "bundle" / MANIFEST).write_text(_manifest().model_dump_json(exclude={"logits"}), encoding="utf-8")

@@ -67,64 +67,44 @@ def cronjob(schedule: Schedule, _now: datetime) -> Mapping[str, str]:
         "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": on_exit}]},
         "template": {"metadata": {"annotations": _STAY}, "spec": pod},
     }
-    document = {
-        "apiVersion": "batch/v1",
-        "kind": "CronJob",
-        "metadata": {"name": schedule.name},
-        "spec": {
-            "schedule": str(schedule.cron),
-            "timeZone": schedule.zone.key,
-            "concurrencyPolicy": "Forbid",
-            "startingDeadlineSeconds": 3600,
-            "successfulJobsHistoryLimit": 3,
-            "failedJobsHistoryLimit": 7,
-            "jobTemplate": {"spec": job},
-        },
+    spec = {
+        "concurrencyPolicy": "Forbid",
+        "startingDeadlineSeconds": 3600,
+        "successfulJobsHistoryLimit": 3,
+        "failedJobsHistoryLimit": 7,
+        "jobTemplate": {"spec": job},
     }
     about = (
         "The pod drives the night on the cluster that ray.address of the config names; with `local` it does the work",
         "itself: give it the cores and memory then. Forbid skips a night whose predecessor still runs.",
     )
-    return _manifest(document, about, schedule)
+    return _manifest(schedule, "batch/v1", "CronJob", spec, about)
 
 
 def raycronjob(schedule: Schedule, _now: datetime) -> Mapping[str, str]:
     """A RayJob on a cluster of its own every time."""
-    document = {
-        "apiVersion": "ray.io/v1",
-        "kind": "RayCronJob",
-        "metadata": {"name": schedule.name},
-        "spec": {
-            "schedule": str(schedule.cron),
-            "timeZone": schedule.zone.key,
-            "suspend": False,
-            "jobTemplate": {
-                "entrypoint": f"gradosr screen {_config(schedule)}",
-                "runtimeEnvYAML": 'env_vars: {RAY_JOB_STOP_WAIT_TIME_S: "90"}\n',
-                "jobId": schedule.name,
-                "submissionMode": "HTTPMode",
-                "backoffLimit": 0,
-                "preRunningDeadlineSeconds": 1800,
-                "shutdownAfterJobFinishes": True,
-                "ttlSecondsAfterFinished": 600,
-                "rayClusterSpec": _cluster(schedule.image),
-            },
-        },
+    job = {
+        "entrypoint": f"gradosr screen {_config(schedule)}",
+        "runtimeEnvYAML": 'env_vars: {RAY_JOB_STOP_WAIT_TIME_S: "90"}\n',
+        "jobId": schedule.name,
+        "submissionMode": "HTTPMode",
+        "backoffLimit": 0,
+        "preRunningDeadlineSeconds": 1800,
+        "shutdownAfterJobFinishes": True,
+        "ttlSecondsAfterFinished": 600,
+        "rayClusterSpec": _cluster(schedule.image),
     }
     about = (
         "RayCronJob came with KubeRay 1.6, is alpha, and off unless the operator's feature gate RayCronJob is on. It",
         "has no concurrencyPolicy: a night that finds the one before still at work ends with exit code 7 (the run's",
         "lease); the next one goes on with what is left. The config says ray: {address: auto}.",
     )
-    return _manifest(document, about, schedule)
+    return _manifest(schedule, "ray.io/v1", "RayCronJob", {"suspend": False, "jobTemplate": job}, about)
 
 
 def _cluster(image: str) -> dict[str, Any]:
     head = {
-        "name": "ray-head",
-        "image": image,
-        "env": _DRAIN,
-        "envFrom": _SECRET,
+        **_ray_container("ray-head", image),
         "ports": [
             {"name": "gcs-server", "containerPort": 6379},
             {"name": "dashboard", "containerPort": 8265},
@@ -134,13 +114,7 @@ def _cluster(image: str) -> dict[str, Any]:
         "volumeMounts": _MOUNTS,
     }
     gpu = {"nvidia.com/gpu": "1"}
-    worker = {
-        "name": "ray-worker",
-        "image": image,
-        "env": _DRAIN,
-        "envFrom": _SECRET,
-        "resources": _resources(cpu="7", memory="24Gi", **gpu),
-    }
+    worker = {**_ray_container("ray-worker", image), "resources": _resources(cpu="7", memory="24Gi", **gpu)}
     pod = {"serviceAccountName": "gradosr", "securityContext": _USER, "terminationGracePeriodSeconds": 120}
     tolerations = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     return {
@@ -175,6 +149,10 @@ def _cluster(image: str) -> dict[str, Any]:
     }
 
 
+def _ray_container(name: str, image: str) -> dict[str, Any]:
+    return {"name": name, "image": image, "env": _DRAIN, "envFrom": _SECRET}
+
+
 def _resources(**amounts: str) -> dict[str, dict[str, str]]:
     return {"requests": dict(amounts), "limits": dict(amounts)}
 
@@ -193,8 +171,17 @@ class _Plain(yaml.SafeDumper):
         return True
 
 
-def _manifest(document: Mapping[str, Any], about: tuple[str, ...], schedule: Schedule) -> Mapping[str, str]:
+def _manifest(
+    schedule: Schedule, api: str, kind: str, spec: Mapping[str, Any], about: tuple[str, ...]
+) -> Mapping[str, str]:
+    """A file with the object, whose `spec` lacks the times alone."""
     name = Path(schedule.config).name
+    document = {
+        "apiVersion": api,
+        "kind": kind,
+        "metadata": {"name": schedule.name},
+        "spec": {"schedule": str(schedule.cron), "timeZone": schedule.zone.key, **spec},
+    }
     lines = (
         *about,
         f"The config: kubectl create configmap gradosr --from-file={name}={shlex.quote(schedule.config)} \\",

@@ -6,7 +6,7 @@ A URI is a local path (relative ones too), file:///PATH or s3://BUCKET/KEY, verb
 import re
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol
 
 from gradosr.config import S3Settings
@@ -22,6 +22,8 @@ class StoredObject:
     """Bytes."""
     version: str
     """ETag, or size and modification time of a local file."""
+    modified: int | None = field(default=None, compare=False)
+    """Seconds since 1970; None where the store does not tell."""
 
 
 class Backend(Protocol):

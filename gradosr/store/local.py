@@ -39,7 +39,7 @@ class LocalBackend:
             status = _path(uri).stat()
         if not stat.S_ISREG(status.st_mode):
             raise NotFound(f"{uri}: not a file")
-        return StoredObject(uri, status.st_size, _version(status))
+        return _stored(uri, status)
 
     def read(self, uri: str) -> bytes:
         """The whole file."""
@@ -126,6 +126,10 @@ def _path(uri: str) -> Path:
     return Path(uri.removeprefix("file://"))
 
 
+def _stored(uri: str, status: os.stat_result) -> StoredObject:
+    return StoredObject(uri, status.st_size, _version(status), int(status.st_mtime))
+
+
 def _version(status: os.stat_result) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}"
 
@@ -165,7 +169,7 @@ def _file(uri: str) -> Iterator[StoredObject]:
     except NotFound:
         return
     if stat.S_ISREG(status.st_mode):
-        yield StoredObject(uri, status.st_size, _version(status))
+        yield _stored(uri, status)
 
 
 @contextmanager

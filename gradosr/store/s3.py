@@ -55,7 +55,7 @@ class S3Backend:
     def stat(self, uri: str) -> StoredObject:
         """One HEAD, whose answer does not tell a missing bucket from a missing object."""
         head = self._try(uri, self._client.head_object, **_target(uri))
-        return StoredObject(uri, head["ContentLength"], _version(head))
+        return StoredObject(uri, head["ContentLength"], _version(head), _modified(head))
 
     def read(self, uri: str) -> bytes:
         """One GET, so never half of one version and half of another."""
@@ -133,7 +133,7 @@ class S3Backend:
             page = self._try(uri, self._client.list_objects_v2, **query)
             for item in page.get("Contents", ()):
                 if not item["Key"].endswith("/"):  # what consoles put to show an empty folder
-                    yield StoredObject(f"s3://{bucket}/{item['Key']}", item["Size"], _version(item))
+                    yield StoredObject(f"s3://{bucket}/{item['Key']}", item["Size"], _version(item), _modified(item))
             if not page.get("IsTruncated"):
                 return
             query["ContinuationToken"] = page["NextContinuationToken"]
@@ -232,6 +232,11 @@ def _target(uri: str) -> dict[str, Any]:
 
 def _version(answer: dict[str, Any]) -> str:
     return str(answer["ETag"]).strip('"')
+
+
+def _modified(answer: dict[str, Any]) -> int | None:
+    """Clones of S3 leave it out where they do not know."""
+    return int(answer["LastModified"].timestamp()) if "LastModified" in answer else None
 
 
 def _read_exactly(body: Any, size: int, cancelled: threading.Event) -> bytearray:
