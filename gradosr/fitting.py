@@ -9,14 +9,13 @@ from torch import Tensor, nn
 
 from gradosr.bundle import Bundle
 from gradosr.calibration import Calibration, check_enough
-from gradosr.classifier import build_classifier, load_weights, read_weights
-from gradosr.config import FitJob, OneClassSettings, TrainSettings, TransferSettings
+from gradosr.config import CompleteFitJob, FitJob, OneClassSettings, TrainSettings, TransferSettings
 from gradosr.detectors import Detector, Observation, OneClassDetector, TransferDetector
 from gradosr.errors import ClassifierError, ConfigError
 from gradosr.known_images import CALIBRATION, FITTING, TRAINING, KnownImages, read_known
 from gradosr.manifest import Manifest
+from gradosr.origin import bring, build, complete
 from gradosr.parts import software
-from gradosr.readers import resolve_names
 from gradosr.scorer import Observer, pick_device
 from gradosr.store import Store, join
 from gradosr.telemetry import Notes
@@ -26,10 +25,9 @@ from gradosr.training import train
 def fit(job: FitJob, notes: Notes) -> Bundle:
     """The bundle of a fit job, not saved yet. Raises ConfigError, InputError or ClassifierError."""
     store, device = Store(job.store, job.stores), pick_device(job.device)
-    classes = class_names(job, store)
-    classifier = _build(job, job.classifier.args, len(classes))
-    if job.classifier.weights:
-        load_weights(classifier, read_weights(store, job.classifier.weights), job.classifier.weights)
+    job = complete(job, store, notes)
+    classes = job.classifier.classes
+    classifier = bring(job, store, notes)
     observer = Observer(classifier, job.classifier.transform, job.detector.objectives, device)
     observer.check(len(classes))  # before the images are read
     if isinstance(job.detector, TransferSettings):
@@ -48,7 +46,7 @@ def fit(job: FitJob, notes: Notes) -> Bundle:
         "dropped_coordinates": list(detector.dropped(observer.coordinates)),
     }
     notes.say(f"closed-set accuracy on {len(correct)} held-out images: {measured['held_out_accuracy']:.4f}")
-    manifest = _manifest(job, classes, _provenance(job, known) | measured)
+    manifest = _manifest(job, _provenance(job, known) | measured)
     return Bundle(manifest, classifier, detector, Calibration.of(scores, job.false_alarm_rate))
 
 
@@ -69,12 +67,12 @@ def _correct(observation: Observation, known: KnownImages) -> Tensor:
     return observation.logits_BK.argmax(1).cpu() == known.labels_N
 
 
-def _manifest(job: FitJob, classes: tuple[str, ...], provenance: dict[str, Any]) -> Manifest:
+def _manifest(job: CompleteFitJob, provenance: dict[str, Any]) -> Manifest:
     return Manifest(
         arch=job.classifier.arch,
         args=job.classifier.args,
         logits=job.classifier.logits,
-        classes=classes,
+        classes=job.classifier.classes,
         transform=job.classifier.transform,
         detector=job.detector.kind,
         objectives=job.detector.objectives,
@@ -83,7 +81,7 @@ def _manifest(job: FitJob, classes: tuple[str, ...], provenance: dict[str, Any])
     )
 
 
-def _provenance(job: FitJob, known: KnownImages) -> dict[str, Any]:
+def _provenance(job: CompleteFitJob, known: KnownImages) -> dict[str, Any]:
     """Where the bundle comes from; nothing of store settings or environment."""
     return {
         "input": job.input.model_dump(mode="json"),
@@ -96,24 +94,6 @@ def _provenance(job: FitJob, known: KnownImages) -> dict[str, Any]:
         "left_out": dict(known.left_out),
         "software": software(),
     }
-
-
-def class_names(job: FitJob, store: Store) -> tuple[str, ...]:
-    """The classifier's classes in logit order. Raises ConfigError when none are named or `known` has others."""
-    classes = resolve_names(job.classifier.classes, store) or job.known
-    if len(classes) < 2 or len(set(classes)) != len(classes):
-        raise ConfigError("classifier.classes or known: name at least two classes, each once, in logit order")
-    if other := [name for name in job.known if name not in classes]:
-        raise ConfigError(f"known: {', '.join(other)} not among the classifier's classes ({', '.join(classes)})")
-    return classes
-
-
-def _build(job: FitJob, args: Mapping[str, Any], classes: int) -> nn.Module:
-    # The fit config itself names the architecture, and so trusts it.
-    with torch.random.fork_rng():
-        torch.manual_seed(job.train.seed if job.train else job.seed)
-        arch, logits = job.classifier.arch, job.classifier.logits
-        return build_classifier(arch, args, classes, trusted=(arch,), logits=logits)
 
 
 def observe(observer: Observer, known: KnownImages, batch_size: int) -> Observation:
@@ -139,7 +119,7 @@ def finite(observation: Observation, notes: Notes) -> Observation:
 
 
 def _fit_detector(
-    job: FitJob, known: KnownImages, fitting: Observation, classes: Sequence[str], notes: Notes
+    job: CompleteFitJob, known: KnownImages, fitting: Observation, classes: Sequence[str], notes: Notes
 ) -> Detector:
     if isinstance(job.detector, OneClassSettings):
         return OneClassDetector.fit(fitting, logits=job.detector.logits)
@@ -147,7 +127,7 @@ def _fit_detector(
 
 
 def _fit_transfer(
-    job: FitJob, settings: TransferSettings, known: KnownImages, classes: Sequence[str], notes: Notes
+    job: CompleteFitJob, settings: TransferSettings, known: KnownImages, classes: Sequence[str], notes: Notes
 ) -> TransferDetector:
     """Classifier 1 on the pseudo-known classes; its representations of all training images train the detector."""
     if job.train is None:
@@ -155,7 +135,7 @@ def _fit_transfer(
     unknown = pseudo_unknown(settings, classes)
     pseudo_known = [index for index in range(len(classes)) if index not in unknown]
     notes.say(f"transfer: pseudo-unknown classes {', '.join(classes[index] for index in unknown)}")
-    classifier = _build(job, {**job.classifier.args, "num_classes": len(pseudo_known)}, len(pseudo_known))
+    classifier = build(job, {**job.classifier.args, "num_classes": len(pseudo_known)}, len(pseudo_known))
     _train(classifier, known.of(TRAINING).of_classes(pseudo_known), job.train, job, notes, "classifier 1")
     observer = Observer(classifier, job.classifier.transform, settings.objectives, pick_device(job.device))
     observer.check(len(pseudo_known))
@@ -189,7 +169,7 @@ def pseudo_unknown(settings: TransferSettings, classes: Sequence[str]) -> list[i
 
 
 def _train(
-    classifier: nn.Module, known: KnownImages, recipe: TrainSettings, job: FitJob, notes: Notes, what: str
+    classifier: nn.Module, known: KnownImages, recipe: TrainSettings, job: CompleteFitJob, notes: Notes, what: str
 ) -> None:
     def observe_epoch(epoch: int, loss: float) -> None:
         notes.step(f"training {what}: epoch {epoch + 1}/{recipe.epochs}, loss {loss:.3f}")
