@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from gradosr.calibration import Calibration
-from gradosr.classifier import build_classifier, load_weights
+from gradosr.classifier import build_classifier
 from gradosr.detectors import DETECTORS, Detector, restore
 from gradosr.errors import BundleError, NotFound
 from gradosr.manifest import MANIFEST, CalibrationSummary, Manifest, read_manifest
 from gradosr.store import Store, join
+from gradosr.weights import load_weights
 
 CLASSIFIER, DETECTOR, CALIBRATION = "classifier.safetensors", "detector.safetensors", "calibration.safetensors"
 

@@ -136,19 +136,47 @@ OutputEntry = StrictInt | str
 """Index, key or field of what a classifier returns."""
 
 
+LIBRARIES = ("torchvision", "timm", "transformers")
+"""Whose architectures are named, and need no trust."""
+FOLDER = "hf:"
+"""Before the URI of a model folder."""
+
+
 class ClassifierSettings(Settings):
     """The classifier: architecture, weights, classes, transform."""
 
     arch: str
-    """torchvision:NAME, timm:NAME, or package.module:factory (imported because this config names it)."""
+    """torchvision:NAME, timm:NAME, hf:URI (a folder of config.json and model.safetensors), or package.module:factory
+    (imported because this config names it)."""
     args: dict[str, Any] = {}
     """Keyword arguments of the architecture; none that fetch or read files."""
     weights: Uri | None = None
-    """URI of a .safetensors file or a torch checkpoint of plain tensors; none with a `train` section."""
+    """URI of a .safetensors file or a torch checkpoint of plain tensors; none with a `train` section, or a folder."""
+    weights_entry: str | None = None
+    """Which entry of the checkpoint; none takes the first of state_dict_ema, model_ema, ema, state_dict,
+    model_state_dict, model."""
     classes: tuple[str, ...] | Uri | None = None
-    """Class names in logit order, or the URI of a JSON list; none takes `known`."""
+    """Class names in logit order, or the URI of a JSON list; none takes the folder's, else `known`."""
     logits: OutputEntry | None = None
     """Which entry of a returned tuple, mapping or object holds the logits; none where they are all that is returned."""
+    transform: TransformSettings | None = None
+    """None takes what the library says of its weights: torchvision's, timm's, a folder's preprocessor_config.json."""
+
+    @field_validator("arch")
+    @classmethod
+    def _absolute_folder(cls, arch: str) -> str:
+        return FOLDER + _absolute(arch.removeprefix(FOLDER)) if arch.startswith(FOLDER) else arch
+
+    @property
+    def trained(self) -> bool:
+        """Whether it comes with weights."""
+        return self.weights is not None or self.arch.startswith(FOLDER)
+
+
+class CompleteClassifier(ClassifierSettings):
+    """With everything that ClassifierSettings may leave out; its `arch` is no folder."""
+
+    classes: tuple[str, ...]
     transform: TransformSettings
 
 
@@ -319,13 +347,19 @@ class FitJob(StoreFields):
 
     @model_validator(mode="after")
     def _trained_somewhere(self) -> "FitJob":
-        if self.classifier.weights is None and self.train is None:
+        if not self.classifier.trained and self.train is None:
             raise ValueError("classifier.weights or a train section is required: one of them makes the classifier")
-        if self.classifier.weights is not None and self.train is not None and self.detector.kind != "transfer":
+        if self.classifier.trained and self.train is not None and self.detector.kind != "transfer":
             raise ValueError("classifier.weights and train exclude each other but with a transfer detector")
         if isinstance(self.detector, TransferSettings) and self.train is None and self.detector.weights is None:
             raise ValueError("detector.kind transfer needs a train section, or detector.weights: of classifier 1")
         return self
+
+
+class CompleteFitJob(FitJob):
+    """See gradosr.origin.complete."""
+
+    classifier: CompleteClassifier
 
 
 class OsrTask(Settings):
@@ -387,7 +421,7 @@ class OsrProtocol(StoreFields):
 
     def fit_job(self, task: OsrTask, detector: "Detector") -> FitJob:
         """One detector of one task; a recipe beside weights is for the transfer detector's classifier 1."""
-        trains = task.classifier.weights is None or detector.kind == "transfer"
+        trains = not task.classifier.trained or detector.kind == "transfer"
         return FitJob(
             classifier=task.classifier,
             train=task.train if trains else None,

@@ -10,39 +10,38 @@ from torch import Tensor, nn
 
 from gradosr.bundle import Bundle
 from gradosr.calibration import Calibration, check_enough
-from gradosr.classifier import build_classifier, load_weights, read_weights
-from gradosr.config import BaselineSettings, FitJob, OneClassSettings, TrainSettings, TransferSettings
+from gradosr.config import BaselineSettings, CompleteFitJob, FitJob, OneClassSettings, TrainSettings, TransferSettings
+from gradosr.config import Detector as DetectorSettings
 from gradosr.detectors import BASELINES, Detector, Known, Observation, OneClassDetector, TransferDetector
 from gradosr.errors import ClassifierError, ConfigError
 from gradosr.gradients import Head
 from gradosr.known_images import CALIBRATION, FITTING, TRAINING, KnownImages, read_known
 from gradosr.manifest import Manifest
+from gradosr.origin import bring, build, complete
 from gradosr.parts import software
-from gradosr.readers import resolve_names
 from gradosr.scorer import Observer, pick_device
 from gradosr.store import Store, join
 from gradosr.telemetry import Notes
 from gradosr.training import train
+from gradosr.weights import load_weights, read_weights
 
 
 @dataclass(frozen=True)
 class Ready:
     """What a detector is fitted with."""
 
-    classes: tuple[str, ...]
-    """In logit order."""
+    job: CompleteFitJob
     classifier: nn.Module
     """Trained, in eval mode."""
     known: KnownImages
 
 
-def prepare(job: FitJob, notes: Notes) -> Ready:
+def prepare(asked: FitJob, notes: Notes) -> Ready:
     """The classifier of a fit job, loaded or trained, and its known images. Raises as `fit`."""
-    store, device = Store(job.store, job.stores), pick_device(job.device)
-    classes = class_names(job, store)
-    classifier = _build(job, job.classifier.args, len(classes))
-    if job.classifier.weights:
-        load_weights(classifier, read_weights(store, job.classifier.weights), job.classifier.weights)
+    store, device = Store(asked.store, asked.stores), pick_device(asked.device)
+    job = complete(asked, store, notes)
+    classes = job.classifier.classes
+    classifier = bring(job, store, notes)
     observer = Observer(classifier, job.classifier.transform, job.detector.signals, device)
     observer.check(len(classes))  # before the images are read
     if isinstance(job.detector, TransferSettings):
@@ -53,17 +52,17 @@ def prepare(job: FitJob, notes: Notes) -> Ready:
     notes.say(f"{len(classes)} known classes; images: {_listed(known.counts())}")
     if job.train and not job.classifier.weights:
         _train(classifier, known.of(TRAINING), job.train, job, notes, "classifier")
-    return Ready(classes, classifier, known)
+    return Ready(job, classifier, known)
 
 
-def fit(job: FitJob, notes: Notes) -> Bundle:
+def fit(asked: FitJob, notes: Notes) -> Bundle:
     """The bundle of a fit job, not saved yet. Raises ConfigError, InputError or ClassifierError."""
-    ready = prepare(job, notes)
-    classes, known = ready.classes, ready.known
+    ready = prepare(asked, notes)
+    job, known = ready.job, ready.known
     observer = Observer(ready.classifier, job.classifier.transform, job.detector.signals, pick_device(job.device))
-    head = observer.check(len(classes)).head
+    head = observer.check(len(job.classifier.classes)).head
     fitting, calibration = (observe(observer, known.of(use), job.batch_size) for use in (FITTING, CALIBRATION))
-    detector = fit_detector(job, ready, fitting, head, notes)
+    detector = fit_detector(ready, job.detector, fitting, head, notes)
     scores = detector.score(calibration).cpu().numpy()
     correct = torch.cat([_correct(fitting, known.of(FITTING)), _correct(calibration, known.of(CALIBRATION))])
     measured = {
@@ -71,7 +70,7 @@ def fit(job: FitJob, notes: Notes) -> Bundle:
         "dropped_coordinates": list(detector.dropped(observer.coordinates)),
     }
     notes.say(f"closed-set accuracy on {len(correct)} held-out images: {measured['held_out_accuracy']:.4f}")
-    manifest = _manifest(job, classes, _provenance(job, known) | measured)
+    manifest = _manifest(job, _provenance(job, known) | measured)
     return Bundle(manifest, ready.classifier, detector, Calibration.of(scores, job.false_alarm_rate))
 
 
@@ -92,12 +91,12 @@ def _correct(observation: Observation, known: KnownImages) -> Tensor:
     return observation.logits_BK.argmax(1).cpu() == known.labels_N
 
 
-def _manifest(job: FitJob, classes: tuple[str, ...], provenance: dict[str, Any]) -> Manifest:
+def _manifest(job: CompleteFitJob, provenance: dict[str, Any]) -> Manifest:
     return Manifest(
         arch=job.classifier.arch,
         args=job.classifier.args,
         logits=job.classifier.logits,
-        classes=classes,
+        classes=job.classifier.classes,
         transform=job.classifier.transform,
         detector=job.detector.kind,
         **job.detector.signals.model_dump(),
@@ -106,7 +105,7 @@ def _manifest(job: FitJob, classes: tuple[str, ...], provenance: dict[str, Any])
     )
 
 
-def _provenance(job: FitJob, known: KnownImages) -> dict[str, Any]:
+def _provenance(job: CompleteFitJob, known: KnownImages) -> dict[str, Any]:
     """Where the bundle comes from; nothing of store settings or environment."""
     return {
         "input": job.input.model_dump(mode="json"),
@@ -119,24 +118,6 @@ def _provenance(job: FitJob, known: KnownImages) -> dict[str, Any]:
         "left_out": dict(known.left_out),
         "software": software(),
     }
-
-
-def class_names(job: FitJob, store: Store) -> tuple[str, ...]:
-    """The classifier's classes in logit order. Raises ConfigError when none are named or `known` has others."""
-    classes = resolve_names(job.classifier.classes, store) or job.known
-    if len(classes) < 2 or len(set(classes)) != len(classes):
-        raise ConfigError("classifier.classes or known: name at least two classes, each once, in logit order")
-    if other := [name for name in job.known if name not in classes]:
-        raise ConfigError(f"known: {', '.join(other)} not among the classifier's classes ({', '.join(classes)})")
-    return classes
-
-
-def _build(job: FitJob, args: Mapping[str, Any], classes: int) -> nn.Module:
-    # The fit config itself names the architecture, and so trusts it.
-    with torch.random.fork_rng():
-        torch.manual_seed(job.train.seed if job.train else job.seed)
-        arch, logits = job.classifier.arch, job.classifier.logits
-        return build_classifier(arch, args, classes, trusted=(arch,), logits=logits)
 
 
 def observe(observer: Observer, known: KnownImages, batch_size: int) -> Observation:
@@ -161,26 +142,28 @@ def finite(observation: Observation, notes: Notes) -> Tensor:
     return rows
 
 
-def fit_detector(job: FitJob, ready: Ready, fitting: Observation, head: Head | None, notes: Notes) -> Detector:
-    """The detector of a fit job, from what it saw of the fitting images, in order; what is not finite is left out."""
+def fit_detector(
+    ready: Ready, settings: DetectorSettings, fitting: Observation, head: Head | None, notes: Notes
+) -> Detector:
+    """The detector, from what it saw of the fitting images, in order; what is not finite is left out."""
     rows = finite(fitting, notes)
     known = Known(fitting[rows], ready.known.of(FITTING).labels_N.to(rows.device)[rows], head)
-    settings = job.detector
     if isinstance(settings, OneClassSettings):
         return OneClassDetector.fit(known, settings.weights.model_dump(), len(settings.objectives))
     if isinstance(settings, BaselineSettings):
         return BASELINES[settings.kind].fit(known)
-    return _fit_transfer(job, settings, ready, notes).moved(known.observation)
+    return _fit_transfer(ready, settings, notes).moved(known.observation)
 
 
-def _fit_transfer(job: FitJob, settings: TransferSettings, ready: Ready, notes: Notes) -> TransferDetector:
+def _fit_transfer(ready: Ready, settings: TransferSettings, notes: Notes) -> TransferDetector:
     """Classifier 1 on the pseudo-known classes; its representations of all training images train the detector."""
-    unknown, known = pseudo_unknown(settings, ready.classes), ready.known
-    pseudo_known = [index for index in range(len(ready.classes)) if index not in unknown]
-    notes.say(f"transfer: pseudo-unknown classes {', '.join(ready.classes[index] for index in unknown)}")
-    classifier = _build(job, {**job.classifier.args, "num_classes": len(pseudo_known)}, len(pseudo_known))
+    job, known, classes = ready.job, ready.known, ready.job.classifier.classes
+    unknown = pseudo_unknown(settings, classes)
+    pseudo_known = [index for index in range(len(classes)) if index not in unknown]
+    notes.say(f"transfer: pseudo-unknown classes {', '.join(classes[index] for index in unknown)}")
+    classifier = build(job, {**job.classifier.args, "num_classes": len(pseudo_known)}, len(pseudo_known))
     if settings.weights:
-        load_weights(classifier, read_weights(Store(job.store, job.stores), settings.weights), settings.weights)
+        load_weights(classifier, *read_weights(Store(job.store, job.stores), settings.weights), len(pseudo_known))
     elif job.train:
         _train(classifier, known.of(TRAINING).of_classes(pseudo_known), job.train, job, notes, "classifier 1")
     else:
@@ -217,7 +200,7 @@ def pseudo_unknown(settings: TransferSettings, classes: Sequence[str]) -> list[i
 
 
 def _train(
-    classifier: nn.Module, known: KnownImages, recipe: TrainSettings, job: FitJob, notes: Notes, what: str
+    classifier: nn.Module, known: KnownImages, recipe: TrainSettings, job: CompleteFitJob, notes: Notes, what: str
 ) -> None:
     def observe_epoch(epoch: int, loss: float) -> None:
         notes.step(f"training {what}: epoch {epoch + 1}/{recipe.epochs}, loss {loss:.3f}")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradosr.config import FitJob
+from gradosr.config import CompleteFitJob, FitJob
 from gradosr.errors import InputError
 from gradosr.loading import prepared_batches
 from gradosr.readers import EncodedImage, every_image
@@ -53,7 +53,7 @@ class KnownImages:
         return {name: int((self.use_N == use).sum()) for name, use in USES.items()}
 
 
-def read_known(job: FitJob, store: Store, classes: Sequence[str], *, keep_training: bool) -> KnownImages:
+def read_known(job: CompleteFitJob, store: Store, classes: Sequence[str], *, keep_training: bool) -> KnownImages:
     """Read the input. Raises InputError when images of a use or labels are missing."""
     wanted = {name: index for index, name in enumerate(classes) if not job.known or name in job.known}
     split = _Split(job, store)

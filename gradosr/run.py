@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, TypeVar
 
-from gradosr.config import DECODER, Allowance, ImagesInput, ScoreJob
+from gradosr.config import DECODER, LIBRARIES, Allowance, ImagesInput, ScoreJob
 from gradosr.errors import ConfigError, GradosrError, InputError, RunFailed
 from gradosr.manifest import Manifest, read_manifest
 from gradosr.parts import SCHEMA_VERSION, software
@@ -172,7 +172,7 @@ def _checked(job: ScoreJob, manifest: tuple[Manifest, str], folder: RunFolder, l
 
 def _trusted(job: ScoreJob, manifest: Manifest, digest: str) -> tuple[Manifest, str]:
     source = manifest.arch.partition(":")[0]
-    if source not in ("torchvision", "timm") and manifest.arch not in job.trust:
+    if source not in LIBRARIES and manifest.arch not in job.trust:
         raise ConfigError(
             f"{job.bundle}: its architecture {manifest.arch} is code of its own; "
             f"to import it, say so in the config: `trust: [{manifest.arch}]`"

@@ -1,20 +1,15 @@
 """Classifiers by reference: what is built, what is refused, and in which words."""
 
-import io
-import os
-import pickle
 import sys
 
 import pytest
-import safetensors.torch
 import torch
 from torch import nn
 from torchvision import models
 
-from gradosr.classifier import build_classifier, check_logits, input_size, load_weights, normalise, read_weights
+from gradosr.classifier import build_classifier, check_logits, input_size, normalise
 from gradosr.config import TransformSettings
-from gradosr.errors import ClassifierError, ConfigError, NotFound
-from gradosr.store import Store
+from gradosr.errors import ClassifierError, ConfigError
 
 FETCH = "would fetch or read files; give classifier.weights instead"
 
@@ -88,9 +83,13 @@ def test_args_reach_the_architecture():
             {},
             "torchvision:fcn_resnet50: torchvision has no classifier of that name; did you mean resnet50?",
         ),
-        ("resnet18", {}, "arch resnet18: expected torchvision:NAME, timm:NAME or package.module:factory"),
-        ("torchvision:", {}, "arch torchvision:: expected torchvision:NAME, timm:NAME or package.module:factory"),
-        ("", {}, "arch : expected torchvision:NAME, timm:NAME or package.module:factory"),
+        ("resnet18", {}, "arch resnet18: expected torchvision:NAME, timm:NAME, hf:URI or package.module:factory"),
+        (
+            "torchvision:",
+            {},
+            "arch torchvision:: expected torchvision:NAME, timm:NAME, hf:URI or package.module:factory",
+        ),
+        ("", {}, "arch : expected torchvision:NAME, timm:NAME, hf:URI or package.module:factory"),
         (
             "os:system",
             {"command": "touch ran"},
@@ -210,118 +209,6 @@ def test_a_factory_that_cannot_serve_is_one_clear_line(factories, name, error, m
     arch = f"{factories}{name}"
     found = refused(error, build_classifier, arch, {}, 3, [arch])
     assert found == message.format(arch=arch, module=factories)
-
-
-# --- Weights ---
-
-
-class Evil:
-    def __reduce__(self):
-        return os.mkdir, ("ran",)
-
-
-def saved(value):
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize("uri", ["w.safetensors", "w.pt", "w.bin"])
-def test_weights_are_read_as_they_were_saved(tmp_path, uri):
-    state = models.resnet18(num_classes=3).state_dict()
-    body = safetensors.torch.save(state) if uri.endswith(".safetensors") else saved(state)
-    (tmp_path / uri).write_bytes(body)
-    found = read_weights(Store(), f"{tmp_path}/{uri}")
-    assert set(found) == set(state)
-    assert all(torch.equal(found[name], state[name]) for name in state)
-
-
-DAMAGED = "damaged, or not a checkpoint of plain tensors; save it by torch.save(net.state_dict(), ...)"
-NOT_A_MAPPING = "expected a mapping of names to tensors (a state_dict), found something else"
-
-
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")  # torch's own, of a file that torch did not write
-@pytest.mark.parametrize(
-    ("name", "body", "message"),
-    [
-        ("evil.pt", saved({"a": Evil()}), DAMAGED),
-        ("evil.pkl", pickle.dumps(Evil()), DAMAGED),
-        ("evil.pth", pickle.dumps({"a": Evil()}, protocol=2), DAMAGED),
-        ("module.pt", saved(nn.Linear(1, 1)), DAMAGED),
-        ("garbage.pt", b"garbage", DAMAGED),
-        ("empty.pt", b"", DAMAGED),
-        ("cut.pt", saved({"a": torch.ones(100)})[:-200], DAMAGED),
-        ("nested.pt", saved({"state_dict": {"a": torch.ones(1)}}), NOT_A_MAPPING),
-        ("list.pt", saved([torch.ones(1)]), NOT_A_MAPPING),
-        ("tensor.pt", saved(torch.ones(1)), NOT_A_MAPPING),
-        ("numbered.pt", saved({1: torch.ones(1)}), NOT_A_MAPPING),
-        (
-            "garbage.safetensors",
-            b"garbage",
-            "not a safetensors file: Error while deserializing: header too small",
-        ),
-        ("pickled.safetensors", saved({"a": torch.ones(1)}), None),
-        ("cut.safetensors", safetensors.torch.save({"a": torch.ones(9)})[:-1], None),
-    ],
-)
-def test_files_that_are_no_weights_are_one_clear_line_and_run_nothing(tmp_path, monkeypatch, name, body, message):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / name).write_bytes(body)
-    found = refused(ClassifierError, read_weights, Store(), f"{tmp_path}/{name}")
-    if message is None:
-        assert found.startswith(f"{tmp_path}/{name}: not a safetensors file: ")
-    else:
-        assert found == f"{tmp_path}/{name}: {message}"
-    assert not (tmp_path / "ran").exists()
-
-
-def test_weights_that_are_not_there_are_one_clear_line(tmp_path):
-    uri = f"{tmp_path}/none.pt"
-    assert refused(NotFound, read_weights, Store(), uri) == f"{uri}: no such file or folder"
-
-
-def state_of(net):
-    return {name: value.clone() for name, value in net.state_dict().items()}
-
-
-def test_loaded_weights_are_the_weights():
-    source, target = models.resnet18(num_classes=3).eval(), models.resnet18(num_classes=3).eval()
-    weights = {name: value for name, value in state_of(source).items() if not name.endswith("num_batches_tracked")}
-    load_weights(target, weights, "w")
-    assert torch.equal(source(x := torch.randn(1, 3, 32, 32)), target(x))
-
-
-def test_weights_of_half_precision_are_cast():
-    net = nn.Linear(3, 2)
-    load_weights(net, {"weight": torch.full((2, 3), 0.5, dtype=torch.float16), "bias": torch.zeros(2)}, "w")
-    assert net.weight.dtype == torch.float32
-    assert (net.weight == 0.5).all()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda w: w.pop("1.bias"), "1 missing: 1.bias"),
-        (lambda w: w.update(extra=torch.ones(1)), "1 unexpected: extra"),
-        (lambda w: w.update({"0.weight": torch.ones(5, 2)}), "1 of another shape: 0.weight (5, 2) instead of (4, 3)"),
-        (dict.clear, "6 missing: 0.weight, 0.bias, 1.weight, ..."),
-        (
-            lambda w: w.update({f"module.{name}": w.pop(name) for name in list(w)}),
-            "6 missing: 0.weight, 0.bias, 1.weight, ...; "
-            "6 unexpected: module.0.weight, module.0.bias, module.1.weight, ...",
-        ),
-    ],
-)
-def test_weights_that_do_not_fit_name_the_first_of_each_fault_and_change_nothing(change, message):
-    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2))
-    weights = {name: torch.zeros_like(value) for name, value in net.state_dict().items()}
-    before = state_of(net)
-    change(weights)
-    assert (
-        refused(ClassifierError, load_weights, net, weights, "s3://a/w.pt")
-        == f"s3://a/w.pt: weights do not fit the architecture: {message}"
-    )
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
 # --- Input and output ---

@@ -12,18 +12,21 @@ JOBS = sorted((ROOT / "jobs").glob("*.py"))
 # From the bottom up; a module may import what stands on an earlier line, or beside it in its own room.
 LAYERS = (
     "errors", "settings", "config", "store", "shards", "readers", "images", "loading", "calibration", "metrics",
-    "seaweedfs demo_data", "gradients", "representations", "detectors", "manifest", "classifier", "bundle", "scorer",
+    "seaweedfs demo_data", "gradients", "representations", "detectors", "manifest",
+    "architectures", "classifier weights folders", "bundle", "scorer",
     "parts", "progress", "results", "lease", "run", "worker", "telemetry", "status", "schedules", "audit",
     "screening",
-    "driver submission", "conformance", "benchmark", "training", "packing", "known_images", "fitting", "evaluation",
+    "driver submission", "conformance", "benchmark", "training", "packing", "known_images origin", "fitting",
+    "evaluation inspection",
 )  # fmt: skip
 ROOMS = {
     "ray": {"driver/__init__.py", "driver/actor.py", "driver/cluster.py", "driver/prometheus.py", "submission.py"},
     "boto3": {"store/s3.py"},
     "botocore": {"store/s3.py", "store/s3_errors.py"},
     "rich": {"telemetry.py"},
-    "timm": {"classifier.py"},
+    "timm": {"architectures/timm.py"},
     "matplotlib": {"evaluation/plots.py"},
+    "transformers": {"architectures/transformers.py"},
     "jinja2": {"audit/report.py"},
     "click": set(),
 }

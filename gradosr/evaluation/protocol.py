@@ -117,7 +117,7 @@ def _done(protocol: OsrProtocol, task: OsrTask, store: Store, notes: Notes) -> T
     folder, detectors = join(protocol.output, task.name), detectors_of(protocol, task)
     notes.say(f"{task.name}: {len(detectors)} detectors")
     ready = _ready(protocol, task, folder, store, notes)
-    sets = [_calibration(ready), *_unseen(protocol, task, ready, store)]
+    sets = [_calibration(ready), *_unseen(protocol, ready, store)]
     columns: dict[str, NDArray[Any]] = {}
     predicted: list[str] = []
     coordinates: dict[str, float] = {}
@@ -127,12 +127,11 @@ def _done(protocol: OsrProtocol, task: OsrTask, store: Store, notes: Notes) -> T
         observed = [seen.observe(images.pixels_NCHW) for images in sets]
         for name, settings in detectors.items():
             if settings.signals.mirror == mirror:
-                job = protocol.fit_job(task, settings)
-                detector = fit_detector(job, ready, seen.narrowed(fitting, settings.signals), seen.head, notes)
+                detector = fit_detector(ready, settings, seen.narrowed(fitting, settings.signals), seen.head, notes)
                 scores = [detector.score(seen.narrowed(one, settings.signals)).cpu().numpy() for one in observed]
                 columns[name] = np.concatenate(scores)
-        predicted = [ready.classes[k] for one in observed for k in one.logits_BK.argmax(1).tolist()]
-        coordinates = _coordinates(protocol, seen, observed[1], sets[1], ready.classes)
+        predicted = [ready.job.classifier.classes[k] for one in observed for k in one.logits_BK.argmax(1).tolist()]
+        coordinates = _coordinates(protocol, seen, observed[1], sets[1], ready.job.classifier.classes)
     rows = pa.table(
         {
             "set": [one.name for one in sets for _ in one.keys],
@@ -145,9 +144,9 @@ def _done(protocol: OsrProtocol, task: OsrTask, store: Store, notes: Notes) -> T
     body = pa.BufferOutputStream()
     pq.write_table(rows, body, compression="zstd")
     store.write(join(folder, SCORES), body.getvalue().to_pybytes())
-    about = {"made_of": _made_of(protocol, task), "classes": ready.classes, "coordinates": coordinates}
+    about = {"made_of": _made_of(protocol, task), "classes": ready.job.classifier.classes, "coordinates": coordinates}
     store.write(join(folder, ABOUT), json.dumps(about | {"software": software()}, indent=2).encode())
-    return TaskScores(task.name, ready.classes, rows, coordinates)
+    return TaskScores(task.name, ready.job.classifier.classes, rows, coordinates)
 
 
 def _ready(protocol: OsrProtocol, task: OsrTask, folder: str, store: Store, notes: Notes) -> Ready:
@@ -155,7 +154,7 @@ def _ready(protocol: OsrProtocol, task: OsrTask, folder: str, store: Store, note
     detectors = detectors_of(protocol, task).values()
     # The transfer detector alone needs the training images read.
     first = next((one for one in detectors if one.kind == "transfer"), next(iter(detectors)))
-    trained = task.classifier.weights is None
+    trained = not task.classifier.trained
     recipe = protocol.model_dump(mode="json", include={"input", "seed"})
     recipe |= task.model_dump(mode="json", exclude={"detectors"})
     weights = join(folder, f"classifier-{_digest(recipe)[:12]}.safetensors")
@@ -180,27 +179,29 @@ def _is_there(store: Store, uri: str) -> bool:
 def _calibration(ready: Ready) -> _Images:
     known = ready.known.of(CALIBRATION)
     names = [str(number) for number in range(len(known.labels_N))]
-    return _Images(CALIBRATED, names, [ready.classes[k] for k in known.labels_N.tolist()], known.images_NCHW)
+    return _Images(
+        CALIBRATED, names, [ready.job.classifier.classes[k] for k in known.labels_N.tolist()], known.images_NCHW
+    )
 
 
-def _unseen(protocol: OsrProtocol, task: OsrTask, ready: Ready, store: Store) -> Iterator[_Images]:
+def _unseen(protocol: OsrProtocol, ready: Ready, store: Store) -> Iterator[_Images]:
     """The test images, then every set of far ones."""
-    yield _read(TEST, protocol.test, protocol, task, store)
-    shown = {label for name in ready.classes for label in protocol.shows.get(name, ())}
+    yield _read(TEST, protocol.test, protocol, ready, store)
+    shown = {label for name in ready.job.classifier.classes for label in protocol.shows.get(name, ())}
     for name, far in protocol.far.items():
         if isinstance(far, int):
-            pixels = make(name, far, input_size(task.classifier.transform), protocol.seed)
+            pixels = make(name, far, input_size(ready.job.classifier.transform), protocol.seed)
             yield _Images(name, [f"{name}/{number}" for number in range(far)], [None] * far, pixels)
         else:
-            yield _read(name, far, protocol, task, store, left_out=shown)
+            yield _read(name, far, protocol, ready, store, left_out=shown)
 
 
 def _read(
-    name: str, source: Input, protocol: OsrProtocol, task: OsrTask, store: Store, left_out: set[str] | None = None
+    name: str, source: Input, protocol: OsrProtocol, ready: Ready, store: Store, left_out: set[str] | None = None
 ) -> _Images:
     wanted = (image for image in every_image(source, store) if image.label not in (left_out or ()))
     batches = prepared_batches(
-        wanted, task.classifier.transform, protocol.max_pixels, protocol.batch_size, torch.get_num_threads()
+        wanted, ready.job.classifier.transform, protocol.max_pixels, protocol.batch_size, torch.get_num_threads()
     )
     images = [image for batch in batches for image in batch if image.pixels is not None]
     if not images or (name == TEST and any(image.encoded.label is None for image in images)):
@@ -219,8 +220,8 @@ class _Seen:
         watched = dict.fromkeys(name for one in wanted for name in one.watched)
         self._all = Signals(objectives=tuple(objectives), watched=tuple(watched), mirror=mirror)
         device = pick_device(protocol.device)
-        self._observer = Observer(ready.classifier, task.classifier.transform, self._all, device)
-        self.head = self._observer.check(len(ready.classes)).head
+        self._observer = Observer(ready.classifier, ready.job.classifier.transform, self._all, device)
+        self.head = self._observer.check(len(ready.job.classifier.classes)).head
         self._batch_size = protocol.batch_size
 
     def observe(self, images_NCHW: Tensor) -> Observation:

@@ -97,7 +97,7 @@ def bind_batch_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     training: bool = False,
-    momentum: float = 0.1,  # noqa: ARG001 - of the signature
+    momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Call:
     """Of torch.nn.functional.batch_norm. Raises ClassifierError in training mode."""

@@ -1,0 +1,145 @@
+"""Weights as training frameworks write them, into a classifier. No code of a file is run."""
+
+import argparse
+import io
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeGuard
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from gradosr.errors import ClassifierError
+from gradosr.store import Store
+
+ENTRIES = ("state_dict_ema", "model_ema", "ema", "state_dict", "model_state_dict", "model")
+"""Where checkpoints keep weights, averaged ones first: they are what training scripts report the accuracy of."""
+PREFIXES = ("module.", "_orig_mod.", "model.")
+"""Of wrappers: DistributedDataParallel and AveragedModel, torch.compile, Lightning."""
+AVERAGED = "n_averaged"
+"""AveragedModel's count of steps, beside the names that it prefixes."""
+
+_CLASS = re.compile(r"GLOBAL (\S+)")
+
+
+class Weights(NamedTuple):
+    """Tensors by name."""
+
+    tensors: dict[str, Tensor]
+    source: str
+    """URI, and the entry of the checkpoint that was taken, if it has any."""
+
+
+class _Variant(NamedTuple):
+    prefix: str
+    """What was taken off."""
+    tensors: Mapping[str, Tensor]
+
+
+def read_weights(store: Store, uri: str, entry: str | None = None) -> Weights:
+    """Of a .safetensors file or a torch checkpoint of plain tensors, whole or in one of ENTRIES (or in `entry`).
+
+    Raises ClassifierError for a file that is damaged, holds objects, or no weights.
+    """
+    body = store.read(uri)
+    try:
+        if uri.endswith(".safetensors"):
+            return _picked(safetensors.torch.load(body), uri, entry)
+        # The command lines that training scripts leave in their checkpoints: names and plain values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except safetensors.SafetensorError as error:
+        raise ClassifierError(f"{uri}: not a safetensors file: {error}") from error
+    except ClassifierError:
+        raise
+    except Exception as error:  # torch.load raises whatever a damaged or hostile file makes its parts raise
+        # Not in torch's words, which advise to let the file run its code.
+        named = _CLASS.search(str(error))
+        found = f"holds objects ({named[1]}), which run code" if named else "damaged, or not a checkpoint"
+        raise ClassifierError(f"{uri}: {found}; save plain tensors by torch.save(net.state_dict(), ...)") from error
+    return _picked(state, uri, entry)
+
+
+def _picked(state: Any, uri: str, entry: str | None) -> Weights:
+    if entry is None and _are_weights(state):
+        return Weights(state, uri)
+    entries = [name for name, value in state.items() if _are_weights(value)] if isinstance(state, dict) else []
+    held = [name for name in (ENTRIES if entry is None else (entry,)) if name in entries]
+    if not held:
+        wanted = "a mapping of names to tensors (a state_dict)" if entry is None else f"weights in {entry}"
+        found = f"them in {', '.join(map(str, entries))}" if entries else "none"
+        raise ClassifierError(f"{uri}: expected {wanted}, found {found}; classifier.weights_entry picks an entry")
+    return Weights(state[held[0]], f"{uri} ({held[0]})")
+
+
+def _are_weights(state: Any) -> TypeGuard[dict[str, Tensor]]:
+    return (
+        isinstance(state, dict)
+        and bool(state)
+        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items())
+    )
+
+
+def load_weights(
+    classifier: nn.Module,
+    weights: Mapping[str, Tensor],
+    source: str,
+    classes: int | None = None,
+    own_names: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None,
+) -> str:
+    """Copy `weights` in; returns the prefix that had to be taken off their names, mostly none.
+
+    `own_names` translates names that do not fit otherwise. Raises ClassifierError with the first names of each fault,
+    or that the weights have other than `classes` classes, and changes nothing then.
+    """
+    own = classifier.state_dict()
+    variants = list(_variants("", weights))
+    if own_names is not None and all(_strangers(own, variant.tensors) for variant in variants):
+        variants.append(_Variant("", own_names(weights)))
+    prefix, fitting = min(variants, key=lambda variant: _strangers(own, variant.tensors))  # of equals the first
+    missing = [name for name in own if name not in fitting and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in fitting if name not in own]
+    misshapen = [name for name in own if name in fitting and fitting[name].shape != own[name].shape]
+    if misshapen and not missing and not unexpected:
+        _check_classes({(fitting[name].shape, own[name].shape) for name in misshapen}, source, classes)
+    shapes = [f"{name} {tuple(fitting[name].shape)} instead of {tuple(own[name].shape)}" for name in misshapen]
+    faults = [
+        f"{len(names)} {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        if names
+    ]
+    if faults:
+        without = f" without their prefix {prefix}" if prefix else ""
+        raise ClassifierError(f"{source}: weights{without} do not fit the architecture: {'; '.join(faults)}")
+    classifier.load_state_dict(dict(fitting), strict=False)
+    return prefix
+
+
+def _variants(prefix: str, weights: Mapping[str, Tensor]) -> Iterator[_Variant]:
+    """The weights, and again without each prefix that some of their names have, one after the other."""
+    yield _Variant(prefix, weights)
+    for one in PREFIXES:
+        if any(name.startswith(one) for name in weights):
+            kept = {name: tensor for name, tensor in weights.items() if name != AVERAGED or one != "module."}
+            bare = {name.removeprefix(one): tensor for name, tensor in kept.items()}
+            if len(bare) == len(kept):  # else two would have one name
+                yield from _variants(prefix + one, bare)
+
+
+def _strangers(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> int:
+    """Names that only one side has."""
+    return len({name for name in own.keys() ^ weights.keys() if not name.endswith("num_batches_tracked")})
+
+
+def _check_classes(shapes: set[tuple[torch.Size, torch.Size]], source: str, classes: int | None) -> None:
+    """Raise ClassifierError when nothing but the number of rows of the last layer differs."""
+    rows = {(found[:1], wanted[:1]) for found, wanted in shapes}
+    if len(rows) == 1 and all(len(found) and found[1:] == wanted[1:] for found, wanted in shapes):
+        ((found, wanted),) = rows
+        if wanted == (classes,):
+            raise ClassifierError(
+                f"{source}: the weights have {found[0]} classes, `classes` names {classes}; "
+                "name those of the weights, in logit order"
+            )
