@@ -114,7 +114,13 @@ class Scores:
 
 
 class Scorer:
-    """A bundle on a device."""
+    """A bundle on a device: batches of images in, arrays out.
+
+        scorer = Scorer(load_bundle(Store(), "s3://models/animals-v3/"))
+        scores = scorer.score(images_BCHW)
+
+    `gradosr.images` makes such images of encoded bytes (`decode`, `to_input_size`).
+    """
 
     def __init__(
         self, bundle: Bundle, device: str = "auto", precision: Precision = "float32", max_memory: float | None = None

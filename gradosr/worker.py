@@ -11,11 +11,12 @@ import torch
 from gradosr.bundle import load_bundle
 from gradosr.config import ScoreJob
 from gradosr.loading import PreparedImage, prepared_batches
-from gradosr.parts import STAGES, PartBuilder, Row, schema, software, stored_values
+from gradosr.parts import STAGES, PartBuilder, schema, software
 from gradosr.progress import PartStats
 from gradosr.readers import READERS, resolve_names
 from gradosr.results import RunFolder
-from gradosr.scorer import Scorer, Scores
+from gradosr.rows import scored_rows
+from gradosr.scorer import Scorer
 from gradosr.shards import Shard
 from gradosr.store import Store
 
@@ -57,7 +58,7 @@ class ShardWorker:
             for batch in self._batches(shard, seconds):
                 seconds["decode"] += sum(image.seconds for image in batch)
                 with _Clock(seconds, "score"):
-                    part.add(self._rows(batch))
+                    part.add(scored_rows(self._scorer, batch, self._job.representation, self._job.features))
             with _Clock(seconds, "write"):
                 part.flush()
                 if bad_images := part.bad_images():  # first, so that they are there when the part is
@@ -73,43 +74,6 @@ class ShardWorker:
         transform, max_pixels = self._manifest.transform, self._job.max_pixels
         images = _timed(images, seconds, "read")
         return prepared_batches(images, transform, max_pixels, self._job.batch_size, self._threads)
-
-    def _rows(self, batch: list[PreparedImage]) -> Iterator[Row]:
-        pixels = [image.pixels for image in batch if image.pixels is not None]
-        scored = iter(self._scored(torch.stack(pixels)) if pixels else ())
-        for image in batch:
-            encoded = image.encoded
-            facts: Row = {"key": encoded.key, "source": encoded.source, "label": encoded.label}
-            facts |= {"width": image.width, "height": image.height}
-            if image.fault is not None:
-                yield {**facts, "status": image.fault.status, "error": image.fault.error}
-            else:
-                yield facts | next(scored)
-
-    def _scored(self, images_BCHW: torch.Tensor) -> Iterator[Row]:
-        scores = self._scorer.score(images_BCHW)
-        representation = stored_values(self._job.representation, scores.is_unknown, scores.representation_BC)
-        features = stored_values(self._job.features, scores.is_unknown, scores.features_BF)
-        for b, finite in enumerate(scores.finite):
-            if not finite:
-                yield {"status": "non_finite", "error": "a logit or a gradient norm is not a finite number"}
-            else:
-                yield self._row(scores, b) | {"representation": representation[b], "features": features[b]}
-
-    def _row(self, scores: Scores, b: int) -> Row:
-        predicted, unknown = self._manifest.classes[scores.predicted_index[b]], bool(scores.is_unknown[b])
-        return {
-            "status": "ok",
-            "predicted_class": predicted,
-            "predicted_index": int(scores.predicted_index[b]),
-            "confidence": float(scores.confidence[b]),
-            "max_logit": float(scores.max_logit[b]),
-            "energy": float(scores.energy[b]),
-            "unknown_score": float(scores.unknown_score[b]),
-            "p_value": float(scores.p_value[b]),
-            "is_unknown": unknown,
-            "open_set_class": "unknown" if unknown else predicted,
-        }
 
     def _footer(self, shard: Shard, seconds: Mapping[str, float]) -> dict[str, Any]:
         return {
