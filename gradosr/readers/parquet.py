@@ -73,6 +73,12 @@ def check(shard: Shard, store: Store, source: ParquetInput) -> None:
             raise InputError(f"{shard.uri}: {fault}")
 
 
+def images_in(shard: Shard, store: Store, _source: ParquetInput) -> int:
+    """As the footer says."""
+    with _opened(shard, store) as file:
+        return int(file.metadata.num_rows)
+
+
 def _check_columns(shard: Shard, file: parquet.ParquetFile, source: ParquetInput) -> None:
     if fault := _misfit(file.schema_arrow, source):
         raise ShardUnreadable(f"{shard.uri}: {fault}")
