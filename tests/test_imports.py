@@ -13,8 +13,8 @@ JOBS = sorted((ROOT / "jobs").glob("*.py"))
 LAYERS = (
     "errors", "settings", "config", "store", "shards", "readers", "images", "loading", "calibration", "metrics",
     "seaweedfs demo_data", "gradients", "representations", "detectors", "manifest", "classifier", "bundle", "scorer",
-    "parts", "progress", "results", "lease", "run", "rows", "estimate", "worker ray_data", "evaluation", "telemetry",
-    "status", "schedules", "audit", "screening",
+    "parts", "progress", "results", "compacting lease", "run", "rows", "estimate", "worker ray_data", "evaluation",
+    "telemetry", "status", "schedules", "audit", "screening",
     "driver submission", "conformance", "benchmark", "training", "packing", "known_images", "fitting",
 )  # fmt: skip
 ROOMS = {
