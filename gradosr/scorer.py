@@ -86,7 +86,7 @@ class Observer:
 
     def __call__(self, images_BCHW: Tensor) -> Observed:
         """uint8 pixels [B, 3, H, W] at the classifier's input size."""
-        pixels_BCHW = normalise(images_BCHW.to(self.device), self.transform).to(self._dtype)
+        pixels_BCHW = normalise(images_BCHW.to(self.device, non_blocking=True), self.transform).to(self._dtype)
         norms = self.engine(pixels_BCHW, self.objectives)
         observation = Observation(log_norms(norms), norms[0].logits_BK.float())
         return Observed(observation, representation(norms), norms[0].features_BF)

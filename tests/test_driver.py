@@ -131,6 +131,12 @@ def test_a_poison_shard_is_reported_not_retried_for_ever(job: ScoreJob, tmp_path
     assert "killed its worker" in mark["reason"]
 
 
+def test_a_shard_is_not_blamed_for_the_next_one_opened_ahead(job: ScoreJob, tmp_path: Path) -> None:
+    plan, outcome, _ = drive(job.model_copy(update={"max_attempts": 1}), doomed.PoisonedAhead)
+    assert (outcome.quarantined, outcome.failed) == ({}, {})
+    assert finish(plan, outcome).counts["rows"] == 24
+
+
 def test_a_hanging_shard_is_bounded(tmp_path: Path) -> None:
     write_archive(Store(), f"{tmp_path}/archive", shards=2)
     job = local_job(tmp_path, workers=1, shard_timeout=3, max_attempts=1)
