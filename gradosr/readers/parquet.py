@@ -1,7 +1,7 @@
 """Images of a Parquet file: one row per row; of its columns only the image's bytes and path and the label are read.
 
-A row group is read page by page, however large it is. A page is what cannot be divided: it takes twice its size while it
-is read, and writers that look at its size every 1,024 values (pyarrow) make pages of a thousand images.
+A row group is read page by page, however large it is. A page cannot be divided: it takes twice its size while it is
+read, and writers that look at its size every 1,024 values only (pyarrow) make pages of a thousand images.
 """
 
 from collections.abc import Iterator
