@@ -514,6 +514,8 @@ class ScoreJob(StoreFields):
     """Images of the archive without a score, a count or a share, beyond which a finished run exits with 5."""
     max_bad_shards: Allowance = 0
     """Quarantined shards, a count or a share of the archive's, beyond which a finished run exits with 5."""
+    price_per_hour: PositiveFloat | None = None
+    """Of one worker, in any currency: what --dry-run reckons the cost with."""
     ray: RaySettings = RaySettings()
     trust: tuple[str, ...] = ()
     """package.module:factory names that the bundle may import; torchvision and timm need none."""

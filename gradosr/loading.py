@@ -1,10 +1,9 @@
 """Encoded images in, prepared batches out: decoding on threads, ahead of whoever consumes them."""
 
-import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -14,12 +13,14 @@ from torch import Tensor
 
 from gradosr.config import TransformSettings
 from gradosr.images import decode, to_input_size
-from gradosr.readers import MAX_ENCODED, EncodedImage, Fault
+from gradosr.readers import EncodedImage, Fault
 
 T = TypeVar("T")
-AHEAD = 2  # batches prepared while one is scored
-MAX_HELD = MAX_ENCODED
+AHEAD_BYTES = 32 * 2**20
+"""Of pixels in prepared batches that wait to be scored; one more batch is in the making."""
+MAX_HELD = 64 * 2**20
 """Bytes of images that wait to be decoded, the newest not counted; a batch of the largest is many times that."""
+HELD_PER_THREAD = 4  # images that wait to be decoded or to be put into a batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +53,18 @@ def prepare(encoded: EncodedImage, transform: TransformSettings, max_pixels: int
 def prepared_batches(
     images: Iterable[EncodedImage], transform: TransformSettings, max_pixels: int, size: int, threads: int
 ) -> Iterator[list[PreparedImage]]:
-    """Batches of `size` images in input order; an error of the reader ends them, at most one batch early."""
+    """Batches of `size` images in input order; an error of the reader ends them, at most one batch early.
+
+    They are prepared on threads, which begin at once and hold no more than the bounds above and one batch.
+    """
 
     def prepared() -> Iterator[PreparedImage]:
         pool = ThreadPoolExecutor(threads, "decode")
         running: deque[tuple[Future[PreparedImage], int]] = deque()
-        held = 0
+        held, most = 0, min(size, HELD_PER_THREAD * threads)
         try:
             for encoded in images:
-                while running and (len(running) == size or held + len(encoded.data) > MAX_HELD):
+                while running and (len(running) == most or held + len(encoded.data) > MAX_HELD):
                     oldest, length = running.popleft()
                     yield oldest.result()
                     held -= length
@@ -76,42 +80,64 @@ def prepared_batches(
         while batch := list(islice(source, size)):
             yield batch
 
-    return ahead(batches(), AHEAD)
+    return ahead(batches(), _pixel_bytes, AHEAD_BYTES)
 
 
-def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
-    """The same items, made on a thread up to `depth` ahead. Closing this iterator ends the thread."""
-    made: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
-    stopped = threading.Event()
+def _pixel_bytes(batch: list[PreparedImage]) -> int:
+    return sum(image.pixels.nbytes for image in batch if image.pixels is not None)
 
-    def offer(item: T | None, error: BaseException | None = None) -> bool:
-        while not stopped.is_set():
-            try:
-                made.put((item, error), timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
+
+def ahead(items: Iterator[T], weigh: Callable[[T], int], budget: int) -> Iterator[T]:
+    """The same items, made on a thread that begins at once and rests as long as `budget` of them wait.
+
+    Weights are those of `weigh`; an item is begun whatever it will weigh. Dropping or closing this iterator ends the
+    thread.
+    """
+    made: deque[tuple[T | None, BaseException | None]] = deque()
+    changed, waiting, stopped = threading.Condition(), 0, False
+
+    def offer(item: T | None, weight: int, error: BaseException | None = None) -> bool:
+        """Whether more is wanted, once it is."""
+        nonlocal waiting
+        with changed:
+            made.append((item, error))
+            waiting += weight
+            changed.notify_all()
+            changed.wait_for(lambda: stopped or waiting < budget)
+            return not stopped
 
     def produce() -> None:
         try:
             for item in items:
-                if not offer(item):
+                if not offer(item, weigh(item)):
                     return
-            offer(None, StopIteration())
+            offer(None, 0, StopIteration())
         except BaseException as error:  # handed to the consumer, whatever it is
-            offer(None, error)
+            offer(None, 0, error)
+
+    def consume() -> Iterator[T | None]:
+        nonlocal waiting, stopped
+        try:
+            yield None
+            while True:
+                with changed:
+                    changed.wait_for(lambda: made)
+                    item, error = made.popleft()
+                    waiting -= weigh(item) if error is None else 0  # type: ignore[arg-type]  # None only beside an error
+                    changed.notify_all()
+                if isinstance(error, StopIteration):
+                    return
+                if error is not None:
+                    raise error
+                yield item
+        finally:
+            with changed:
+                stopped = True
+                changed.notify_all()
+            thread.join()
 
     thread = threading.Thread(target=produce, name="ahead", daemon=True)
     thread.start()
-    try:
-        while True:
-            item, error = made.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item  # type: ignore[misc]  # None only beside an error
-    finally:
-        stopped.set()
-        thread.join()
+    taken = consume()
+    next(taken)  # into its `try`: a generator that never began would be dropped without it
+    return taken  # type: ignore[return-value]

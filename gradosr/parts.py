@@ -88,7 +88,7 @@ class PartBuilder:
             self._letters += sum(len(row.get(name) or "") for name in ("key", "source", "label"))
             if row["status"] != "ok":
                 line = json.dumps({name: row.get(name) for name in _BAD_IMAGE})
-                with _spooled():
+                with spooled():
                     self._bad_images.write(line.encode() + b"\n")
         if len(self._rows) >= ROW_GROUP or self._letters > SPOOL_BYTES:
             self.flush()
@@ -98,7 +98,7 @@ class PartBuilder:
         if not self._rows:
             return
         arrays = [pa.array([row.get(f.name) for row in self._rows], f.type) for f in self._schema]
-        with _spooled():
+        with spooled():
             self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
         self._rows, self._letters = [], 0
 
@@ -114,7 +114,7 @@ class PartBuilder:
         self.flush()
         facts = {"gradosr.schema_version": SCHEMA_VERSION, "gradosr.counts": dict(self.counts), **metadata}
         self._writer.add_key_value_metadata({name: json.dumps(value) for name, value in facts.items()})
-        with _spooled():
+        with spooled():
             self._writer.close()
         self._body.seek(0)
         return cast("BinaryIO", self._body)
@@ -127,7 +127,7 @@ class PartBuilder:
 
 
 @contextmanager
-def _spooled() -> Iterator[None]:
+def spooled() -> Iterator[None]:
     """Tells which disk is full: it is another one than the output's."""
     try:
         yield

@@ -88,7 +88,7 @@ class Observer:
 
     def __call__(self, images_BCHW: Tensor) -> Observed:
         """uint8 pixels [B, 3, H, W] at the classifier's input size."""
-        pixels_BCHW = normalise(images_BCHW.to(self.device), self.transform).to(self._dtype)
+        pixels_BCHW = normalise(images_BCHW.to(self.device, non_blocking=True), self.transform).to(self._dtype)
         views = [pixels_BCHW, pixels_BCHW.flip(3)] if self._signals.mirror else [pixels_BCHW]
         norms = self.engine(torch.cat(views), self._signals.objectives, self._watchers)
         features, middle = norms[0].features_BF, norms[0].middle_BM
@@ -125,7 +125,13 @@ class Scores:
 
 
 class Scorer:
-    """A bundle on a device."""
+    """A bundle on a device: batches of images in, arrays out.
+
+        scorer = Scorer(load_bundle(Store(), "s3://models/animals-v3/"))
+        scores = scorer.score(images_BCHW)
+
+    `gradosr.images` makes such images of encoded bytes (`decode`, `to_input_size`).
+    """
 
     def __init__(
         self, bundle: Bundle, device: str = "auto", precision: Precision = "float32", max_memory: float | None = None

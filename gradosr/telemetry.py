@@ -182,15 +182,27 @@ def duration(seconds: float) -> str:
 def plan_report(facts: Mapping[str, Any]) -> str:
     """What a run would do, for people."""
     done = facts["shards"] - facts["pending_shards"]
+    found = facts.get("estimate")
     return "\n".join(
         [
             f"output       {facts['output']}",
             f"archive      {facts['shards']:,} shards, {facts['bytes']:,} bytes",
             f"done         {done:,} shards",
             f"to be done   {facts['pending_shards']:,} shards, {facts['pending_bytes']:,} bytes",
+            *(_estimate_lines(found) if found else ()),
             *(f"  {key}: {value}" for key, value in facts["fingerprint"].items()),
         ]
     )
+
+
+def _estimate_lines(found: Mapping[str, Any]) -> list[str]:
+    cost = "" if found["cost"] is None else f", cost {found['cost']:,.2f}"
+    return [
+        f"estimate     {found['images']:,} images, {duration(found['seconds'])} by {found['workers']} workers of "
+        f"{_rate(found['images_per_second'])} each{cost}",
+        f"             from {found['sample_images']:,} images of {found['sample_shards']} shards scored here on "
+        f"{found['device']}; the start of Ray and of the workers is not included",
+    ]
 
 
 def summary_report(summary: Summary) -> str:

@@ -2,20 +2,22 @@
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from gradosr.bundle import load_bundle
 from gradosr.config import ScoreJob
 from gradosr.loading import PreparedImage, prepared_batches
-from gradosr.parts import STAGES, PartBuilder, Row, schema, software, stored_values
+from gradosr.parts import STAGES, PartBuilder, schema, software
 from gradosr.progress import PartStats
-from gradosr.readers import READERS, resolve_names
+from gradosr.readers import READERS, EncodedImage, resolve_names
 from gradosr.results import RunFolder
-from gradosr.scorer import Scorer, Scores
+from gradosr.rows import scored_rows
+from gradosr.scorer import Scorer
 from gradosr.shards import Shard
 from gradosr.store import Store
 
@@ -27,6 +29,9 @@ class ShardWorker:
 
     def __init__(self, job: ScoreJob, fingerprint: Mapping[str, Any], threads: int) -> None:
         self._job, self._fingerprint, self._threads = job, dict(fingerprint), threads
+        self._lock = threading.Lock()
+        self._expected: Shard | None = None
+        self._opened: tuple[str, _Loading] | None = None  # part of the shard that was expected
         self.name = f"{socket.gethostname()}:{os.getpid()}"
 
     def ready(self) -> str:
@@ -41,23 +46,27 @@ class ShardWorker:
         self._label_names = resolve_names(job.input.label_names, self._store)
         bundle = load_bundle(self._store, job.bundle, job.trust)
         self._scorer = Scorer(bundle, job.device, job.precision, job.max_memory)
-        self._manifest = self._scorer.bundle.manifest
         coordinates = len(self._scorer.observer.coordinates) if job.representation != "none" else 0
         self._schema = schema(coordinates, self._scorer.feature_count if job.features != "none" else 0)
         return self.name
+
+    def expect(self, shard: Shard) -> None:
+        """Open this shard, which may be the one after the next, and prepare its first batches once that one is read."""
+        with self._lock:
+            self._expected = shard
 
     def process(self, shard: Shard) -> PartStats:
         """Publish the shard's part.
 
         Raises ShardUnreadable when nothing of it can ever be read, StoreError when the store failed.
         """
-        seconds = dict.fromkeys(STAGES, 0.0)
+        batches, seconds, _ = self._take(shard)
         part = PartBuilder(shard, self._schema)
         try:
-            for batch in self._batches(shard, seconds):
+            for batch in batches:
                 seconds["decode"] += sum(image.seconds for image in batch)
                 with _Clock(seconds, "score"):
-                    part.add(self._rows(batch))
+                    part.add(scored_rows(self._scorer, batch, self._job.representation, self._job.features))
             with _Clock(seconds, "write"):
                 part.flush()
                 if bad_images := part.bad_images():  # first, so that they are there when the part is
@@ -66,50 +75,37 @@ class ShardWorker:
                 self._folder.put_part(shard.part, part.finish(self._footer(shard, seconds)))
         finally:
             part.close()
+            self._expected = None
         return PartStats(dict(part.counts), _rounded(seconds))
 
-    def _batches(self, shard: Shard, seconds: dict[str, float]) -> Iterator[list[PreparedImage]]:
-        images = READERS[self._job.input.kind].read(shard, self._store, self._job.input, self._label_names)
-        transform, max_pixels = self._manifest.transform, self._job.max_pixels
-        images = _timed(images, seconds, "read")
-        return prepared_batches(images, transform, max_pixels, self._job.batch_size, self._threads)
+    def _take(self, shard: Shard) -> "_Loading":
+        """The shard on its way into memory, perhaps for a while already; another one that was expected is dropped."""
+        with self._lock:
+            opened, self._opened = self._opened, None
+        if opened is None or opened[0] != shard.part:
+            return self._load(shard)
+        if opened[1].read.is_set():
+            self._open_expected()
+        return opened[1]
 
-    def _rows(self, batch: list[PreparedImage]) -> Iterator[Row]:
-        pixels = [image.pixels for image in batch if image.pixels is not None]
-        scored = iter(self._scored(torch.stack(pixels)) if pixels else ())
-        for image in batch:
-            encoded = image.encoded
-            facts: Row = {"key": encoded.key, "source": encoded.source, "label": encoded.label}
-            facts |= {"width": image.width, "height": image.height}
-            if image.fault is not None:
-                yield {**facts, "status": image.fault.status, "error": image.fault.error}
-            else:
-                yield facts | next(scored)
+    def _load(self, shard: Shard) -> "_Loading":
+        """Begin to read and decode; once all is read, the shard that is expected after this one follows."""
+        seconds, read = dict.fromkeys(STAGES, 0.0), threading.Event()
+        source = READERS[self._job.input.kind].read(shard, self._store, self._job.input, self._label_names)
 
-    def _scored(self, images_BCHW: torch.Tensor) -> Iterator[Row]:
-        scores = self._scorer.score(images_BCHW)
-        representation = stored_values(self._job.representation, scores.is_unknown, scores.representation_BC)
-        features = stored_values(self._job.features, scores.is_unknown, scores.features_BF)
-        for b, finite in enumerate(scores.finite):
-            if not finite:
-                yield {"status": "non_finite", "error": "a logit or a gradient norm is not a finite number"}
-            else:
-                yield self._row(scores, b) | {"representation": representation[b], "features": features[b]}
+        def images() -> Iterator[EncodedImage]:
+            yield from _timed(source, seconds, "read")
+            read.set()
+            self._open_expected()
 
-    def _row(self, scores: Scores, b: int) -> Row:
-        predicted, unknown = self._manifest.classes[scores.predicted_index[b]], bool(scores.is_unknown[b])
-        return {
-            "status": "ok",
-            "predicted_class": predicted,
-            "predicted_index": int(scores.predicted_index[b]),
-            "confidence": float(scores.confidence[b]),
-            "max_logit": float(scores.max_logit[b]),
-            "energy": float(scores.energy[b]),
-            "unknown_score": float(scores.unknown_score[b]),
-            "p_value": float(scores.p_value[b]),
-            "is_unknown": unknown,
-            "open_set_class": "unknown" if unknown else predicted,
-        }
+        transform, job = self._scorer.bundle.manifest.transform, self._job
+        batches = prepared_batches(images(), transform, job.max_pixels, job.batch_size, self._threads)
+        return _Loading(batches, seconds, read)
+
+    def _open_expected(self) -> None:
+        with self._lock:
+            if self._expected is not None:
+                self._opened, self._expected = (self._expected.part, self._load(self._expected)), None
 
     def _footer(self, shard: Shard, seconds: Mapping[str, float]) -> dict[str, Any]:
         return {
@@ -119,6 +115,16 @@ class ShardWorker:
             "gradosr.worker": self.name,
             "gradosr.software": software(),
         }
+
+
+class _Loading(NamedTuple):
+    """A shard on its way into memory."""
+
+    batches: Iterator[list[PreparedImage]]
+    seconds: dict[str, float]
+    """By stage."""
+    read: threading.Event
+    """Set when all of it was read."""
 
 
 class _Clock:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .cli import DONE, FAILED, json_flag
+from .cli import DONE, FAILED, json_flag, set_option
 
 COUNT = click.IntRange(min=1)
 device_option = click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
@@ -107,6 +107,52 @@ def bench_audit(rows: int, folder: str | None, as_json: bool) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as place:
         facts = audit.bench_audit(rows, Path(place))
     click.echo(json.dumps(facts) if as_json else audit.audit_table(facts))
+
+
+@bench.command(name="job")
+@click.option("--archive", default="tar", show_default=True, type=click.Choice(["tar", "parquet"]), help="To make up.")
+@click.option("--config", type=click.Path(), help="A score job whose archive and bundle are copied instead.")
+@set_option
+@click.option("--workers", default=1, show_default=True, type=COUNT)
+@click.option("--threads", type=COUNT, help="Of each worker; default: the machine's cores, shared.")
+@click.option("--shards", default=8, show_default=True, type=COUNT)
+@click.option("--images", type=COUNT, help="In each shard that is made up; default: some ten seconds of work.")
+@click.option("--rounds", default=3, show_default=True, type=COUNT, help="Paired rounds.")
+@click.option("--peer/--no-peer", default=True, show_default=True, help="The same as a pipeline on Ray Data.")
+@click.option(
+    "--folder",
+    type=click.Path(exists=True, file_okay=False, writable=True),
+    help="Where archive and results go for the time of the bench; default: the system's temporary folder.",
+)
+@json_flag
+def bench_job(
+    archive: str,
+    config: str | None,
+    overrides: tuple[str, ...],
+    workers: int,
+    threads: int | None,
+    shards: int,
+    images: int | None,
+    rounds: int,
+    folder: str | None,
+    *,
+    peer: bool,
+    as_json: bool,
+) -> None:
+    """A whole job beside the engine alone, reading and decoding alone, and a Ray Data pipeline with the same scorer."""
+    import os
+    import tempfile
+
+    from gradosr.benchmark import job
+    from gradosr.config import ScoreJob, load_job
+    from gradosr.telemetry import Notes
+
+    given = load_job(ScoreJob, config, overrides) if config else None
+    sizes = job.Sizes(workers, threads or max(1, (os.cpu_count() or 1) // workers), shards, rounds)
+    with tempfile.TemporaryDirectory(dir=folder) as place, Notes() as notes:
+        source = given or job.MadeUpArchive(archive, images)
+        facts = job.bench_job(source, sizes, Path(place), notes, peer=peer)
+    click.echo(json.dumps(facts) if as_json else job.job_table(facts))
 
 
 def _conformance(library: str, *, as_json: bool) -> int:

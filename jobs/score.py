@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @click.command()
 @job_flags
-@click.option("--dry-run", is_flag=True, help="Print what would be done; touch nothing.")
+@click.option("--dry-run", is_flag=True, help="Tell what would be done, and about how long it takes; touch nothing.")
 @log_flags
 def score(
     config: str, overrides: tuple[str, ...], as_json: bool, dry_run: bool, log_interval: float, log_format: str
@@ -32,7 +32,8 @@ def score(
 
     plan = prepare(load_job(ScoreJob, config, overrides))
     if dry_run:
-        click.echo(json.dumps(plan.facts(), indent=2) if as_json else plan_report(plan.facts()))
+        facts = plan.facts() | {"estimate": sampled(plan) if plan.pending else None}
+        click.echo(json.dumps(facts, indent=2) if as_json else plan_report(facts))
         return DONE
     with Notes(interval=log_interval, as_json=log_format == "json") as notes:
         summary = run(plan, notes, finish) if plan.pending else finish(plan, Outcome())
@@ -44,6 +45,22 @@ def score(
     if summary.failed:
         return FAILED
     return INCOMPLETE if summary.exceeded else DONE
+
+
+def sampled(plan: "Plan") -> "dict[str, Any] | None":
+    """What the run would take, measured on this machine; None, and why on stderr, where it cannot be measured here."""
+    click.echo("gradosr: loading torch and scoring a sample, to estimate time and cost", err=True)
+    from gradosr.errors import ConfigError
+    from gradosr.estimate import estimate
+
+    try:
+        if found := estimate(plan):
+            return asdict(found)
+        reason = "no image in the sample"
+    except ConfigError as error:  # of a device that only the workers have
+        reason = str(error)
+    click.echo(f"gradosr: no estimate: {reason}", err=True)
+    return None
 
 
 def run(plan: "Plan", notes: "Notes", close: "Callable[[Plan, Outcome], T]") -> T:

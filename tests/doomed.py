@@ -28,6 +28,9 @@ class Quick:
     def ready(self) -> None:
         self._folder.check(self._fingerprint)
 
+    def expect(self, shard: Shard) -> None:
+        """Opens nothing ahead."""
+
     def process(self, shard: Shard) -> PartStats:
         part = PartBuilder(shard, schema())
         images = READERS[self._job.input.kind].read(shard, self._store, self._job.input, None)
@@ -58,6 +61,18 @@ class Poisoned(Quick):
 
     def process(self, shard: Shard) -> PartStats:
         if shard.name == "00001.tar":
+            _kill()
+        return super().process(shard)
+
+
+class PoisonedAhead(Quick):
+    """00001.tar kills every worker that opens it ahead of its turn, and is harmless when its turn comes."""
+
+    def expect(self, shard: Shard) -> None:
+        self._deadly = shard.name == "00001.tar"
+
+    def process(self, shard: Shard) -> PartStats:
+        if getattr(self, "_deadly", False):
             _kill()
         return super().process(shard)
 

@@ -341,3 +341,33 @@ def test_the_driver_alone_is_measured_over_a_whole_run(gradosr: Command) -> None
     assert facts["driver_ms_per_shard"] > 0
     assert facts["null_ms_per_shard"] > 0
     assert facts["listings"] == facts["recognised_listings"] == 6  # of the archive, and five places of the results
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:.*deprecated:DeprecationWarning", "ignore:.*concurrent")
+def test_a_job_is_measured_beside_what_bounds_it(gradosr: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gradosr.benchmark import job, peer  # which import Ray
+
+    monkeypatch.setattr(job, "settings", lambda *what: peer.settings(*what)[:1])
+    sizes = ("--shards", 3, "--images", 70, "--rounds", 2, "--threads", 1)
+    code, out, err = gradosr("bench", "job", "--archive", "tar", *sizes, "--json")
+    facts = json.loads(out)
+    contenders = {job.ENGINE, job.LOADING, job.JOB, job.PEER}
+    assert code == 0, err
+    assert set(facts["images_per_second"]) == set(facts["by_round"]) == contenders
+    assert set(facts["job_by"]) == contenders - {job.JOB}
+    assert all(len(rates) == 2 and min(rates) > 0 for rates in facts["by_round"].values())
+    paired = zip(facts["by_round"][job.JOB], facts["by_round"][job.ENGINE], strict=True)
+    assert facts["job_by"][job.ENGINE] == pytest.approx(sum(mine / other for mine, other in paired) / 2)
+    assert set(facts["job_stages"]) == {"read", "decode", "score", "write"}
+    assert [(one["batch_size"], one["actors"], one["threads"]) for one in facts["peers"]] == [(64, 1, 1)]
+    table = job.job_table(facts)
+    assert all(any(line.startswith(name) for line in table.splitlines()) for name in contenders)
+
+
+def test_a_job_that_cannot_be_measured_is_one_clear_line(gradosr: Command, tmp_path: Path) -> None:
+    code, out, err = gradosr("bench", "job", "--shards", 2, "--workers", 2)
+    assert (code, out) == (2, "")
+    assert err == "gradosr: --shards 2: the first one of each of 2 workers is not counted; give more\n"
+    assert gradosr("bench", "job", "--config", tmp_path / "no.yaml")[0] == 2

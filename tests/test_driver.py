@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import doomed
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 from hostile import tar
@@ -18,7 +20,9 @@ from gradosr.config import RaySettings, ScoreJob, Workers
 from gradosr.driver import LOST_STARTS, Driver, check_local_uris, connected, resources
 from gradosr.driver.actor import MakeWorker, shard_worker
 from gradosr.errors import BundleError, ConfigError, RunFailed
+from gradosr.parts import schema
 from gradosr.progress import Outcome, Progress
+from gradosr.ray_data import BatchScorer
 from gradosr.results import merged
 from gradosr.run import Plan, finish, prepare
 from gradosr.store import Store
@@ -83,6 +87,30 @@ def test_two_workers_make_the_same_table(job: ScoreJob, tmp_path: Path) -> None:
     assert last.seconds > 0
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")  # Ray Data sets what it calls so
+def test_ray_data_scores_what_a_run_scores(job: ScoreJob, tmp_path: Path) -> None:
+    import ray.data  # which imports pandas
+
+    run_here(job)
+    images = [picture(seed) for seed in range(24)]
+    images[5] = b"no image"
+    table = pa.table({"number": range(24), "image": images})
+    pq.write_table(table, tmp_path / "images.parquet", row_group_size=6)
+    dataset = ray.data.read_parquet(f"{tmp_path}/images.parquet").map_batches(
+        BatchScorer, fn_constructor_args=(job.bundle,), fn_constructor_kwargs={"trust": job.trust, "threads": 1},
+        batch_size=8, compute=ray.data.ActorPoolStrategy(size=1), num_cpus=0.5,
+    )  # fmt: skip
+    dataset.write_parquet(f"{tmp_path}/scored")
+    scored = pq.read_table(f"{tmp_path}/scored").sort_by("number")
+    part = {field.name: field.type for field in schema()}
+    assert {field.name: field.type for field in scored.schema if field.name != "number"}.items() <= part.items()
+    assert scored["status"].to_pylist() == ["not_an_image" if number == 5 else "ok" for number in range(24)]
+    found = scored["unknown_score"].to_pylist()
+    for number, (_, (score,)) in enumerate(sorted(rows_of(tmp_path / "results").items())):
+        assert found[number] == (None if number == 5 else pytest.approx(score, rel=1e-4, abs=1e-5))
+
+
 def test_a_lost_worker_costs_time_not_shards(
     job: ScoreJob, tmp_path: Path, clean: dict[str, tuple[object, ...]]
 ) -> None:
@@ -101,6 +129,12 @@ def test_a_poison_shard_is_reported_not_retried_for_ever(job: ScoreJob, tmp_path
     mark = json.loads(next((tmp_path / "results" / "quarantine").iterdir()).read_text())
     assert mark["attempts"] == job.max_attempts == 3
     assert "killed its worker" in mark["reason"]
+
+
+def test_a_shard_is_not_blamed_for_the_next_one_opened_ahead(job: ScoreJob, tmp_path: Path) -> None:
+    plan, outcome, _ = drive(job.model_copy(update={"max_attempts": 1}), doomed.PoisonedAhead)
+    assert (outcome.quarantined, outcome.failed) == ({}, {})
+    assert finish(plan, outcome).counts["rows"] == 24
 
 
 def test_a_hanging_shard_is_bounded(tmp_path: Path) -> None:

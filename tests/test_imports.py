@@ -14,13 +14,20 @@ LAYERS = (
     "errors", "settings", "config", "store", "shards", "readers", "images", "loading", "calibration", "metrics",
     "seaweedfs demo_data", "gradients", "representations", "detectors", "manifest",
     "architectures", "classifier weights folders", "bundle", "scorer",
-    "parts", "progress", "results", "lease", "run", "worker", "telemetry", "status", "schedules", "audit",
-    "screening",
+    "parts", "progress", "results", "compacting lease", "run", "rows", "estimate", "worker ray_data",
+    "telemetry", "status", "schedules", "audit", "screening",
     "driver submission", "conformance", "benchmark", "training", "packing", "known_images origin", "fitting",
     "evaluation inspection",
 )  # fmt: skip
 ROOMS = {
-    "ray": {"driver/__init__.py", "driver/actor.py", "driver/cluster.py", "driver/prometheus.py", "submission.py"},
+    "ray": {
+        "benchmark/peer.py",
+        "driver/__init__.py",
+        "driver/actor.py",
+        "driver/cluster.py",
+        "driver/prometheus.py",
+        "submission.py",
+    },
     "boto3": {"store/s3.py"},
     "botocore": {"store/s3.py", "store/s3_errors.py"},
     "rich": {"telemetry.py"},

@@ -404,15 +404,27 @@ def test_held_out_by_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert images["fitting"] + images["calibration"] == 80
 
 
-def test_dry_run_touches_nothing(score_yaml: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = gradosr(capsys, "score", score_yaml, "--dry-run", "--json")
+def test_dry_run_touches_nothing(
+    score_yaml: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradosr.estimate.SECONDS", 0.1)
+    code, out, _ = gradosr(capsys, "score", score_yaml, "--dry-run", "--json", "--set", "price_per_hour=36")
     facts = json.loads(out)
+    found = facts["estimate"]
+    assert (found["images"], found["sample_images"], found["sample_shards"], found["workers"]) == (12, 12, 2, 1)
+    assert found["seconds"] == pytest.approx(12 / found["images_per_second"])
+    assert found["cost"] == pytest.approx(found["seconds"] / 100)
     assert code == 0
     assert (facts["shards"], facts["pending_shards"]) == (2, 2)
     assert facts["bytes"] == sum(path.stat().st_size for path in (score_yaml.parent / "archive").iterdir())
     assert not (score_yaml.parent / "results").exists()
-    code, out, _ = gradosr(capsys, "score", score_yaml, "--dry-run")
+    code, out, err = gradosr(capsys, "score", score_yaml, "--dry-run")
     assert "to be done   2 shards" in out
+    assert "estimate     12 images" in out
+    assert "scoring a sample" in err
+    code, out, err = gradosr(capsys, "score", score_yaml, "--dry-run", "--set", "precision=tf32", "--set", "device=cpu")
+    assert (code, "estimate" in out) == (0, False)
+    assert "no estimate: precision: tf32" in err
 
 
 def test_evaluate_counts_what_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

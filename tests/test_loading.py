@@ -1,6 +1,7 @@
 """How much of an archive is in memory at once."""
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -8,7 +9,7 @@ from hostile import png
 
 from gradosr import loading
 from gradosr.config import MAX_PIXELS, TransformSettings
-from gradosr.loading import PreparedImage, prepared_batches
+from gradosr.loading import PreparedImage, ahead, prepared_batches
 from gradosr.readers import EncodedImage
 
 TRANSFORM = TransformSettings(resize=(4, 4))
@@ -56,3 +57,35 @@ def test_images_wait_for_the_decoder_only_up_to_a_bound(monkeypatch: pytest.Monk
     monkeypatch.setattr(loading, "decode", slow)
     assert sum(len(batch) for batch in batches(images(), size=16)) == 20
     assert max(seen - done for done, seen in enumerate(decoded)) <= 4
+
+
+def test_what_waits_is_bounded_by_its_weight() -> None:
+    made: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(20):
+            made.append(number)
+            yield number
+
+    taken = ahead(items(), lambda _: 3, budget=7)
+    assert settled(made) == [0, 1, 2]  # begun without being asked, and at rest with 9 of 7
+    assert next(taken) == 0
+    assert settled(made) == [0, 1, 2, 3]
+    assert list(taken) == list(range(1, 20))
+
+
+def test_dropping_what_was_never_begun_ends_its_thread() -> None:
+    before = threading.active_count()
+    taken = ahead(iter(range(20)), lambda _: 1, budget=1)
+    assert threading.active_count() == before + 1
+    del taken
+    assert threading.active_count() == before
+
+
+def settled(made: list[int]) -> list[int]:
+    """Once nothing has been added for a while."""
+    found: list[int] | None = None
+    while found != made:
+        found = list(made)
+        time.sleep(0.2)
+    return found

@@ -36,6 +36,23 @@ def read(tmp_path):
     return read
 
 
+def test_images_are_counted_without_their_content(tmp_path, monkeypatch):
+    image = random.Random(0).randbytes(9000)  # which does not compress
+    members = [(f"{number}.{end}", data) for number in range(400) for end, data in (("jpg", image), ("cls", b"1"))]
+    unlike = [(f"{number}.jpg", random.Random(number).randbytes(9000)) for number in range(400)]
+    monkeypatch.setattr(readers.tar, "_HEAD", 2_000_000)
+    for name, data, count in (
+        ("whole.tar", tar(members[:20]), 10),
+        ("large.tar", tar(members), pytest.approx(400, rel=0.02)),
+        ("large.tar.gz", gzip.compress(tar(unlike), 1), pytest.approx(400, rel=0.2)),
+        ("rows.parquet", parquet_file({"image": [CAT] * 7}), 7),
+    ):
+        (tmp_path / name).write_bytes(data)
+        source = (ParquetInput if name.endswith("parquet") else TarInput)(uri=str(tmp_path / name))
+        (shard,) = list_shards(source, Store())
+        assert READERS[source.kind].images_in(shard, Store(), source) == count
+
+
 class FailingStore(Store):
     """The local store over a network that breaks at the read with this number."""
 

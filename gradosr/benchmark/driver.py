@@ -38,6 +38,9 @@ class NullWorker:
         self._body = part.finish({}).read()
         part.close()
 
+    def expect(self, shard: Shard) -> None:
+        """There is nothing to read."""
+
     def process(self, shard: Shard) -> PartStats:
         """One PUT."""
         start = time.perf_counter()

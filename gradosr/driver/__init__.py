@@ -72,6 +72,8 @@ class _Worker:
     node: str = ""
     ready: bool = False
     shard: Shard | None = None
+    following: Shard | None = None
+    """Opened ahead while it works on `shard`: waiting like others, and likely its next."""
 
 
 class Driver:
@@ -96,6 +98,7 @@ class Driver:
         self._open: dict[str, Shard] = {}  # part -> shard without a verdict
         self._deaths: defaultdict[str, list[str]] = defaultdict(list)  # part -> nodes its workers died on
         self._losses: Counter[str] = Counter()  # part -> nodes that died under it
+        self._alone: set[str] = set()  # parts of shards that may have killed a worker: nothing is opened beside them
         self._eaten: defaultdict[str, set[str]] = defaultdict(set)  # node -> parts lost there since its last success
         self._lost_starts: Counter[str] = Counter()  # node -> deaths while loading
         self._avoided: dict[str, str] = {}  # node -> cause
@@ -235,18 +238,42 @@ class Driver:
                     return
             else:
                 worker.shard, worker.since = shard, time.monotonic()
-                self._calls[worker.actor.process.remote(shard)] = worker
+                worker.following = self._following(shard)
+                self._calls[worker.actor.process.remote(shard, worker.following)] = worker
+
+    def _following(self, shard: Shard) -> Shard | None:
+        """The first waiting shard that no other worker opens ahead; none beside one that may kill."""
+        if shard.part in self._alone:
+            return None
+        taken = self._alone | self._opened_ahead()
+        return next((waiting for waiting in self._waiting if waiting.part not in taken), None)
+
+    def _opened_ahead(self) -> set[str]:
+        """Parts of the shards that workers open ahead."""
+        return {worker.following.part for worker in [*self._calls.values(), *self._idle] if worker.following}
 
     def _next(self, worker: _Worker) -> Shard | None:
-        """The first waiting shard that has not died on the worker's node already, or can be tried nowhere else."""
-        for index, shard in enumerate(self._waiting):
-            elsewhere = worker.node in self._deaths.get(shard.part, ()) and any(
-                other.node not in self._deaths[shard.part] for other in self._ready()
-            )
-            if not elsewhere:
-                del self._waiting[index]
-                return shard
-        return None
+        """The shard that the worker opened ahead, else the first that nobody did, else the first.
+
+        Not one that has died on the worker's node already, unless it can be tried nowhere else.
+        """
+        shard, worker.following = worker.following, None
+        if shard is None:
+            taken = self._opened_ahead()
+            shard = next((one for one in self._waiting if one.part not in taken and self._may_try(worker, one)), None)
+        if shard is None:
+            shard = next((one for one in self._waiting if self._may_try(worker, one)), None)
+            for other in [*self._calls.values(), *self._idle]:
+                if other.following is shard:
+                    other.following = None
+        if shard is not None:
+            self._waiting.remove(shard)
+        return shard
+
+    def _may_try(self, worker: _Worker, shard: Shard) -> bool:
+        """Whether the shard has not died on the worker's node, or every ready worker's node has seen it die."""
+        nodes = self._deaths.get(shard.part, ())
+        return worker.node not in nodes or all(other.node in nodes for other in self._ready())
 
     def _straggler(self) -> Shard | None:
         """The shard that is longest beyond what its size explains, to be run once more: the first part counts."""
@@ -319,8 +346,10 @@ class Driver:
         """A worker died over a shard: another starts, and the shard goes to the back until it has killed enough."""
         ray.kill(worker.actor)
         if blamed:
-            self._deaths[shard.part].append(worker.node)
             self._eaten[worker.node].add(shard.part)
+            self._alone |= {one.part for one in (shard, worker.following) if one}
+            if worker.following is None:  # else it may have been that one: from now on both go alone
+                self._deaths[shard.part].append(worker.node)
         else:
             self._losses[shard.part] += 1
         attempts = len(self._deaths.get(shard.part, ()))
@@ -347,6 +376,7 @@ class Driver:
             took = now - worker.since
             if worker.shard and took > self._job.shard_timeout:
                 del self._calls[reference]
+                worker.following = None  # which keeps nobody
                 self._lose(worker, worker.shard, f"took longer than shard_timeout ({self._job.shard_timeout:g} s)")
             elif worker.node and not worker.ready and took > self._job.ray.start_timeout:
                 del self._calls[reference]

@@ -16,6 +16,9 @@ class Worker(Protocol):
     def ready(self) -> object:
         """Load everything."""
 
+    def expect(self, shard: Shard) -> None:
+        """Told before `process`: which shard may come after the one that comes next."""
+
     def process(self, shard: Shard) -> PartStats:
         """Publish the shard's part."""
 
@@ -46,6 +49,8 @@ class WorkerActor:
         self._worker = self._make(*self._given)
         self._worker.ready()
 
-    def process(self, shard: Shard) -> PartStats:
+    def process(self, shard: Shard, following: Shard | None) -> PartStats:
         """What the worker answers or raises."""
+        if following is not None:
+            self._worker.expect(following)
         return self._worker.process(shard)

@@ -52,6 +52,11 @@ class Reader(NamedTuple):
     """
     check: Callable[[Shard, Store, Any], None]
     """(shard, store, the input's settings): raises InputError when they do not fit, as read would ShardUnreadable."""
+    images_in: Callable[[Shard, Store, Any], int]
+    """(shard, store, the input's settings) -> how many images it holds: of a large tar what its beginning suggests.
+
+    Raises as `read` does.
+    """
 
 
 def too_large(size: int) -> Fault:
@@ -88,9 +93,9 @@ def resolve_names(names: str | tuple[str, ...] | None, store: Store) -> tuple[st
 from gradosr.readers import images, parquet, tar  # noqa: E402 - they are made of the names above
 
 READERS = {
-    "parquet": Reader(parquet.read, parquet.pick, parquet.check),
-    "tar": Reader(tar.read, tar.pick, tar.check),
-    "images": Reader(images.read, images.pick, images.check),
+    "parquet": Reader(parquet.read, parquet.pick, parquet.check, parquet.images_in),
+    "tar": Reader(tar.read, tar.pick, tar.check, tar.images_in),
+    "images": Reader(images.read, images.pick, images.check, images.images_in),
 }
 """By input kind."""
 

@@ -51,6 +51,11 @@ def check(_shard: Shard, _store: Store, _source: ImagesInput) -> None:
     """Nothing of an image file depends on the settings."""
 
 
+def images_in(shard: Shard, _store: Store, _source: ImagesInput) -> int:
+    """As recorded."""
+    return len(shard.members)
+
+
 def _fetch(store: Store, member: StoredObject) -> bytes:
     if member.size > MAX_ENCODED:
         return b""

@@ -1,4 +1,8 @@
-"""Images of a Parquet file: one row per row; of its columns only the image's bytes and path and the label are read."""
+"""Images of a Parquet file: one row per row; of its columns only the image's bytes and path and the label are read.
+
+A row group is read page by page, however large it is. A page cannot be divided: it takes twice its size while it is
+read, and writers that look at its size every 1,024 values only (pyarrow) make pages of a thousand images.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -71,6 +75,12 @@ def check(shard: Shard, store: Store, source: ParquetInput) -> None:
     with suppress(ShardUnreadable), _opened(shard, store) as file:
         if fault := _misfit(file.schema_arrow, source):
             raise InputError(f"{shard.uri}: {fault}")
+
+
+def images_in(shard: Shard, store: Store, _source: ParquetInput) -> int:
+    """As the footer says."""
+    with _opened(shard, store) as file:
+        return int(file.metadata.num_rows)
 
 
 def _check_columns(shard: Shard, file: parquet.ParquetFile, source: ParquetInput) -> None:

@@ -18,6 +18,7 @@ _BLOCK = tarfile.BLOCKSIZE
 _MAX_SAMPLE = 64 * 2**20  # bytes of images kept back until their sample's label comes
 _MAX_LABEL = 4096  # bytes; of a longer one the beginning counts
 _MAX_NAME = 4096  # letters; Linux has no longer paths
+_HEAD = 8 * 2**20  # bytes that tell how many images there are in the rest
 _MAX_HEADER = 128 * 2**10  # bytes of a member's headers: long names, pax records, maps of holes in chains without end
 
 
@@ -55,13 +56,28 @@ _NUMBER = re.compile(r"#[0-9]+\Z")
 @contextmanager
 def _opened(shard: Shard, store: Store) -> Iterator["_Stream"]:
     with store.open(shard.stored) as file:
-        stream: _Stream = gzip.GzipFile(fileobj=file) if shard.uri.lower().endswith((".gz", ".tgz")) else file
-        _check_first_block(shard, stream)
-        yield stream
+        yield _stream(shard, file)
+
+
+def _stream(shard: Shard, file: BinaryIO) -> "_Stream":
+    stream: _Stream = gzip.GzipFile(fileobj=file) if shard.uri.lower().endswith((".gz", ".tgz")) else file
+    _check_first_block(shard, stream)
+    return stream
 
 
 def check(_shard: Shard, _store: Store, _source: TarInput) -> None:
     """Nothing of a tar depends on the settings."""
+
+
+def images_in(shard: Shard, store: Store, _source: TarInput) -> int:
+    """By the headers; of a tar of more than _HEAD bytes as many as there are at its beginning, in proportion."""
+    images = 0
+    with store.open(shard.stored) as file:
+        for entry in _entries(_stream(shard, file), lambda _: False):
+            images += not _is_label(entry.name)
+            if file.tell() > _HEAD:
+                return round(images * shard.size / file.tell())
+    return images
 
 
 _Stream: TypeAlias = BinaryIO | gzip.GzipFile

@@ -1,0 +1,116 @@
+"""Archives and bundles made up for the benchmark of a job."""
+
+import io
+import tarfile
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gradosr.bundle import Bundle
+from gradosr.calibration import Calibration
+from gradosr.classifier import build_classifier
+from gradosr.config import OneClassSettings, TransformSettings
+from gradosr.detectors import Known, OneClassDetector
+from gradosr.manifest import Manifest
+from gradosr.scorer import Observer
+from gradosr.store import Store, join
+
+CLASSES = tuple(f"class {number}" for number in range(10))
+SMALL = f"{__name__}:small_net"
+_GRAIN = 8
+"""Pixels of a patch: photographs are smooth too, and JPEG takes about a tenth of the bytes that noise would."""
+
+
+class MadeUp(NamedTuple):
+    """A kind of archive and the classifier for it."""
+
+    kind: str
+    arch: str
+    size: int
+    """Pixels of a side."""
+    images: int
+    """In a shard: some ten seconds of work on two cores."""
+    shard: Callable[[Iterator[bytes]], bytes]
+
+
+def small_net(num_classes: int) -> nn.Module:
+    """Four convolutions and a linear layer, for images of 32 pixels."""
+    widths = (3, 32, 64, 128, 128)
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * widths[-1], num_classes))
+
+
+def _tar(images: Iterator[bytes]) -> bytes:
+    body = io.BytesIO()
+    with tarfile.open(fileobj=body, mode="w") as archive:
+        for number, data in enumerate(images):
+            member = tarfile.TarInfo(f"{number:06}.jpg")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return body.getvalue()
+
+
+def _parquet(images: Iterator[bytes]) -> bytes:
+    body = io.BytesIO()
+    rows = [{"bytes": data, "path": f"{number:06}.jpg"} for number, data in enumerate(images)]
+    pq.write_table(pa.table({"image": rows}), body, row_group_size=1000)
+    return body.getvalue()
+
+
+MADE_UP = {
+    "tar": MadeUp("tar", "torchvision:resnet18", 224, 500, _tar),
+    "parquet": MadeUp("parquet", SMALL, 32, 10_000, _parquet),
+}
+
+
+def write_archive(made: MadeUp, store: Store, uri: str, shards: int, images: int) -> dict[str, Any]:
+    """`shards` shards of `images` JPEGs each, all different; the `input` section of a score job."""
+    for number in range(shards):
+        generator = torch.Generator().manual_seed(number)
+        jpegs = (_jpeg(made.size, generator) for _ in range(images))
+        store.write(join(uri, f"{number:05}.{made.kind}"), made.shard(jpegs))
+    return {"kind": made.kind, "uri": join(uri, "")}
+
+
+def write_bundle(made: MadeUp, store: Store, uri: str) -> None:
+    """The classifier with random weights; detector and calibration fitted to random images."""
+    torch.manual_seed(0)
+    transform = TransformSettings(crop=made.size)
+    classifier = build_classifier(made.arch, {"num_classes": len(CLASSES)}, len(CLASSES), trusted=[SMALL])
+    settings = OneClassSettings()
+    observer = Observer(classifier, transform, settings.signals, torch.device("cpu"))
+    seen = observer(torch.stack([_pixels(made.size, torch.Generator().manual_seed(i)) for i in range(40)]))
+    known = Known(seen.observation, seen.observation.logits_BK.argmax(1), seen.head)
+    detector = OneClassDetector.fit(known, settings.weights.model_dump(), len(settings.objectives))
+    scores = detector.score(seen.observation).numpy()
+    manifest = Manifest(
+        arch=made.arch,
+        args={"num_classes": len(CLASSES)},
+        classes=CLASSES,
+        transform=transform,
+        detector="one_class",
+        **settings.signals.model_dump(),
+        false_alarm_rate=0.05,
+    )
+    Bundle(manifest, classifier, detector, Calibration.of(scores, 0.05)).save(store, uri)
+
+
+def _pixels(size: int, generator: torch.Generator) -> Tensor:
+    """uint8 [3, size, size]: random patches, interpolated."""
+    patches = torch.rand(1, 3, size // _GRAIN, size // _GRAIN, generator=generator)
+    return (255 * F.interpolate(patches, size=(size, size), mode="bilinear")[0]).byte()
+
+
+def _jpeg(size: int, generator: torch.Generator) -> bytes:
+    body = io.BytesIO()
+    Image.fromarray(_pixels(size, generator).permute(1, 2, 0).numpy()).save(body, "JPEG", quality=90)
+    return body.getvalue()

@@ -1,0 +1,31 @@
+"""gradosr compact: a finished run's table in few large Parquet files."""
+
+import json
+
+import click
+
+from .cli import json_flag, set_option
+
+
+@click.command()
+@click.argument("results")
+@click.option("--out", required=True, metavar="FOLDER", help="A new folder or s3:// prefix for the files.")
+@click.option("--size", default="256MB", show_default=True, help="Of a file, at most about: bytes, KB, MB or GB.")
+@set_option
+@json_flag
+def compact(results: str, out: str, size: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Write the rows of RESULTS, a finished run, to Parquet files of a given size in a new folder.
+
+    They are read back and compared with the parts before anything is said to be done. Nothing of RESULTS changes.
+    """
+    from gradosr.compacting import compact as compact_run
+    from gradosr.compacting import parse_size
+    from gradosr.config import StoreFields
+    from gradosr.settings import load_settings
+    from gradosr.store import Store
+
+    fields = load_settings(StoreFields, "", "--set", overrides)
+    manifest = compact_run(Store(fields.store, fields.stores), results, out, parse_size(size))
+    told = f"{manifest['rows']:,} rows of {len(manifest['parts']):,} parts in {len(manifest['files']):,} files: {out}"
+    facts = {name: manifest[name] for name in ("rows", "files", "checksums")}
+    click.echo(json.dumps(facts) if as_json else told)
