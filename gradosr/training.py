@@ -1,4 +1,6 @@
-"""A plain recipe for those who bring no classifier: SGD with Nesterov momentum, one-cycle rate, crop and flip.
+"""A plain recipe for those who bring no classifier: SGD with Nesterov momentum, one-cycle rate (falling as a cosine).
+
+Crop, flip, RandAugment and an exponential average of the weights are each off unless asked for.
 
 N images, B batch, K classes.
 """
@@ -8,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchvision.transforms.v2 import RandAugment
 
 from gradosr.classifier import normalise
 from gradosr.config import TrainSettings, TransformSettings
@@ -39,6 +43,9 @@ def train(
     # The incomplete last batch is left out: BatchNorm cannot train on one image, and order is drawn anew each epoch.
     batch = min(recipe.batch_size, len(images_NCHW))
     steps = len(images_NCHW) // batch
+    average = None
+    if recipe.average:
+        average = AveragedModel(classifier, multi_avg_fn=get_ema_multi_avg_fn(recipe.average), use_buffers=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, recipe.learning_rate, total_steps=recipe.epochs * steps, pct_start=0.2
     )
@@ -53,13 +60,17 @@ def train(
             loss.backward()
             optimiser.step()
             schedule.step()
+            if average is not None:
+                average.update_parameters(classifier)
             total += float(loss.detach()) * len(rows)
         observe(epoch, total / (steps * batch))
+    if average is not None:
+        classifier.load_state_dict(average.module.state_dict())
     classifier.eval()
 
 
 def augment(images_BCHW: Tensor, recipe: TrainSettings, generator: torch.Generator) -> Tensor:
-    """Each image shifted by up to crop_padding pixels (zeros come in) and, with `flip`, half of them mirrored."""
+    """With `flip` half of the images mirrored; each shifted by up to crop_padding pixels (zeros come in); RandAugment."""
     batch, _, height, width = images_BCHW.shape
     if recipe.flip:
         mirrored = torch.rand(batch, 1, 1, 1, generator=generator) < 0.5
@@ -71,4 +82,13 @@ def augment(images_BCHW: Tensor, recipe: TrainSettings, generator: torch.Generat
         channels = torch.arange(images_BCHW.shape[1]).view(1, -1, 1, 1)
         samples = torch.arange(batch).view(-1, 1, 1, 1)
         images_BCHW = padded[samples, channels, rows[:, None, :, None], columns[:, None, None, :]]
+    if recipe.rand_augment:
+        images_BCHW = _rand_augmented(images_BCHW, recipe.rand_augment, generator)
     return images_BCHW
+
+
+def _rand_augmented(images_BCHW: Tensor, operations: int, generator: torch.Generator) -> Tensor:
+    change = RandAugment(operations)
+    with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+        return torch.stack([change(image_CHW) for image_CHW in images_BCHW])
