@@ -70,7 +70,7 @@ def train(
 
 
 def augment(images_BCHW: Tensor, recipe: TrainSettings, generator: torch.Generator) -> Tensor:
-    """With `flip` half of the images mirrored; each shifted by up to crop_padding pixels (zeros come in); RandAugment."""
+    """Half of the images mirrored (`flip`), each shifted by up to crop_padding pixels (zeros come in), and RandAugment."""
     batch, _, height, width = images_BCHW.shape
     if recipe.flip:
         mirrored = torch.rand(batch, 1, 1, 1, generator=generator) < 0.5
