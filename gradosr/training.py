@@ -70,7 +70,7 @@ def train(
 
 
 def augment(images_BCHW: Tensor, recipe: TrainSettings, generator: torch.Generator) -> Tensor:
-    """Half of the images mirrored (`flip`), each shifted by up to crop_padding pixels (zeros come in), and RandAugment."""
+    """Mirrored (`flip`: half of them), shifted by up to crop_padding pixels (zeros come in), and RandAugment."""
     batch, _, height, width = images_BCHW.shape
     if recipe.flip:
         mirrored = torch.rand(batch, 1, 1, 1, generator=generator) < 0.5
