@@ -17,6 +17,7 @@ from gradosr.config import Precision, TransformSettings
 from gradosr.detectors import Observation, restore
 from gradosr.errors import ClassifierError, ConfigError, GradosrError, first_line
 from gradosr.gradients import GradientEngine, lay_channels_last
+from gradosr.gradients.explain import Explained
 from gradosr.representations import coordinate_names, log_norms, representation
 
 Floats = NDArray[np.float32]
@@ -80,16 +81,24 @@ class Observer:
             raise
         except Exception as error:  # whatever a classifier says to images it was not made for
             size = "x".join(map(str, input_size(self.transform)))
-            raise ClassifierError(f"the classifier fails on a {size} image: {first_line(error)}") from error
+            raise ClassifierError(
+                f"the classifier fails on a {size} image, as classifier.transform makes them: {first_line(error)}"
+            ) from error
         check_logits(observed.observation.logits_BK, classes)
         return observed
 
     def __call__(self, images_BCHW: Tensor) -> Observed:
         """uint8 pixels [B, 3, H, W] at the classifier's input size."""
-        pixels_BCHW = normalise(images_BCHW.to(self.device), self.transform).to(self._dtype)
-        norms = self.engine(pixels_BCHW, self.objectives)
+        norms = self.engine(self._normalised(images_BCHW), self.objectives)
         observation = Observation(log_norms(norms), norms[0].logits_BK.float())
         return Observed(observation, representation(norms), norms[0].features_BF)
+
+    def explain(self, images_BCHW: Tensor) -> list[Explained]:
+        """How each parameter gets its norm, for uint8 pixels as above."""
+        return self.engine.explain(self._normalised(images_BCHW))
+
+    def _normalised(self, images_BCHW: Tensor) -> Tensor:
+        return normalise(images_BCHW.to(self.device), self.transform).to(self._dtype)
 
 
 @dataclass(frozen=True)
