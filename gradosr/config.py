@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 import yaml
 from pydantic import (
     AfterValidator,
+    ConfigDict,
     Field,
     PositiveFloat,
     PositiveInt,
@@ -238,7 +239,7 @@ class OneClassWeights(Settings):
     max_logit: Annotated[float, Field(ge=0)] = 1.0
     gradients: Annotated[float, Field(ge=0)] = 0.4
     scale: Annotated[float, Field(ge=0)] = 0.15
-    middle: Annotated[float, Field(ge=0)] = 0.15
+    middle: Annotated[float, Field(ge=0)] = 0.2
 
 
 class OneClassSettings(Settings):
@@ -480,17 +481,11 @@ Allowance = Annotated[StrictInt, Field(ge=0)] | Annotated[StrictFloat, Field(ge=
 """How many of a whole: a count (an integer), or a share of it (a number with a point, below 1)."""
 
 
-class ScoreJob(StoreFields):
-    """Score every image of an archive into a results folder."""
+class Serving(StoreFields):
+    """A bundle, and how its classifier is run."""
 
     bundle: Uri
     """Folder or prefix of the bundle."""
-    input: Input
-    """The archive."""
-    output: Uri
-    """Results folder or prefix; the same command again finishes a run."""
-    workers: PositiveInt | Literal["auto"] | Workers = "auto"
-    """auto: one per GPU, else by cores, of the cluster as it is at the start; {min, max} for one that grows."""
     batch_size: PositiveInt = 64
     """Images per forward pass."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -500,6 +495,19 @@ class ScoreJob(StoreFields):
     max_memory: PositiveFloat | None = None
     """GiB that a batch may take beside the weights; a larger one goes in pieces. None: as much as there is, and half
     as many images at once when that is too much."""
+    trust: tuple[str, ...] = ()
+    """package.module:factory names that the bundle may import; torchvision, timm and transformers need none."""
+
+
+class ScoreJob(Serving):
+    """Score every image of an archive into a results folder."""
+
+    input: Input
+    """The archive."""
+    output: Uri
+    """Results folder or prefix; the same command again finishes a run."""
+    workers: PositiveInt | Literal["auto"] | Workers = "auto"
+    """auto: one per GPU, else by cores, of the cluster as it is at the start; {min, max} for one that grows."""
     features: Literal["none", "unknown", "all"] = "none"
     """Rows that store the penultimate features."""
     representation: Literal["none", "unknown", "all"] = "none"
@@ -521,8 +529,6 @@ class ScoreJob(StoreFields):
     price_per_hour: PositiveFloat | None = None
     """Of one worker, in any currency: what --dry-run reckons the cost with."""
     ray: RaySettings = RaySettings()
-    trust: tuple[str, ...] = ()
-    """package.module:factory names that the bundle may import; torchvision and timm need none."""
     runtime_env: dict[str, Any] = {}
     """Passed to Ray; its env_vars never reach run.json or a log."""
 
@@ -602,6 +608,12 @@ class PackJob(StoreFields):
     images_per_shard: PositiveInt = 1000
 
 
+class _Sections(Settings):
+    """Any job, read for its keys."""
+
+    model_config = ConfigDict(extra="allow")
+
+
 def pack_job(source: str, target: str, overrides: Sequence[str] = ()) -> PackJob:
     """The job of two URIs and overrides; images by default."""
     document = yaml.safe_dump({"input": {"kind": "images", "uri": source}, "output": target})
@@ -617,3 +629,17 @@ def load_job(model: type[SettingsT], path: str, overrides: Sequence[str] = ()) -
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
     return load_settings(model, text, path, overrides)
+
+
+def check_job(target: str, overrides: Sequence[str] = ()) -> FitJob | Serving:
+    """The job of a YAML file that tells its kind by its sections, or a bundle alone, by its URI.
+
+    Raises ConfigError with every fault, one a line.
+    """
+    if not target.endswith((".yaml", ".yml")):
+        return load_settings(Serving, yaml.safe_dump({"bundle": target}), target, overrides)
+    keys = load_job(_Sections, target).model_extra or {}
+    if keys.keys() & (FitJob.model_fields.keys() - ScoreJob.model_fields.keys()):
+        return load_job(FitJob, target, overrides)
+    screening = keys.keys() & (ScreenJob.model_fields.keys() - ScoreJob.model_fields.keys())
+    return load_job(ScreenJob if screening else ScoreJob, target, overrides)

@@ -16,6 +16,7 @@ from gradosr.config import Precision, Signals, TransformSettings
 from gradosr.detectors import Observation, restore
 from gradosr.errors import ClassifierError, ConfigError, GradosrError, first_line
 from gradosr.gradients import GradientEngine, Head, lay_channels_last
+from gradosr.gradients.explain import Explained
 from gradosr.representations import REPRESENTATIONS, coordinate_names, log_norms, representation
 
 Floats = NDArray[np.float32]
@@ -69,7 +70,7 @@ class Observer:
             classifier = classifier.to(self._dtype)
         lay_channels_last(classifier)
         self.engine = GradientEngine(classifier, max_memory=limit)
-        self.transform, self._signals = transform, signals
+        self.transform, self.signals = transform, signals
         self._watchers = [REPRESENTATIONS[name] for name in signals.watched]
         self.coordinates = coordinate_names(signals.objectives, self.engine.names)
 
@@ -82,15 +83,17 @@ class Observer:
             raise
         except Exception as error:  # whatever a classifier says to images it was not made for
             size = "x".join(map(str, input_size(self.transform)))
-            raise ClassifierError(f"the classifier fails on a {size} image: {first_line(error)}") from error
+            raise ClassifierError(
+                f"the classifier fails on a {size} image, as classifier.transform makes them: {first_line(error)}"
+            ) from error
         check_logits(observed.observation.logits_BK, classes)
         return observed
 
     def __call__(self, images_BCHW: Tensor) -> Observed:
         """uint8 pixels [B, 3, H, W] at the classifier's input size."""
-        pixels_BCHW = normalise(images_BCHW.to(self.device, non_blocking=True), self.transform).to(self._dtype)
-        views = [pixels_BCHW, pixels_BCHW.flip(3)] if self._signals.mirror else [pixels_BCHW]
-        norms = self.engine(torch.cat(views), self._signals.objectives, self._watchers)
+        pixels_BCHW = self._normalised(images_BCHW)
+        views = [pixels_BCHW, pixels_BCHW.flip(3)] if self.signals.mirror else [pixels_BCHW]
+        norms = self.engine(torch.cat(views), self.signals.objectives, self._watchers)
         features, middle = norms[0].features_BF, norms[0].middle_BM
         observation = Observation(
             log_norms(norms),
@@ -101,6 +104,13 @@ class Observer:
         )
         representation_BC = representation(norms).unflatten(0, (len(views), -1)).mean(0)
         return Observed(observation.mean_of_views(len(views)), representation_BC, norms[0].head)
+
+    def explain(self, images_BCHW: Tensor) -> list[Explained]:
+        """How each parameter gets its norm, for uint8 pixels as above."""
+        return self.engine.explain(self._normalised(images_BCHW))
+
+    def _normalised(self, images_BCHW: Tensor) -> Tensor:
+        return normalise(images_BCHW.to(self.device, non_blocking=True), self.transform).to(self._dtype)
 
 
 @dataclass(frozen=True)

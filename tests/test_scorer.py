@@ -192,13 +192,15 @@ def with_classifier(bundle, arch, args, size):
             "torchvision:vit_b_16",
             {"image_size": 32},
             64,
-            "the classifier fails on a 64x64 image: Wrong image height! Expected 32 but got 64!",
+            "the classifier fails on a 64x64 image, as classifier.transform makes them: "
+            "Wrong image height! Expected 32 but got 64!",
         ),
         (
             "timm:vit_tiny_patch16_224",
             {"img_size": 32},
             (32, 48),
-            "the classifier fails on a 32x48 image: Input width (48) doesn't match model (32).",
+            "the classifier fails on a 32x48 image, as classifier.transform makes them: "
+            "Input width (48) doesn't match model (32).",
         ),
         ("torchvision:alexnet", {}, 32, None),
     ],

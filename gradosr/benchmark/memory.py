@@ -51,17 +51,17 @@ def _peak(name: str, arch: str, size: int, batch: int, device: str) -> Peak | No
     given = workload(arch, size, batch, torch.device(device))
     CONTENDERS[TRAINING_STEP](replace(given, images_BCHW=given.images_BCHW[:1])).work()
     on_gpu = given.images_BCHW.is_cuda
-    before = _resident(on_gpu=on_gpu)
+    before = resident(on_gpu=on_gpu)
     prepared = CONTENDERS[name](given)
-    _resident(on_gpu=on_gpu)
-    if not _forget_peak(on_gpu=on_gpu):
+    resident(on_gpu=on_gpu)
+    if not forget_peak(on_gpu=on_gpu):
         return None
     prepared.work()
-    peak = torch.cuda.max_memory_allocated() if on_gpu else status_bytes("VmHWM")
-    return Peak(peak, max(0, peak - before))
+    most = peak(on_gpu=on_gpu)
+    return Peak(most, max(0, most - before))
 
 
-def _resident(*, on_gpu: bool) -> int:
+def resident(*, on_gpu: bool) -> int:
     """Bytes in use, after everything free went back to the system."""
     gc.collect()
     if on_gpu:
@@ -73,7 +73,7 @@ def _resident(*, on_gpu: bool) -> int:
     return status_bytes("VmRSS")
 
 
-def _forget_peak(*, on_gpu: bool) -> bool:
+def forget_peak(*, on_gpu: bool) -> bool:
     """The peak counts from now on; False where the system keeps none."""
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
@@ -83,6 +83,11 @@ def _forget_peak(*, on_gpu: bool) -> bool:
     except OSError:
         return False
     return True
+
+
+def peak(*, on_gpu: bool) -> int:
+    """Bytes, the most since `forget_peak`."""
+    return torch.cuda.max_memory_allocated() if on_gpu else status_bytes("VmHWM")
 
 
 def status_bytes(key: str) -> int:

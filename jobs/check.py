@@ -1,0 +1,24 @@
+"""gradosr check: a classifier as it was understood, before hours are spent on it."""
+
+import json
+
+import click
+
+from .cli import json_flag, set_option
+
+
+@click.command()
+@click.argument("target", metavar="BUNDLE|CONFIG")
+@set_option
+@json_flag
+def check(target: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Load a bundle (folder or s3:// prefix), or what a fit or score CONFIG names, and run one batch."""
+    from gradosr.config import FitJob, check_job
+    from gradosr.inspection import check_bundle, check_fit, report
+    from gradosr.telemetry import Notes
+
+    job = check_job(target, overrides)
+    with Notes() as notes:
+        notes.step("running a batch")
+        found = check_fit(job, notes) if isinstance(job, FitJob) else check_bundle(job)
+    click.echo(json.dumps(found.facts()) if as_json else report(found))
