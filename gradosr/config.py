@@ -239,7 +239,7 @@ class OneClassWeights(Settings):
     max_logit: Annotated[float, Field(ge=0)] = 1.0
     gradients: Annotated[float, Field(ge=0)] = 0.4
     scale: Annotated[float, Field(ge=0)] = 0.15
-    middle: Annotated[float, Field(ge=0)] = 0.2
+    middle: Annotated[float, Field(ge=0)] = 0.15
 
 
 class OneClassSettings(Settings):
