@@ -69,7 +69,7 @@ def test_the_text_says_the_same_in_a_few_lines(fit_yaml, capsys):
     assert code == 0
     assert lines["classifier"] == f"{ARCH}, 1,595 parameters in {TENSORS} tensors"
     assert lines["classes"] == "3: cat, dog, ship"
-    assert lines["detector"] == "one_class of all_hot, predicted"
+    assert lines["detector"] == "one_class of predicted, max_logit"
     assert lines["accuracy"].endswith(" of 6 images of the input are given their label")
 
 
