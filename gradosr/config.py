@@ -578,6 +578,7 @@ class ScreenJob(ScoreJob):
     features: Literal["none", "unknown", "all"] = "unknown"
     """Rows that store the penultimate features: candidate classes are found in them."""
     gates: Gates = Gates()
+    """One at least."""
     baseline_nights: PositiveInt = 7
     """Nights before this one that it is compared with."""
     fdr: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -590,12 +591,16 @@ class ScreenJob(ScoreJob):
 
     @model_validator(mode="after")
     def _possible(self) -> "ScreenJob":
+        if self.gates == Gates():
+            raise ValueError(f"gates: name one at least, or no night can trip: {', '.join(sorted(Gates.model_fields))}")
         if self.gates.new_candidate_class is not None and self.features == "none":
             raise ValueError("gates.new_candidate_class needs features: unknown, or all")
         try:
             ZoneInfo(self.timezone)
-        except (ValueError, OSError) as error:
-            raise ValueError(f"no time zone {self.timezone}; expected a name such as Europe/Berlin") from error
+        except (KeyError, ValueError, OSError) as error:
+            raise ValueError(
+                f"timezone: no time zone {self.timezone}; expected a name such as Europe/Berlin"
+            ) from error
         return self
 
 

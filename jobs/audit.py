@@ -14,7 +14,11 @@ from .cli import json_flag, set_option
     "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for what is found."
 )
 @click.option("--baseline", metavar="RESULTS", help="Earlier results of the same bundle, to tell what changed.")
-@click.option("--fdr", type=float, help="Share of the flagged images that may be false alarms.  [default: 0.1]")
+@click.option(
+    "--fdr",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Share of the flagged images that may be false alarms.  [default: 0.1]",
+)
 @set_option
 @json_flag
 def audit(

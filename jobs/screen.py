@@ -31,6 +31,8 @@ def screen(config: str, overrides: tuple[str, ...], as_json: bool, log_interval:
             if summary.interrupted:
                 raise Terminated
             return FAILED
+        new = f"{night.counts.images:,} new images, {night.counts.unknown:,} of them unknown"
+        notes.say(f"night {night.night}: {new}; {history.path('index.html')}")
         for verdict in night.tripped:
             notes.warn(f"gate {verdict.gate} tripped: {verdict.why}")
         if as_json:

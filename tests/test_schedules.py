@@ -31,7 +31,9 @@ NOW = datetime(2026, 11, 22, 12, tzinfo=timezone.utc)
 @pytest.fixture
 def config(tmp_path: Path) -> str:
     path = tmp_path / "screen.yaml"
-    path.write_text("{bundle: s3://m/b/, input: {kind: tar, uri: s3://a/b/}, output: s3://r/o/}")
+    path.write_text(
+        "{bundle: s3://m/b/, input: {kind: tar, uri: s3://a/b/}, output: s3://r/o/, gates: {bad_images: 0}}"
+    )
     return str(path)
 
 

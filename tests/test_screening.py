@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import io
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -25,7 +26,7 @@ from PIL import Image
 from tiny import ARCH, labelled_tar, local_job, make_bundle, write_archive
 
 from gradosr import screening
-from gradosr.config import Gates, S3Settings, ScreenJob, Webhook
+from gradosr.config import Gates, S3Settings, ScreenJob, Webhook, load_job
 from gradosr.errors import ConfigError, RunFailed
 from gradosr.progress import Outcome
 from gradosr.run import Summary, prepare
@@ -79,6 +80,28 @@ def test_a_gate_that_is_not_named_is_off_and_every_other_says_why() -> None:
         assert verdict.found is not None
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gates": {}}, "gates: name one at least, or no night can trip: bad_images, new_candidate_class, "),
+        ({"timezone": "Mars/Base"}, "timezone: no time zone Mars/Base; expected a name such as Europe/Berlin"),
+        ({"timezone": "../etc/passwd"}, "timezone: no time zone ../etc/passwd;"),
+        (
+            {"features": "none", "gates": {"new_candidate_class": 9}},
+            "gates.new_candidate_class needs features: unknown",
+        ),
+    ],
+)
+def test_what_no_night_can_do_is_told_when_the_config_is_read(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    document = {"bundle": "b", "input": {"kind": "tar", "uri": "a"}, "output": "o", "gates": {"bad_images": 0}}
+    (tmp_path / "screen.yaml").write_text(yaml.safe_dump({**document, **changes}))
+    with pytest.raises(ConfigError, match=re.escape(f"screen.yaml: {message}")) as told:
+        load_job(ScreenJob, str(tmp_path / "screen.yaml"))
+    assert "\n" not in str(told.value)
+
+
 # --- Telling ---
 
 
@@ -109,7 +132,7 @@ def listening(*answers: int) -> Iterator[tuple[str, list[tuple[dict[str, str], b
 
 
 def screen_job(folder: Path, **changes: Any) -> ScreenJob:
-    document = local_job(folder).model_dump(exclude={"features"})
+    document = {**local_job(folder).model_dump(exclude={"features"}), "gates": {"bad_images": 0}}
     return ScreenJob.model_validate({**document, **changes})
 
 
