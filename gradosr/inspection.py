@@ -186,7 +186,7 @@ def report(found: Inspection) -> str:
         "features": "none: no linear layer makes the logits" if found.features is None else str(found.features),
         "device": f"{found.device}, {found.precision}",
         "batch": f"{found.batch} images{memory}",
-        "speed": f"{found.images_per_second:,.3g} images/s, less reading and decoding",
+        "speed": f"{found.images_per_second:,.3g} images/s, without reading and decoding",
         "accuracy": _accuracy(found),
     }
     return "\n".join(f"{name:<12}{printable(line)}" for name, line in lines.items() if line)

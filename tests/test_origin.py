@@ -13,15 +13,18 @@ import torch
 from PIL import Image, ImageFilter
 from rich.console import Console
 from test_classifier import refused
+from tiny import picture
 from torch import Tensor
 from torchvision import models
 
 from gradosr.architectures import LIBRARIES
 from gradosr.architectures.transformers import of_processor
+from gradosr.bundle import load_bundle
 from gradosr.classifier import build_classifier, normalise
 from gradosr.config import LIBRARIES as NAMED
-from gradosr.config import CompleteFitJob, FitJob, TransformSettings
+from gradosr.config import CompleteFitJob, FitJob, ImagesInput, TransformSettings
 from gradosr.errors import ClassifierError, ConfigError, NotFound
+from gradosr.fitting import fit
 from gradosr.images import to_input_size
 from gradosr.origin import bring, complete
 from gradosr.store import Store
@@ -206,14 +209,19 @@ def test_a_folder_is_a_classifier_of_its_weights_classes_and_transform(transform
 
 def test_its_bundle_needs_no_folder(transformers, offline, tmp_path):
     save_folder(transformers, tmp_path / "vit", "vit")
-    job = completed(arch=f"hf:{tmp_path / 'vit'}", classes=None, weights=None)
-    settings, classifier = job.classifier, bring(job, Store(), Notes())
-    json.dumps(settings.args)  # as the manifest holds them
+    for index in range(60):
+        image = tmp_path / "images" / CLASSES[index % 3] / f"{index}.png"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        image.write_bytes(picture(index))
+    changes = {"input": ImagesInput(uri=f"{tmp_path}/images"), "held_out": 0.99, "device": "cpu"}
+    job = fit_job(arch=f"hf:{tmp_path}/vit", classes=None, weights=None).model_copy(update=changes)
+    fitted = fit(job, Notes())
+    fitted.save(Store(), f"{tmp_path}/bundle")
     shutil.rmtree(tmp_path / "vit")
-    again = build_classifier(settings.arch, settings.args, 3)
-    again.load_state_dict(classifier.state_dict())
+    loaded = load_bundle(Store(), f"{tmp_path}/bundle")
+    assert (loaded.manifest.arch, loaded.manifest.classes) == ("transformers:vit", CLASSES)
     images = torch.randn(2, 3, 32, 32)
-    assert torch.equal(again(images), classifier(images))
+    assert torch.equal(loaded.classifier(images), fitted.classifier(images))
 
 
 def test_a_folder_can_be_in_a_store(transformers, store, bucket, tmp_path):
