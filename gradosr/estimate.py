@@ -147,7 +147,8 @@ class _Sample:
         return part.counts["rows"]
 
     def _batches(self, shards: Sequence[Shard], count: int, threads: int) -> Iterator[list[PreparedImage]]:
-        images = chain.from_iterable(self._images(shard, -(-count // len(shards))) for shard in shards)
+        each = -(-count // len(shards))
+        images = islice(chain.from_iterable(self._images(shard, each) for shard in shards), count)
         transform = self._scorer.bundle.manifest.transform
         return prepared_batches(images, transform, self._job.max_pixels, self._job.batch_size, threads)
 
