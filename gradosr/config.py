@@ -319,7 +319,7 @@ class FitJob(StoreFields):
         if self.classifier.weights is None and self.train is None:
             raise ValueError("classifier.weights or a train section is required: one of them makes the classifier")
         if self.classifier.weights is not None and self.train is not None and self.detector.kind != "transfer":
-            raise ValueError("classifier.weights and train exclude each other with a one_class detector")
+            raise ValueError("classifier.weights and train exclude each other, except with detector.kind transfer")
         if self.detector.kind == "transfer" and self.train is None:
             raise ValueError("detector.kind transfer needs a train section: classifier 1 is trained by it")
         return self
