@@ -355,7 +355,7 @@ class FitJob(StoreFields):
         if not self.classifier.trained and self.train is None:
             raise ValueError("classifier.weights or a train section is required: one of them makes the classifier")
         if self.classifier.trained and self.train is not None and self.detector.kind != "transfer":
-            raise ValueError("classifier.weights and train exclude each other but with a transfer detector")
+            raise ValueError("classifier.weights and train exclude each other, except with detector.kind transfer")
         if isinstance(self.detector, TransferSettings) and self.train is None and self.detector.weights is None:
             raise ValueError("detector.kind transfer needs a train section, or detector.weights: of classifier 1")
         return self

@@ -102,8 +102,8 @@ class Vim(Baseline):
         origin_F = -torch.linalg.pinv(head.weight_KF.double()) @ head.bias_K.double()
         rest_BF = features_BF.double() - origin_F
         images, width = rest_BF.shape
-        vectors_FF = torch.linalg.eigh(rest_BF.T @ rest_BF).eigenvectors
-        residual_FR = vectors_FF[:, : width - min(_principal(width), images - 1)]
+        vectors_FF = torch.linalg.eigh(rest_BF.T @ rest_BF).eigenvectors  # the principal ones last
+        residual_FR = vectors_FF[:, : width - principal_dimension(width, images)]
         least = (EPSILON * vector_norm(rest_BF, dim=1).mean()).clamp_min(TINY)
         virtual = vector_norm(rest_BF @ residual_FR, dim=1).mean().clamp_min(least)
         alpha = known.observation.logits_BK.amax(1).mean() / virtual
@@ -116,8 +116,7 @@ class Vim(Baseline):
         return virtual_B - observation.logits_BK.logsumexp(1)
 
 
-def _principal(width: int) -> int:
-    """Dimension of the principal subspace: the authors' for features of 2,048, of 768, and half of fewer."""
-    if width >= 2048:
-        return 1000
-    return 512 if width >= 768 else width // 2
+def principal_dimension(width: int, images: int) -> int:
+    """The authors': 1,000 of 2,048 features or more, 512 of 768 or more, half of fewer; less than there are images."""
+    authors = 1000 if width >= 2048 else 512 if width >= 768 else width // 2
+    return min(authors, images - 1)
