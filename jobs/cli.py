@@ -52,8 +52,8 @@ def cli() -> None:
     A job is a YAML file; --set KEY=VALUE changes a field of it. stdout is data, stderr is messages.
 
     Exit codes: 0 done, 1 failed (run it again to go on), 2 usage or config, 4 input or credentials,
-    5 finished with more bad images or quarantined shards than the job allows, 7 the same run is already active,
-    130 or 143 interrupted (run it again to go on).
+    5 finished with more bad images or quarantined shards than the job allows, 6 a gate of a screening tripped,
+    7 the same run is already active, 130 or 143 interrupted (run it again to go on).
     """
 
 
