@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,17 @@ def test_tables_hold_the_first_detector_against_the_best_baseline(done: tuple[Pa
     text = markdown(protocol, tasks)
     assert f"| mean |  |  | {np.mean(gains):+.2f} |" in text
     assert text.count("one_class (image and mirror; 2 backward)") == 1
+
+
+def test_without_matplotlib_it_is_told_before_the_work(
+    done: tuple[Path, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = done
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.delitem(sys.modules, "gradosr.evaluation.plots")
+    assert run(["evaluate", "--protocol", "osr", str(folder / "osr.yaml"), "--set", f"output={folder}/none"]) == 2
+    assert capsys.readouterr().err == "gradosr: the protocol's plots need matplotlib: pip install 'gradosr[evaluate]'\n"
+    assert not (folder / "none").exists()
 
 
 @pytest.mark.parametrize("name", MADE)

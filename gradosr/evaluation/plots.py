@@ -1,4 +1,7 @@
-"""Plots of a protocol, as SVG: receiver operating characteristics, score histograms, coordinates, p-values."""
+"""Plots of a protocol, as SVG: receiver operating characteristics, score histograms, coordinates, p-values.
+
+Importing it raises ConfigError without matplotlib.
+"""
 
 import io
 from collections.abc import Callable, Sequence
@@ -11,16 +14,17 @@ from gradosr.config import OsrProtocol
 from gradosr.errors import ConfigError
 from gradosr.evaluation.protocol import TEST, TaskScores
 
+try:  # here, so that it is told before hours of work
+    from matplotlib.figure import Figure
+except ImportError as error:
+    raise ConfigError("the protocol's plots need matplotlib: pip install 'gradosr[evaluate]'") from error
+
 SHOWN = 8
 """Detectors in one plot."""
 
 
 def plots(protocol: OsrProtocol, tasks: Sequence[TaskScores]) -> dict[str, bytes]:
-    """File name -> SVG, one row or panel per task. Raises ConfigError without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("plots need matplotlib: pip install 'gradosr[evaluate]'") from error
+    """File name -> SVG, a panel per task."""
     drawn: dict[str, Callable[[Any, OsrProtocol, TaskScores], None]] = {
         "roc": _roc,
         "scores": _scores,
