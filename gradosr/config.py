@@ -237,9 +237,10 @@ class OneClassWeights(Settings):
     """Of the parts of the one_class detector's score; 0 leaves one out."""
 
     max_logit: Annotated[float, Field(ge=0)] = 1.0
-    gradients: Annotated[float, Field(ge=0)] = 0.4
-    scale: Annotated[float, Field(ge=0)] = 0.15
-    middle: Annotated[float, Field(ge=0)] = 0.15
+    gradients: Annotated[float, Field(ge=0)] = 0.3
+    scale: Annotated[float, Field(ge=0)] = 0.2
+    middle: Annotated[float, Field(ge=0)] = 0.1
+    beyond: Annotated[float, Field(ge=0)] = 0.6
 
 
 class OneClassSettings(Settings):

@@ -77,7 +77,7 @@ def test_the_same_counts_give_the_same_figures() -> None:
 
 def test_no_share_of_too_few() -> None:
     assert share_of_unknown(np.array([3] * 20), 0.95).reason == (
-        "19 calibration images are too few for a share; fit with at least 50"
+        "19 calibration images are too few for a share; fit with at least 100"
     )
     assert share_of_unknown(np.zeros(1000, int), 0.95).reason == "no image has a score"
 

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def known_of(observation, head=None):
     return Known(observation, observation.logits_BK.argmax(1), head)
 
 
-ALONE = {"max_logit": 0.0, "gradients": 1.0, "scale": 0.0, "middle": 0.0}
+ALONE = {"max_logit": 0.0, "gradients": 1.0, "scale": 0.0, "middle": 0.0, "beyond": 0.0}
 
 
 def one_class(observation, **weights):
@@ -212,7 +213,7 @@ def with_activations(count, seed, far=False):
 def test_what_is_sure_at_the_last_layer_and_strange_in_the_middle_is_found():
     seen, head = with_activations(300, 0)
     detector = OneClassDetector.fit(known_of(seen, head), OneClassWeights().model_dump())
-    without = OneClassDetector.fit(known_of(seen, head), OneClassWeights(middle=0).model_dump())
+    without = OneClassDetector.fit(known_of(seen, head), OneClassWeights(middle=0, beyond=0).model_dump())
     fresh, strange = with_activations(200, 5)[0], with_activations(200, 5, far=True)[0]
     is_far = (torch.arange(400) >= 200).numpy()
     found = [auroc(torch.cat([one.score(fresh), one.score(strange)]).numpy(), is_far) for one in (detector, without)]
@@ -223,6 +224,28 @@ def test_what_is_sure_at_the_last_layer_and_strange_in_the_middle_is_found():
     for key in arrays:
         with pytest.raises(KeyError, match=key):
             restore("one_class", {k: v for k, v in arrays.items() if k != key})
+
+
+def test_beyond_moves_none_but_images_that_are_strange_in_the_middle():
+    seen, head = with_activations(300, 0)
+    near, far = (OneClassWeights(beyond=weight).model_dump() for weight in (0, 2))
+    plain, more = (OneClassDetector.fit(known_of(seen, head), weights) for weights in (near, far))
+    fresh, strange = with_activations(200, 5)[0], with_activations(200, 5, far=True)[0]
+    moved, moved_far = (more.score(one) - plain.score(one) for one in (fresh, strange))
+    assert (moved == 0).float().mean() > 0.95
+    assert (moved >= 0).all()
+    assert (moved_far > 1).all()
+
+
+def test_known_images_are_not_strange_in_the_middle_for_not_being_fitted_on():
+    """80 channels and 200 images: what the Gaussian was fitted on is 7 deviations nearer than other images."""
+    middle, draws = {"max_logit": 0.0, "gradients": 0.0, "scale": 0.0, "middle": 1.0}, torch.Generator().manual_seed(0)
+    seen, _ = observed(1200)
+    seen = replace(seen, middle_BM=torch.randn(1200, 80, generator=draws))
+    detector = OneClassDetector.fit(known_of(seen[torch.arange(200)]), {**middle, "beyond": 0.0})
+    fresh = detector.score(seen[torch.arange(200, 1200)])
+    assert abs(fresh.mean()) < 0.6
+    assert 0.7 < fresh.std() < 1.3
 
 
 def test_scaled_energy_is_its_formula():

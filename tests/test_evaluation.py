@@ -131,7 +131,10 @@ def test_the_same_command_does_nothing_again_and_another_detector_scores_without
     assert "training classifier" not in err
     assert {path: path.stat().st_mtime_ns for path in (folder / "out").glob("*/*")} == before
     more = copy.deepcopy(document)
-    more["detectors"]["gradients"] = {"kind": "one_class", "weights": {"max_logit": 0, "scale": 0, "middle": 0}}
+    more["detectors"]["gradients"] = {
+        "kind": "one_class",
+        "weights": {"max_logit": 0, "scale": 0, "middle": 0, "beyond": 0},
+    }
     (folder / "more.yaml").write_text(yaml.safe_dump(more, sort_keys=False))
     assert run(["evaluate", "--protocol", "osr", str(folder / "more.yaml")]) == 0
     assert "training classifier" not in capsys.readouterr().err

@@ -9,6 +9,8 @@ scale       energy of the logits after each image's features are scaled by how m
             holds (SCALE, Xu et al., ICLR 2024)
 middle      Mahalanobis distance of the middle activations' direction to the nearest class: what is far from
             everything known (noise, drawings, another modality) passes the last layer as a sure known, not the middle
+beyond      how far `middle` lies beyond BEYOND deviations, where known images hardly are: what is that strange there
+            is unknown whatever the last layer says, and images that the last layer must tell apart keep their order
 
 The weights were set on CIFAR-10 networks; README, "Detectors", has the ablation. B images, K classes, D coordinates
 kept, F features, M middle channels, n images of a class.
@@ -33,7 +35,10 @@ PRIOR = 10
 """Images that the pooled estimate counts for beside the n of a class."""
 KEPT = 0.1
 """Share of the features that SCALE keeps."""
-PARTS = ("max_logit", "gradients", "scale", "middle")
+BEYOND = 3.0
+FOLDS = 10
+"""In turn left out of the middle's Gaussian: of the images it is fitted on, the distances are too small."""
+PARTS = ("max_logit", "gradients", "scale", "middle", "beyond")
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,8 @@ class OneClassDetector:
     middle: ClassGaussian | None
     mean_4: Tensor
     std_4: Tensor
-    weight_4: Tensor
-    """Of the PARTS; 0 leaves one out."""
+    weight_5: Tensor
+    """Of the PARTS; 0 leaves one out. `beyond` is made of `middle`, whose mean and deviation it has."""
 
     @classmethod
     def fit(cls, known: Known, weights: Mapping[str, float], objectives: int = 1) -> "OneClassDetector":
@@ -73,16 +78,18 @@ class OneClassDetector:
             _directions(z_BD * (of_objective_D == one), confidence_B, predicted_B, seen.logits_BK.shape[1])
             for one in range(objectives)
         ]
-        middle = None
-        if weights["middle"] and seen.middle_BM is not None:
+        middle, distance_B = None, torch.zeros_like(max_logit_B)
+        if (weights["middle"] or weights["beyond"]) and seen.middle_BM is not None:
             middle = ClassGaussian.fit(_unit(seen.middle_BM), known.labels_B)
+            distance_B = _distances_to_others(seen.middle_BM, known.labels_B)
         head = known.head if weights["scale"] and seen.features_BF is not None else None
-        weight_4 = torch.tensor([weights[part] for part in PARTS], device=z_BD.device)
-        given_4 = torch.tensor([True, True, head is not None, middle is not None], device=z_BD.device)
+        weight_5 = torch.tensor([weights[part] for part in PARTS], device=z_BD.device)
+        given = [True, True, head is not None, middle is not None, middle is not None]
+        given_5 = torch.tensor(given, device=z_BD.device)
         directions, offsets = (torch.stack(one).sum(0) for one in zip(*fits, strict=True))
-        zero_4, one_4 = torch.zeros_like(weight_4), torch.ones_like(weight_4)
-        raw = cls(standardiser, directions, offsets, head, middle, zero_4, one_4, weight_4 * given_4)
-        parts_B4 = raw._parts(seen)
+        zero_4, one_4 = z_BD.new_zeros(4), z_BD.new_ones(4)
+        raw = cls(standardiser, directions, offsets, head, middle, zero_4, one_4, weight_5 * given_5)
+        parts_B4 = torch.column_stack([raw._parts(seen)[:, :3], distance_B])
         return replace(raw, mean_4=parts_B4.mean(0), std_4=parts_B4.std(0).clamp_min(torch.finfo(torch.float32).tiny))
 
     def _parts(self, seen: Observation) -> Tensor:
@@ -93,12 +100,14 @@ class OneClassDetector:
         if self.head is not None:
             scale_B = scaled_energy(seen.features(), self.head, KEPT)
         if self.middle is not None:
-            middle_B = self.middle.squared_distances(_unit(seen.middle())).amin(1).sqrt()
+            middle_B = _distance(self.middle, seen.middle())
         return torch.stack([-max_logit_B, gradients_B, scale_B, middle_B], 1)
 
     def score(self, observation: Observation) -> Tensor:
         """Unknown score [B], in deviations of the known's max logit; higher = more unknown."""
-        return (self._parts(observation) - self.mean_4) / self.std_4 @ self.weight_4
+        z_B4 = (self._parts(observation) - self.mean_4) / self.std_4
+        beyond_B = (z_B4[:, 3] - BEYOND).clamp_min(0)
+        return torch.column_stack([z_B4, beyond_B]) @ self.weight_5
 
     def arrays(self) -> dict[str, Tensor]:
         """By name, for the bundle."""
@@ -110,12 +119,12 @@ class OneClassDetector:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Tensor]) -> "OneClassDetector":
         """Inverse of `arrays`."""
-        weights = dict(zip(PARTS, arrays["weight_4"].tolist(), strict=True))
+        weights = dict(zip(PARTS, arrays["weight_5"].tolist(), strict=True))
         head = Head(arrays["head.weight_KF"], arrays["head.bias_K"]) if weights["scale"] else None
         middle = None
-        if weights["middle"]:
+        if weights["middle"] or weights["beyond"]:
             middle = ClassGaussian(arrays["middle.mean_KF"], arrays["middle.whitening_FF"])
-        rest = {name: arrays[name] for name in ("direction_KD", "offset_K", "mean_4", "std_4", "weight_4")}
+        rest = {name: arrays[name] for name in ("direction_KD", "offset_K", "mean_4", "std_4", "weight_5")}
         return cls(Standardiser.from_arrays(arrays), head=head, middle=middle, **rest)
 
     def dropped(self, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -125,6 +134,22 @@ class OneClassDetector:
 
 def _unit(values_BM: Tensor) -> Tensor:
     return torch.nn.functional.normalize(values_BM, dim=1)
+
+
+def _distance(classes: ClassGaussian, middle_BM: Tensor) -> Tensor:
+    return classes.squared_distances(_unit(middle_BM)).amin(1).sqrt()
+
+
+def _distances_to_others(middle_BM: Tensor, labels_B: Tensor) -> Tensor:
+    """Of each image to the nearest class, fitted on images of other folds [B]; too few for that: on all."""
+    folds = FOLDS if len(middle_BM) >= 2 * FOLDS else 1
+    fold_B = (torch.randperm(len(middle_BM), generator=torch.Generator().manual_seed(0)) % folds).to(labels_B.device)
+    distance_B = middle_BM.new_zeros(len(middle_BM))
+    for fold in range(folds):
+        own_B, others_B = fold_B == fold, (fold_B != fold) | (folds == 1)
+        others = ClassGaussian.fit(_unit(middle_BM[others_B]), labels_B[others_B])
+        distance_B[own_B] = _distance(others, middle_BM[own_B])
+    return distance_B
 
 
 def _standardised(values_B: Tensor) -> Tensor:
