@@ -87,7 +87,7 @@ class RunFolder:
             added_later = {name: document.get(name) for name in ("false_alarm_rate", "calibration")}
             return {"fingerprint": document["fingerprint"], "classes": document["classes"], **added_later}
         except NotFound as error:
-            raise InputError(f"{self.uri}: no results there (no run.json); `gradosr score` makes them") from error
+            raise InputError(f"{self.uri}: no results there ({error}); `gradosr score` makes them") from error
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.uri}: run.json is damaged; choose another output") from error
 

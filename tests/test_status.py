@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tiny import local_job, run_here, write_archive
 
+from gradosr.config import S3Settings
 from gradosr.errors import InputError
 from gradosr.lease import EXPIRES
 from gradosr.status import RunStatus, read_status, status_report
@@ -107,6 +108,11 @@ def test_reasons_are_text_and_few(half_done: Path) -> None:
 def test_no_run_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no results there"):
         status_of(tmp_path)
+
+
+def test_no_bucket_there(bucket: str, s3_settings: S3Settings) -> None:
+    with pytest.raises(InputError, match=f"no results there \\({bucket}x: no such bucket\\)"):
+        read_status(Store(s3_settings), f"{bucket}x/results")
 
 
 def test_the_command_needs_neither_ray_nor_torch(half_done: Path) -> None:
