@@ -132,4 +132,5 @@ def test_a_large_shard_takes_no_more_memory_than_its_batches_and_a_bound(
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     before, peak = next((line["before"], line["peak"]) for line in reversed(lines) if "peak" in line)
     assert len(rows_of(tmp_path / kind / "results")) == 64 + images
+    print(f"\n{kind}: {(peak - before) / 2**20:.0f} MiB")
     assert peak - before < BOUND
