@@ -2,8 +2,7 @@
 
 training      trains a classifier (and the transfer detector)
 fitting       held out of training: standardises, fits the one_class detector
-calibration   held out of everything: p-values alone. Three quarters of what is held out: the default detector is as
-              good fitted on a quarter as on half, and what p-values can certify grows with their number
+calibration   held out of everything: p-values alone
 """
 
 import hashlib
@@ -22,8 +21,8 @@ from gradosr.readers import EncodedImage, every_image
 from gradosr.store import Store
 
 TRAINING, FITTING, CALIBRATION = 0, 1, 2
-FITTING_SHARE = 0.25
-"""Of the images held out."""
+HELD_OUT = 1.0
+"""Places below it are of images held out."""
 USES = {"training": TRAINING, "fitting": FITTING, "calibration": CALIBRATION}
 
 
@@ -67,10 +66,11 @@ def read_known(job: CompleteFitJob, store: Store, classes: Sequence[str], *, kee
         if image.label not in wanted:
             left_out["unlabelled" if image.label is None else "other_classes"] += 1
             return False
-        return keep_training or split.use(image) != TRAINING
+        return keep_training or split.place(image) < HELD_OUT
 
     pixels: list[Tensor] = []
-    facts: list[tuple[int, int]] = []
+    labels: list[int] = []
+    places: list[float] = []
     images = filter(keep, every_image(job.input, store))
     transform, threads = job.classifier.transform, torch.get_num_threads()
     batches = prepared_batches(images, transform, job.max_pixels, job.batch_size, threads)
@@ -79,16 +79,33 @@ def read_known(job: CompleteFitJob, store: Store, classes: Sequence[str], *, kee
             left_out["unreadable"] += 1
         else:
             pixels.append(image.pixels)
-            facts.append((wanted[image.encoded.label or ""], split.use(image.encoded)))
-    if not facts:
+            labels.append(wanted[image.encoded.label or ""])
+            places.append(split.place(image.encoded))
+    if not labels:
         raise InputError(
             f"{job.input.uri}: no images to fit with ({_reasons(left_out)}); check known, labels and held_out"
         )
-    labels_N, use_N = torch.tensor(facts).unbind(1)
+    use_N = _uses(torch.tensor(places, dtype=torch.float64))
     for name, use in USES.items():
         if not (use_N == use).any() and (use != TRAINING or keep_training):
             raise InputError(f"{job.input.uri}: no images left for {name}; check held_out")
-    return KnownImages(torch.stack(pixels), labels_N, use_N, left_out)
+    return KnownImages(torch.stack(pixels), torch.tensor(labels), use_N, left_out)
+
+
+def fitting_share(held_out: int) -> float:
+    """Of so many images held out, the share that fits the detector.
+
+    Half of a few. The default detector gains little by more than some 400 images, and what p-values can certify grows
+    with the number that calibrates: of 1,500 and more a quarter.
+    """
+    return max(0.25, min(0.5, 375 / max(1, held_out)))
+
+
+def _uses(place_N: Tensor) -> Tensor:
+    """By place among the images held out."""
+    held_out_N = place_N < HELD_OUT
+    fitting_N = place_N < fitting_share(int(held_out_N.sum()))
+    return torch.where(fitting_N, FITTING, torch.where(held_out_N, CALIBRATION, TRAINING))
 
 
 def _reasons(left_out: Mapping[str, int]) -> str:
@@ -96,21 +113,20 @@ def _reasons(left_out: Mapping[str, int]) -> str:
 
 
 class _Split:
-    """Which use an image has: by a list or a hash of its key, never by its place."""
+    """Which images are held out, and their order there: by a list or by hashes of the key, not by the input's order."""
 
     def __init__(self, job: FitJob, store: Store) -> None:
         self._seed = job.seed
         self._fraction = job.held_out if isinstance(job.held_out, float) else None
         self._listed = frozenset[str]() if isinstance(job.held_out, float) else _read_list(store, job.held_out)
 
-    def use(self, image: EncodedImage) -> int:
+    def place(self, image: EncodedImage) -> float:
+        """Among the images held out, below HELD_OUT; that itself for one that trains."""
         if self._fraction is not None:
             held_out = _unit(self._seed, "held out", image.key) < self._fraction
         else:
             held_out = image.key in self._listed or image.source in self._listed
-        if not held_out:
-            return TRAINING
-        return FITTING if _unit(self._seed, "fitting", image.key) < FITTING_SHARE else CALIBRATION
+        return _unit(self._seed, "fitting", image.key) if held_out else HELD_OUT
 
 
 def _unit(seed: int, salt: str, key: str) -> float:
