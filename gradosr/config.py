@@ -369,7 +369,7 @@ class CompleteFitJob(FitJob):
 
 
 class OsrTask(Settings):
-    """One classifier and its known classes; every other class of the test images is unknown to it."""
+    """One classifier and its known classes; the other classes of the test images are unknown to it."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Of its folder below `output`."""
@@ -378,6 +378,8 @@ class OsrTask(Settings):
     """Instead of classifier.weights."""
     held_out: Annotated[float, Field(gt=0, lt=1)] | Uri = 0.1
     """Of the input images; see FitJob."""
+    unknown: tuple[str, ...] = ()
+    """Test images of these classes alone are its unknown ones, those of further classes are left out; none: all are."""
     detectors: dict[str, Detector] = {}
     """Of this task alone, beside or instead of those of the same name in the protocol."""
 
@@ -392,7 +394,7 @@ class OsrProtocol(StoreFields):
     test: Input
     """Labelled images of all classes, used for nothing else."""
     far: dict[str, Input | PositiveInt] = {}
-    """Images that show no class at all: an input, or how many to make of `digits`, `noise` or `textures`."""
+    """Images that show no class at all: an input, or how many to make of a kind (see gradosr.evaluation.far)."""
     shows: dict[str, tuple[str, ...]] = {}
     """By class: labels of far images that show it after all. They are left out where the class is known."""
     tasks: Annotated[tuple[OsrTask, ...], Field(min_length=1)]
@@ -420,7 +422,7 @@ class OsrProtocol(StoreFields):
         names = [task.name for task in self.tasks]
         if len(set(names)) < len(names):
             raise ValueError(f"tasks: names must differ ({', '.join(names)})")
-        made = ("digits", "noise", "textures")
+        made = ("digits", "noise", "textures", "strokes", "clouds", "shapes")
         if wrong := [name for name, far in self.far.items() if isinstance(far, int) and name not in made]:
             raise ValueError(f"far: {', '.join(wrong)}: only {', '.join(made)} can be made; give an input")
         return self

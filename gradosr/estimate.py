@@ -38,8 +38,10 @@ class Estimate:
     workers: int
     images_per_second: float
     """Of one worker."""
+    planning: float
+    """Seconds that each worker's first batch takes beyond a later one: the engine measures the forms of its norms."""
     seconds: float
-    """From when all workers are ready."""
+    """From when all workers are ready, `planning` included."""
     cost: float | None
     """In the currency of price_per_hour; None where there is no price."""
     sample_images: int
@@ -58,15 +60,16 @@ def estimate(plan: Plan) -> Estimate | None:
     images_per_byte = sum(map(sample.count, counted)) / max(1, sum(shard.size for shard in counted))
     workers, threads, cores = _share(plan.job, len(plan.pending))
     scored = spread(plan.pending, SCORED)
-    images, rate = sample.rate(scored, threads, cores)
+    images, rate, planning = sample.rate(scored, threads, cores)
     if not images:
         return None
-    seconds = makespan([shard.size for shard in plan.pending], workers) * images_per_byte / rate
+    seconds = planning + makespan([shard.size for shard in plan.pending], workers) * images_per_byte / rate
     price = plan.job.price_per_hour
     return Estimate(
         images=round(images_per_byte * sum(shard.size for shard in plan.pending)),
         workers=workers,
         images_per_second=rate,
+        planning=planning,
         seconds=seconds,
         cost=None if price is None else price * workers * seconds / 3600,
         sample_images=images,
@@ -117,22 +120,26 @@ class _Sample:
             return READERS[self._job.input.kind].images_in(shard, self._store, self._job.input)
         return 0
 
-    def rate(self, shards: Sequence[Shard], threads: int, cores: float) -> tuple[int, float]:
-        """Images scored (0: there is none), and images per second of a worker of so many threads and cores.
+    def rate(self, shards: Sequence[Shard], threads: int, cores: float) -> tuple[int, float, float]:
+        """Images scored (0: there is none), images per second of a worker of so many threads and cores, and `planning`.
 
         A worker alone on a machine has its idle cores for reading and decoding; of many, each has no more than its own.
         """
         torch.set_num_threads(threads)
         size = self._job.batch_size
         images, wanted = 0, 2 * size
-        if not self._score(shards, size, threads):  # in which the engine makes its plan
-            return 0, 0.0
+        start = time.perf_counter()
+        first = self._score(shards, size, threads)
+        first_spent = time.perf_counter() - start
+        if not first:
+            return 0, 0.0, 0.0
         while True:
             start, busy = time.perf_counter(), time.process_time()
             scored = self._score(shards, wanted, threads)
             spent, busy = time.perf_counter() - start, time.process_time() - busy
             if spent > SECONDS / 2 or scored <= images:
-                return scored, min(scored / spent, scored * cores / busy)
+                planning = max(0.0, first_spent - first * spent / scored)
+                return scored, min(scored / spent, scored * cores / busy), planning
             images, wanted = scored, size * max(1, round(scored / spent * SECONDS / size))
 
     def _score(self, shards: Sequence[Shard], count: int, threads: int) -> int:

@@ -14,7 +14,7 @@ from gradosr.store import Store
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
-ALWAYS = (7, 8, 9, 10, 11)
+ALWAYS = (10, 34)
 RUNS = 50
 SLOWER = 5
 """Times the seconds of the quiet run that no other one may exceed, with all that happens to it."""

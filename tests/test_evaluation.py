@@ -166,6 +166,27 @@ def test_unknown_images_decide_nothing(done: tuple[Path, Any]) -> None:
         np.testing.assert_allclose(new["one_class"].to_numpy(), old["one_class"].to_numpy(), rtol=1e-4, atol=1e-4)
 
 
+def test_of_the_other_classes_those_alone_that_a_task_names_are_unknown(
+    done: tuple[Path, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, document = done
+    other = copy.deepcopy(document) | {"tasks": [document["tasks"][0] | {"unknown": ["grey"]}]}
+    other["output"] = str(folder / "chosen")
+    shutil.copytree(folder / "out", folder / "chosen")
+    (folder / "chosen.yaml").write_text(yaml.safe_dump(other, sort_keys=False))
+    command = ["evaluate", "--protocol", "osr", str(folder / "chosen.yaml"), "--json"]
+    assert run(command) == 0
+    out, err = capsys.readouterr()
+    assert (json.loads(out)["tasks"][0]["unknown"], "training classifier" in err) == (20, False)
+    new, old = (pq.read_table(folder / name / "warm" / "scores.parquet") for name in ("chosen", "out"))
+    new, old = (rows.filter(pc.equal(rows["set"], "test")) for rows in (new, old))
+    kept = old.filter(pc.not_equal(old["label"], "blue"))
+    assert new["key"].to_pylist() == kept["key"].to_pylist()
+    np.testing.assert_allclose(new["one_class"].to_numpy(), kept["one_class"].to_numpy(), rtol=1e-3, atol=1e-3)
+    assert run([*command, "--set", "tasks=[" + json.dumps(other["tasks"][0] | {"unknown": ["gray"]}) + "]"]) == 4
+    assert f"{folder}/test/: no image of gray, unknown to task warm" in capsys.readouterr().err
+
+
 def test_another_recipe_trains_again(done: tuple[Path, Any]) -> None:
     folder, document = done
     other = copy.deepcopy(document) | {"tasks": copy.deepcopy(document["tasks"][:1])}
@@ -213,7 +234,7 @@ def test_a_test_set_without_unknown_classes_is_one_clear_line(
     assert run([*command, "--set", "far={}"]) == 4
     assert "need known and unknown classes of every task" in capsys.readouterr().err
     assert run(["evaluate", "--protocol", "osr", config, "--set", "far.dots=5"]) == 2
-    assert "far: dots: only digits, noise, textures can be made" in capsys.readouterr().err
+    assert "far: dots: only digits, noise, textures, strokes, clouds, shapes can be made" in capsys.readouterr().err
 
 
 def test_tables_hold_the_first_detector_against_the_best_baseline(done: tuple[Path, Any]) -> None:

@@ -412,7 +412,7 @@ def test_dry_run_touches_nothing(
     facts = json.loads(out)
     found = facts["estimate"]
     assert (found["images"], found["sample_images"], found["sample_shards"], found["workers"]) == (12, 12, 2, 1)
-    assert found["seconds"] == pytest.approx(12 / found["images_per_second"])
+    assert found["seconds"] == pytest.approx(found["planning"] + 12 / found["images_per_second"])
     assert found["cost"] == pytest.approx(found["seconds"] / 100)
     assert code == 0
     assert (facts["shards"], facts["pending_shards"]) == (2, 2)

@@ -48,7 +48,9 @@ def ray_session() -> Iterator[None]:
         raise InputError("the Ray Data peer needs pandas: pip install 'gradosr[data]'; or --no-peer") from error
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.use_datasource_v2 = False  # it makes one block of small files, whatever override_num_blocks says
     try:
         yield
     finally:
@@ -56,8 +58,10 @@ def ray_session() -> Iterator[None]:
 
 
 def settings(batch_size: int, workers: int, threads: int) -> list[Setting]:
-    """The grid: two batch sizes; as many actors as workers and, of the same threads in all, twice as many."""
-    pools = [(workers, threads)] + ([(2 * workers, threads // 2)] if threads > 1 else [])
+    """The grid: two batch sizes; as many actors as workers and, of the same threads in all, twice and half as many."""
+    pools = [(workers, threads)]
+    pools += [(2 * workers, threads // 2)] if threads > 1 else []
+    pools += [(workers // 2, 2 * threads)] if workers > 1 else []
     return [Setting(batch, *pool) for pool in pools for batch in (batch_size, 4 * batch_size)]
 
 

@@ -3,6 +3,12 @@
 digits     scikit-learn's hand-written digits, light on dark and dark on light, some in two random colours
 noise      uniform, Gaussian, binary, per pixel or per channel, and salt and pepper on a flat colour
 textures   stripes, waves, checks, rings, moiré and blocks of random period, angle and colours
+
+And to make choices by, so that those above measure what nothing was chosen by:
+
+strokes    three straight lines of random width in one colour on another
+clouds     smooth random colours, from a grid of 2 to 6 points a side
+shapes     five discs and rectangles of random place, size and colour
 """
 
 import math
@@ -44,7 +50,7 @@ def noise(count: int, size: Size, draws: torch.Generator) -> Tensor:
 
 def textures(count: int, size: Size, draws: torch.Generator) -> Tensor:
     """Six kinds in turn."""
-    y, x = torch.meshgrid(*(torch.arange(side, dtype=torch.float32) for side in size), indexing="ij")
+    y, x = _positions(size)
 
     def between(low: float, high: float) -> Tensor:
         return (low + (high - low) * torch.rand(count, generator=draws)).view(-1, 1, 1, 1)
@@ -63,10 +69,47 @@ def textures(count: int, size: Size, draws: torch.Generator) -> Tensor:
     return _bytes(_in_turn([*coloured, blocks[..., : size[0], : size[1]]]))
 
 
+def strokes(count: int, size: Size, draws: torch.Generator) -> Tensor:
+    """Dark or light, in any colours."""
+    y, x = _positions(size)
+    ink_N1HW = torch.zeros(count, 1, *size)
+    for _ in range(3):
+        ends = torch.rand(4, count, 1, 1, 1, generator=draws) * max(size)
+        (from_y, from_x), (along_y, along_x) = ends[:2], ends[2:] - ends[:2]
+        share = ((y - from_y) * along_y + (x - from_x) * along_x) / (along_y.square() + along_x.square()).clamp_min(1)
+        share = share.clamp(0, 1)
+        away = torch.hypot(y - from_y - share * along_y, x - from_x - share * along_x)
+        width = (0.02 + 0.06 * torch.rand(count, 1, 1, 1, generator=draws)) * max(size)
+        ink_N1HW = torch.maximum(ink_N1HW, (1 + width - away).clamp(0, 1))
+    return _bytes(_two_colours(ink_N1HW, draws))
+
+
+def clouds(count: int, size: Size, draws: torch.Generator) -> Tensor:
+    """Five finenesses in turn."""
+    grids = [torch.rand(count, 3, side, side, generator=draws) for side in range(2, 7)]
+    return _bytes(_in_turn([F.interpolate(grid, size, mode="bicubic", align_corners=True) for grid in grids]))
+
+
+def shapes(count: int, size: Size, draws: torch.Generator) -> Tensor:
+    """One before the other, on a flat colour."""
+    y, x = _positions(size)
+    images = torch.rand(count, 3, 1, 1, generator=draws).expand(-1, -1, *size)
+    for number in range(5):
+        centre_y, centre_x, height, width = torch.rand(4, count, 1, 1, 1, generator=draws)
+        far_y = (y / size[0] - centre_y).abs() / (0.05 + 0.3 * height)
+        far_x = (x / size[1] - centre_x).abs() / (0.05 + 0.3 * width)
+        inside = (torch.hypot(far_y, far_x) if number % 2 else torch.maximum(far_y, far_x)) < 1
+        images = torch.where(inside, torch.rand(count, 3, 1, 1, generator=draws), images)
+    return _bytes(images)
+
+
 MADE: dict[str, Callable[[int, Size, torch.Generator], Tensor]] = {
     "digits": digits,
     "noise": noise,
     "textures": textures,
+    "strokes": strokes,
+    "clouds": clouds,
+    "shapes": shapes,
 }
 """By name: (count, (height, width), random draws) -> images."""
 
@@ -74,6 +117,11 @@ MADE: dict[str, Callable[[int, Size, torch.Generator], Tensor]] = {
 def make(name: str, count: int, size: Size, seed: int) -> Tensor:
     """`count` images of a name of MADE; the same for the same seed."""
     return MADE[name](count, size, torch.Generator().manual_seed(seed))
+
+
+def _positions(size: Size) -> tuple[Tensor, Tensor]:
+    y, x = torch.meshgrid(*(torch.arange(side, dtype=torch.float32) for side in size), indexing="ij")
+    return y, x
 
 
 def _two_colours(shares_N1HW: Tensor, draws: torch.Generator) -> Tensor:

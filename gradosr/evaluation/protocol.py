@@ -7,7 +7,7 @@ there and made of the same is not done again.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -117,7 +117,7 @@ def _done(protocol: OsrProtocol, task: OsrTask, store: Store, notes: Notes) -> T
     folder, detectors = join(protocol.output, task.name), detectors_of(protocol, task)
     notes.say(f"{task.name}: {len(detectors)} detectors")
     ready = _ready(protocol, task, folder, store, notes)
-    sets = [_calibration(ready), *_unseen(protocol, ready, store)]
+    sets = [_calibration(ready), *_unseen(protocol, task, ready, store)]
     columns: dict[str, NDArray[Any]] = {}
     predicted: list[str] = []
     coordinates: dict[str, float] = {}
@@ -156,7 +156,7 @@ def _ready(protocol: OsrProtocol, task: OsrTask, folder: str, store: Store, note
     first = next((one for one in detectors if one.kind == "transfer"), next(iter(detectors)))
     trained = not task.classifier.trained
     recipe = protocol.model_dump(mode="json", include={"input", "seed"})
-    recipe |= task.model_dump(mode="json", exclude={"detectors"})
+    recipe |= task.model_dump(mode="json", exclude={"detectors", "unknown"})
     weights = join(folder, f"classifier-{_digest(recipe)[:12]}.safetensors")
     if trained and _is_there(store, weights):
         classifier = task.classifier.model_copy(update={"weights": weights})
@@ -184,22 +184,32 @@ def _calibration(ready: Ready) -> _Images:
     )
 
 
-def _unseen(protocol: OsrProtocol, ready: Ready, store: Store) -> Iterator[_Images]:
+def _unseen(protocol: OsrProtocol, task: OsrTask, ready: Ready, store: Store) -> Iterator[_Images]:
     """The test images, then every set of far ones."""
-    yield _read(TEST, protocol.test, protocol, ready, store)
-    shown = {label for name in ready.job.classifier.classes for label in protocol.shows.get(name, ())}
+    classes = ready.job.classifier.classes
+    wanted = {*classes, *task.unknown}
+    test = _read(TEST, protocol.test, protocol, ready, store, lambda label: not task.unknown or label in wanted)
+    if missing := sorted(set(task.unknown) - set(test.labels)):
+        raise InputError(f"{protocol.test.uri}: no image of {', '.join(missing)}, unknown to task {task.name}")
+    yield test
+    shown = {label for name in classes for label in protocol.shows.get(name, ())}
     for name, far in protocol.far.items():
         if isinstance(far, int):
             pixels = make(name, far, input_size(ready.job.classifier.transform), protocol.seed)
             yield _Images(name, [f"{name}/{number}" for number in range(far)], [None] * far, pixels)
         else:
-            yield _read(name, far, protocol, ready, store, left_out=shown)
+            yield _read(name, far, protocol, ready, store, lambda label: label not in shown)
 
 
 def _read(
-    name: str, source: Input, protocol: OsrProtocol, ready: Ready, store: Store, left_out: set[str] | None = None
+    name: str,
+    source: Input,
+    protocol: OsrProtocol,
+    ready: Ready,
+    store: Store,
+    takes: Callable[[str | None], bool],
 ) -> _Images:
-    wanted = (image for image in every_image(source, store) if image.label not in (left_out or ()))
+    wanted = (image for image in every_image(source, store) if takes(image.label))
     batches = prepared_batches(
         wanted, ready.job.classifier.transform, protocol.max_pixels, protocol.batch_size, torch.get_num_threads()
     )
