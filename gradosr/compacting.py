@@ -178,7 +178,7 @@ def _row_groups(store: Store, uri: str) -> Iterator[pa.Table]:
     with store.open(store.stat(uri)) as body:
         file = pq.ParquetFile(body, pre_buffer=False)
         for group in range(file.num_row_groups):
-            yield file.read_row_group(group)
+            yield file.read_row_group(group, use_threads=False)
 
 
 class _Sums:

@@ -202,8 +202,10 @@ class RunFolder:
         return pa.concat_tables(tables), listing.finished
 
     def _read_part(self, part: str, columns: Sequence[str]) -> pa.Table:
-        with self.open_part(part) as body:
-            return pq.read_table(body, columns=list(columns))
+        with self.open_part(
+            part
+        ) as body:  # read on no thread of Arrow's: it may outlive `body`, and crash a Python that exits
+            return pq.ParquetFile(body, pre_buffer=False).read(list(columns), use_threads=False)
 
 
 def merged(parts: Iterable[Mapping[str, Number]]) -> dict[str, Number]:

@@ -181,7 +181,8 @@ def run(seed: int | None, nodes: Nodes, store: Store, bucket: str, proxy: FaultP
 
 def _rows(store: Store, uri: str) -> list[dict[str, Any]]:
     with store.open(store.stat(uri)) as body:
-        found: list[dict[str, Any]] = pq.read_table(body, columns=["key", "unknown_score"]).to_pylist()
+        table = pq.ParquetFile(body, pre_buffer=False).read(["key", "unknown_score"], use_threads=False)
+    found: list[dict[str, Any]] = table.to_pylist()
     return found
 
 

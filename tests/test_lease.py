@@ -493,7 +493,13 @@ def assert_one_table(store: Store, bucket: str) -> None:
     named = json.loads(store.read(f"{bucket}/results/_SUCCESS"))["parts"]
     there = [stored.uri for stored in store.list(f"{bucket}/results/parts/")]
     assert there == [f"{bucket}/results/parts/{part}.parquet" for part in named]
-    keys = [key for uri in there for key in pq.read_table(io.BytesIO(store.read(uri)))["key"].to_pylist()]
+    keys = [
+        key
+        for uri in there
+        for key in pq.ParquetFile(io.BytesIO(store.read(uri)), pre_buffer=False)
+        .read(use_threads=False)["key"]
+        .to_pylist()
+    ]
     assert len(keys) == len(set(keys)) == 240
 
 

@@ -3,10 +3,13 @@
 import io
 import json
 import re
+import subprocess
+import sys
 import time
 from dataclasses import astuple
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.json
 import pyarrow.parquet as pq
 import pytest
@@ -310,6 +313,23 @@ def test_representation_and_features_are_stored_as_asked(tmp_path: Path, wanted:
         values = [value for value in table[name].to_pylist() if value is not None]
         assert len(values) == (unknown if stored is None else stored)
         assert all(len(value) == width for value in values)
+
+
+def test_a_process_that_has_read_the_table_ends_well(tmp_path: Path) -> None:
+    write_archive(Store(), f"{tmp_path}/archive", shards=1)
+    run_here(local_job(tmp_path))
+    part = next((tmp_path / "results" / "parts").iterdir())
+    pq.write_table(pa.concat_tables([pq.read_table(part)] * 4000), part, row_group_size=1000)
+    ends = (  # of processes that end at once, while pyarrow's threads may still hold a file of Python's
+        "import os, sys\n"
+        "from gradosr.results import RunFolder\n"
+        "from gradosr.store import Store\n"
+        "for _ in range(25):\n"
+        "    if not (pid := os.fork()):\n"
+        "        sys.exit(len(RunFolder(Store(), sys.argv[1]).table(['key', 'p_value'])[0]) != 24_000)\n"
+        "    assert not (status := os.waitpid(pid, 0)[1]), status\n"
+    )
+    subprocess.run([sys.executable, "-c", ends, f"{tmp_path}/results"], check=True, timeout=100)
 
 
 def test_a_folder_of_another_fingerprint_is_refused_with_the_difference(job: ScoreJob, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ class RunTable:
         """One part. Raises InputError when it is damaged, FingerprintMismatch when it is of other settings."""
         with self.folder.open_part(part) as body:
             try:
-                opened = OpenPart(pq.ParquetFile(body))
+                opened = OpenPart(pq.ParquetFile(body, pre_buffer=False))
                 if missing := [name for name in schema().names if name not in opened.columns]:
                     raise InputError(f"{self.folder.uri}: part {part} lacks the columns {', '.join(missing)}")
                 self._check(part, (opened.file.metadata.metadata or {}).get(b"gradosr.fingerprint", b"null"))

@@ -107,7 +107,8 @@ def _found(protocol: OsrProtocol, task: OsrTask, store: Store) -> TaskScores | N
         about = json.loads(store.read(join(folder, ABOUT)))
         if about["made_of"] != _made_of(protocol, task):
             return None
-        rows = pq.read_table(pa.BufferReader(store.read(join(folder, SCORES))))
+        body = pa.BufferReader(store.read(join(folder, SCORES)))
+        rows = pq.ParquetFile(body, pre_buffer=False).read(use_threads=False)
     except NotFound:
         return None
     return TaskScores(task.name, tuple(about["classes"]), rows, about["coordinates"])
