@@ -10,8 +10,9 @@ import struct
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Literal
+from typing import Any, Literal
 
 import boto3
 from botocore.config import Config
@@ -35,8 +36,7 @@ _ANSWERS: dict[str, tuple[int, str, str]] = {
 class FaultProxy(ThreadingHTTPServer):
     """`with FaultProxy(server.endpoint_url) as proxy:` listens at proxy.endpoint_url."""
 
-    daemon_threads = True
-    block_on_close = False
+    daemon_threads = False  # leaving ends them: one that wakes while the interpreter goes down may crash it
 
     def __init__(self, upstream_url: str) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -52,6 +52,7 @@ class FaultProxy(ThreadingHTTPServer):
         self.dealt: Counter[Fault] = Counter()
         self.stopped = threading.Event()
         self._lock = threading.Lock()
+        self._clients: set[socket.socket] = set()
         self.chaos(random.Random(), 0.0, ())
 
     @property
@@ -84,7 +85,22 @@ class FaultProxy(ThreadingHTTPServer):
     def __exit__(self, *_: object) -> None:
         self.stopped.set()
         self.shutdown()
+        with self._lock:
+            for client in self._clients:
+                with suppress(OSError):  # gone already
+                    client.shutdown(socket.SHUT_RDWR)
         self.server_close()
+
+    def get_request(self) -> tuple[socket.socket, object]:
+        client, address = super().get_request()
+        with self._lock:
+            self._clients.add(client)
+        return client, address
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._clients.discard(request)
+        super().shutdown_request(request)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Clients that give up are part of the game."""
