@@ -20,7 +20,9 @@ AHEAD_BYTES = 32 * 2**20
 """Of pixels in prepared batches that wait to be scored; one more batch is in the making."""
 MAX_HELD = 64 * 2**20
 """Bytes of images that wait to be decoded, the newest not counted; a batch of the largest is many times that."""
-HELD_PER_THREAD = 4  # images that wait to be decoded or to be put into a batch
+HELD_PER_THREAD = 4  # tasks that wait to be decoded or to be put into a batch
+TASK_BYTES = 32 * 2**10
+"""Of encoded images that one task decodes: to hand a task to a thread takes as long as to decode a kilobyte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +62,24 @@ def prepared_batches(
 
     def prepared() -> Iterator[PreparedImage]:
         pool = ThreadPoolExecutor(threads, "decode")
-        running: deque[tuple[Future[PreparedImage], int]] = deque()
+        running: deque[tuple[Future[list[PreparedImage]], int]] = deque()
         held, most = 0, min(size, HELD_PER_THREAD * threads)
         try:
-            for encoded in images:
-                while running and (len(running) == most or held + len(encoded.data) > MAX_HELD):
-                    oldest, length = running.popleft()
-                    yield oldest.result()
-                    held -= length
-                running.append((pool.submit(prepare, encoded, transform, max_pixels), len(encoded.data)))
-                held += len(encoded.data)
+            for task in _tasks(images, size // most):
+                length = sum(len(encoded.data) for encoded in task)
+                while running and (len(running) == most or held + length > MAX_HELD):
+                    oldest, ended = running.popleft()
+                    yield from oldest.result()
+                    held -= ended
+                running.append((pool.submit(prepare_all, task), length))
+                held += length
             while running:
-                yield running.popleft()[0].result()
+                yield from running.popleft()[0].result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+    def prepare_all(task: list[EncodedImage]) -> list[PreparedImage]:
+        return [prepare(encoded, transform, max_pixels) for encoded in task]
 
     def batches() -> Iterator[list[PreparedImage]]:
         source = prepared()
@@ -81,6 +87,20 @@ def prepared_batches(
             yield batch
 
     return ahead(batches(), _pixel_bytes, AHEAD_BYTES)
+
+
+def _tasks(images: Iterable[EncodedImage], most: int) -> Iterator[list[EncodedImage]]:
+    """Neighbours together, up to TASK_BYTES or `most` images."""
+    task: list[EncodedImage] = []
+    length = 0
+    for encoded in images:
+        task.append(encoded)
+        length += len(encoded.data)
+        if length >= TASK_BYTES or len(task) == most:
+            yield task
+            task, length = [], 0
+    if task:
+        yield task
 
 
 def _pixel_bytes(batch: list[PreparedImage]) -> int:
