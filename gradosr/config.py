@@ -130,10 +130,14 @@ class TrainSettings(Settings):
     """Random crops after padding by this many pixels on each side (the CIFAR recipe takes 4)."""
     flip: bool = False
     """Mirror half of the images."""
+    cutout: int = Field(0, ge=0)
+    """Side in pixels of a square of each image that is set to 0 (DeVries & Taylor, 2017); 8 suits CIFAR, 0 is none."""
     rand_augment: int = Field(0, ge=0)
     """RandAugment's operations per image (Cubuk et al., 2020), at torchvision's magnitude; 2 is usual, 0 is none."""
     average: float = Field(0.0, ge=0, lt=1)
     """Decay per step of an exponential average of the weights, which is what is kept; .999 is usual, 0 is none."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the forward pass and what autograd makes of it (autocast); weights stay float32."""
     seed: int = 0
 
 

@@ -1,6 +1,6 @@
 """A plain recipe for those who bring no classifier: SGD with Nesterov momentum, one-cycle rate (falling as a cosine).
 
-Crop, flip, RandAugment and an exponential average of the weights are each off unless asked for.
+Crop, flip, cutout, RandAugment and an exponential average of the weights are each off unless asked for.
 
 N images, B batch, K classes.
 """
@@ -54,7 +54,8 @@ def train(
         order_N = torch.randperm(len(images_NCHW), generator=generator)
         for rows in order_N[: steps * batch].split(batch):
             images_BCHW = normalise(augment(images_NCHW[rows], recipe, generator).to(device), transform)
-            logits_BK = checked_logits(classifier(images_BCHW), len(rows))
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+                logits_BK = checked_logits(classifier(images_BCHW), len(rows)).float()
             loss = F.cross_entropy(logits_BK, labels_N[rows].to(device), label_smoothing=recipe.label_smoothing)
             optimiser.zero_grad()
             loss.backward()
@@ -70,7 +71,7 @@ def train(
 
 
 def augment(images_BCHW: Tensor, recipe: TrainSettings, generator: torch.Generator) -> Tensor:
-    """Mirrored (`flip`: half of them), shifted by up to crop_padding pixels (zeros come in), and RandAugment."""
+    """Mirrored (`flip`: half of them), shifted by up to crop_padding pixels (zeros come in), RandAugment, cutout."""
     batch, _, height, width = images_BCHW.shape
     if recipe.flip:
         mirrored = torch.rand(batch, 1, 1, 1, generator=generator) < 0.5
@@ -84,6 +85,12 @@ def augment(images_BCHW: Tensor, recipe: TrainSettings, generator: torch.Generat
         images_BCHW = padded[samples, channels, rows[:, None, :, None], columns[:, None, None, :]]
     if recipe.rand_augment:
         images_BCHW = _rand_augmented(images_BCHW, recipe.rand_augment, generator)
+    if side := recipe.cutout:
+        # The square's centre may be anywhere, so that it is sometimes cut off at the edge (the paper's section 3.2).
+        top, left = (torch.randint(0, size, (batch, 1), generator=generator) - side // 2 for size in (height, width))
+        rows, columns = torch.arange(height) - top, torch.arange(width) - left
+        cut_BHW = ((rows >= 0) & (rows < side))[:, :, None] & ((columns >= 0) & (columns < side))[:, None, :]
+        images_BCHW = images_BCHW.masked_fill(cut_BHW[:, None], 0)
     return images_BCHW
 
 

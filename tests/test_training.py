@@ -23,7 +23,7 @@ def trained(**changes: object) -> nn.Module:
     return net
 
 
-@pytest.mark.parametrize("changes", [{"flip": True}, {"crop_padding": 2}, {"rand_augment": 2}])
+@pytest.mark.parametrize("changes", [{"flip": True}, {"crop_padding": 2}, {"cutout": 3}, {"rand_augment": 2}])
 def test_augmented_images_differ_by_draw_and_leave_the_global_generator_alone(changes: dict[str, object]) -> None:
     recipe, pixels = TrainSettings.model_validate(changes), images(30)
     torch.manual_seed(1)
@@ -36,6 +36,23 @@ def test_augmented_images_differ_by_draw_and_leave_the_global_generator_alone(ch
     assert not torch.equal(once, other)
     assert any(not torch.equal(a, b) for a, b in zip(once, pixels, strict=True))
     assert torch.equal(augment(pixels, TrainSettings(), torch.Generator()), pixels)
+
+
+def test_cutout_blanks_a_square_that_may_reach_beyond_the_image() -> None:
+    pixels = torch.full((500, 3, 6, 9), 255, dtype=torch.uint8)
+    found = augment(pixels, TrainSettings(cutout=4), torch.Generator().manual_seed(0))
+    blank = found == 0
+    assert torch.equal(blank[:, :1].expand_as(blank), blank)
+    sizes = {(int(one.any(1).sum()), int(one.any(0).sum()), int(one.sum())) for one in blank[:, 0]}
+    assert sizes == {(high, wide, high * wide) for high in (2, 3, 4) for wide in (2, 3, 4)}
+    assert found.unique().tolist() == [0, 255]
+
+
+def test_bfloat16_is_what_is_computed_in_and_not_what_is_kept() -> None:
+    exact, rounded = trained()[1].weight, trained(precision="bfloat16")[1].weight
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, atol=0.05, rtol=0.1)
 
 
 def test_the_average_is_that_of_the_weights_after_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
