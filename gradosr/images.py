@@ -125,14 +125,17 @@ def to_input_size(pixels: Tensor, transform: TransformSettings) -> Tensor:
         if len(size) == 1:
             # A 1 x 60,000 strip whose shorter side became 256 would take 12 GB; the crop sees its centre only.
             height, width = pixels.shape[1:]
-            pixels = functional.center_crop(
-                pixels, [min(height, _MAX_ASPECT * width), min(width, _MAX_ASPECT * height)]
-            )
-        pixels = functional.resize(pixels, size, InterpolationMode(transform.interpolation), antialias=True)
+            pixels = _cropped(pixels, [min(height, _MAX_ASPECT * width), min(width, _MAX_ASPECT * height)])
+        if size != (list(pixels.shape[1:]) if len(size) == 2 else [min(pixels.shape[1:])]):
+            pixels = functional.resize(pixels, size, InterpolationMode(transform.interpolation), antialias=True)
     if transform.crop is not None:
-        crop = [transform.crop] * 2 if isinstance(transform.crop, int) else list(transform.crop)
-        pixels = functional.center_crop(pixels, crop)
+        pixels = _cropped(pixels, [transform.crop] * 2 if isinstance(transform.crop, int) else list(transform.crop))
     return pixels.contiguous()
+
+
+def _cropped(pixels: Tensor, size: list[int]) -> Tensor:
+    """Unless it has that size: torchvision finds out in as long as a small image takes to decode."""
+    return pixels if list(pixels.shape[1:]) == size else functional.center_crop(pixels, size)
 
 
 def _open(data: bytes) -> ImageFile:

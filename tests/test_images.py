@@ -30,6 +30,7 @@ from hostile import (
 )
 from mutations import rle_bmp
 from PIL import Image, ImageOps
+from torchvision.transforms.v2 import functional
 
 from gradosr import images
 from gradosr.config import MAX_PIXELS, TransformSettings
@@ -259,6 +260,18 @@ def test_input_size(settings, shape):
     assert scaled.shape == shape
     assert scaled.dtype == torch.uint8
     assert scaled.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "resize", "crop"),
+    [(6, 9, 6, (6, 9)), (6, 9, (6, 9), 6), (9, 6, (6, 9), None), (6, 9, 9, (6, 9)), (6, 6, 6, 6), (1, 90, 1, 4)],
+)
+def test_what_has_its_size_already_comes_out_as_from_torchvision(height, width, resize, crop):
+    pixels = torch.from_numpy(np.array(noise(width, height))).permute(2, 0, 1)
+    expected = functional.resize(pixels, resize, antialias=True)
+    if crop is not None:
+        expected = functional.center_crop(expected, crop)
+    assert torch.equal(to_input_size(pixels, TransformSettings(resize=resize, crop=crop)), expected)
 
 
 def test_a_crop_is_taken_from_the_centre_and_padded_with_black():
