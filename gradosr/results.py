@@ -202,9 +202,8 @@ class RunFolder:
         return pa.concat_tables(tables), listing.finished
 
     def _read_part(self, part: str, columns: Sequence[str]) -> pa.Table:
-        with self.open_part(
-            part
-        ) as body:  # read on no thread of Arrow's: it may outlive `body`, and crash a Python that exits
+        # On no thread of Arrow's: it may hold `body` beyond its end, and then crashes a Python that exits.
+        with self.open_part(part) as body:
             return pq.ParquetFile(body, pre_buffer=False).read(list(columns), use_threads=False)
 
 
