@@ -59,6 +59,19 @@ def test_images_wait_for_the_decoder_only_up_to_a_bound(monkeypatch: pytest.Monk
     assert max(seen - done for done, seen in enumerate(decoded)) <= 4
 
 
+def test_large_images_are_decoded_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    both, decode = threading.Barrier(2, timeout=20), loading.decode
+
+    def together(encoded: bytes, max_pixels: int) -> object:
+        both.wait()
+        return decode(encoded, max_pixels)
+
+    monkeypatch.setattr(loading, "decode", together)
+    large = png(4, 4).ljust(loading.TASK_BYTES, b"\0")
+    (found,) = batches((EncodedImage(f"{number}", large) for number in range(2)), size=16)
+    assert [image.pixels is not None for image in found] == [True, True]
+
+
 def test_what_waits_is_bounded_by_its_weight() -> None:
     made: list[int] = []
 
