@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-slow check lint types bench lock clean
+.PHONY: demo test test-slow check lint types bench gpu-check gpu-paper lock clean
 
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --upgrade --target .uv uv
@@ -34,10 +34,17 @@ check: lint types test  ## lint, strict types, tests
 bench: $(STAMP)  ## the speed table of the README, measured on this machine
 	$(BIN)/gradosr bench table README.md
 
+gpu-check: $(STAMP)  ## on a CUDA device: the tests that need one, and what it does how fast (into gpu.json)
+	$(BIN)/pytest -m gpu
+	$(BIN)/gradosr bench gpu gpu.json
+
+gpu-paper: $(STAMP)  ## on a CUDA device: the paper's preset on well-trained networks; DATA holds cifar10-jpg/
+	$(BIN)/gradosr evaluate --protocol osr configs/evaluate-paper-gpu.yaml --set device=cuda --set data=$(DATA)
+
 lock:  ## pin the newest versions, with hashes and without any registry's address
 	.uv/bin/uv pip compile pyproject.toml --all-extras --generate-hashes --universal --python-version 3.10 \
 		--no-header --upgrade --output-file requirements.lock
 
 clean:
-	rm -rf .venv .uv build dist demo *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .uv build dist demo gpu.json *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,5 +1,6 @@
 """The classifier: an architecture by reference, its input and its output."""
 
+import functools
 import importlib
 import sys
 from collections.abc import Collection, Mapping
@@ -97,8 +98,12 @@ def check_logits(logits_BK: Tensor, classes: int) -> None:
 
 def normalise(images_BCHW: Tensor, transform: TransformSettings, dtype: torch.dtype = torch.float32) -> Tensor:
     """uint8 pixels to the classifier's input: scaled to 0..1, less the mean, over the deviation; on their device."""
-    mean, std = (
-        torch.tensor(values, device=images_BCHW.device, dtype=dtype).view(3, 1, 1)
-        for values in (transform.mean, transform.std)
-    )
+    mean, std = (_per_channel(values, images_BCHW.device, dtype) for values in (transform.mean, transform.std))
     return (images_BCHW.to(dtype) / 255 - mean) / std
+
+
+@functools.cache
+def _per_channel(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Kept: an upload waits for all that its device was given before."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device, dtype=dtype).view(3, 1, 1)

@@ -402,6 +402,8 @@ class OsrProtocol(StoreFields):
     shows: dict[str, tuple[str, ...]] = {}
     """By class: labels of far images that show it after all. They are left out where the class is known."""
     tasks: Annotated[tuple[OsrTask, ...], Field(min_length=1)]
+    train: TrainSettings | None = None
+    """Of the tasks that have no recipe of their own and whose classifier comes without weights."""
     detectors: Annotated[dict[str, Detector], Field(min_length=1)]
     """By the name they get in the tables. The first is held against the best baseline."""
     objectives: tuple[ObjectiveName, ...] = ("all_hot", "predicted", "max_logit")
@@ -430,6 +432,11 @@ class OsrProtocol(StoreFields):
         if wrong := [name for name, far in self.far.items() if isinstance(far, int) and name not in made]:
             raise ValueError(f"far: {', '.join(wrong)}: only {', '.join(made)} can be made; give an input")
         return self
+
+    def with_recipe(self, task: OsrTask) -> OsrTask:
+        """The task with the protocol's recipe, where it needs one and has none."""
+        lacking = task.train is None and not task.classifier.trained
+        return task.model_copy(update={"train": self.train}) if lacking else task
 
     def fit_job(self, task: OsrTask, detector: "Detector") -> FitJob:
         """One detector of one task; a recipe beside weights is for the transfer detector's classifier 1."""

@@ -1,6 +1,7 @@
 """Fitting: from a fit job to a bundle."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from gradosr.bundle import Bundle
 from gradosr.calibration import Calibration, check_enough
 from gradosr.config import BaselineSettings, CompleteFitJob, FitJob, OneClassSettings, TrainSettings, TransferSettings
 from gradosr.config import Detector as DetectorSettings
+from gradosr.decoding import DecodedImages
 from gradosr.detectors import BASELINES, Detector, Known, Observation, OneClassDetector, TransferDetector
 from gradosr.errors import ClassifierError, ConfigError
 from gradosr.gradients import Head
@@ -21,7 +23,7 @@ from gradosr.origin import bring, build, complete
 from gradosr.parts import software
 from gradosr.scorer import Observer, pick_device
 from gradosr.store import Store, join
-from gradosr.telemetry import Notes
+from gradosr.telemetry import Notes, duration
 from gradosr.training import train
 from gradosr.weights import load_weights, read_weights
 
@@ -36,7 +38,7 @@ class Ready:
     known: KnownImages
 
 
-def prepare(asked: FitJob, notes: Notes) -> Ready:
+def prepare(asked: FitJob, notes: Notes, decoded: DecodedImages | None = None) -> Ready:
     """The classifier of a fit job, loaded or trained, and its known images. Raises as `fit`."""
     store, device = Store(asked.store, asked.stores), pick_device(asked.device)
     job = complete(asked, store, notes)
@@ -47,7 +49,7 @@ def prepare(asked: FitJob, notes: Notes) -> Ready:
     if isinstance(job.detector, TransferSettings):
         pseudo_unknown(job.detector, classes)
     keep_training = job.train is not None or isinstance(job.detector, TransferSettings)
-    known = read_known(job, store, classes, keep_training=keep_training)
+    known = read_known(job, store, decoded or DecodedImages(store), classes, keep_training=keep_training)
     check_enough(known.counts()["calibration"], job.false_alarm_rate)
     notes.say(f"{len(classes)} known classes; images: {_listed(known.counts())}")
     if job.train and not job.classifier.weights:
@@ -205,5 +207,7 @@ def _train(
     def observe_epoch(epoch: int, loss: float) -> None:
         notes.step(f"training {what}: epoch {epoch + 1}/{recipe.epochs}, loss {loss:.3f}")
 
-    device = pick_device(job.device)
+    start, device = time.monotonic(), pick_device(job.device)
     train(classifier, known.images_NCHW, known.labels_N, recipe, job.classifier.transform, device, observe_epoch)
+    seconds, images = time.monotonic() - start, recipe.epochs * len(known.labels_N)
+    notes.say(f"{what} trained: {recipe.epochs} epochs in {duration(seconds)}, {images / seconds:,.0f} images/s")

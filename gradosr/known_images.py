@@ -6,7 +6,6 @@ calibration   held out of everything: p-values alone
 """
 
 import hashlib
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,9 @@ import torch
 from torch import Tensor
 
 from gradosr.config import CompleteFitJob, FitJob
+from gradosr.decoding import DecodedImages
 from gradosr.errors import InputError
-from gradosr.loading import prepared_batches
-from gradosr.readers import EncodedImage, every_image
+from gradosr.readers import EncodedImage
 from gradosr.store import Store
 
 TRAINING, FITTING, CALIBRATION = 0, 1, 2
@@ -55,7 +54,9 @@ class KnownImages:
         return {name: int((self.use_N == use).sum()) for name, use in USES.items()}
 
 
-def read_known(job: CompleteFitJob, store: Store, classes: Sequence[str], *, keep_training: bool) -> KnownImages:
+def read_known(
+    job: CompleteFitJob, store: Store, decoded: DecodedImages, classes: Sequence[str], *, keep_training: bool
+) -> KnownImages:
     """Read the input. Raises InputError when images of a use or labels are missing."""
     wanted = {name: index for index, name in enumerate(classes) if not job.known or name in job.known}
     split = _Split(job, store)
@@ -71,10 +72,7 @@ def read_known(job: CompleteFitJob, store: Store, classes: Sequence[str], *, kee
     pixels: list[Tensor] = []
     labels: list[int] = []
     places: list[float] = []
-    images = filter(keep, every_image(job.input, store))
-    transform, threads = job.classifier.transform, torch.get_num_threads()
-    batches = prepared_batches(images, transform, job.max_pixels, job.batch_size, threads)
-    for image in itertools.chain.from_iterable(batches):
+    for image in decoded.read(job.input, job.classifier.transform, job.max_pixels, keep):
         if image.pixels is None:
             left_out["unreadable"] += 1
         else:

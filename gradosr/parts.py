@@ -11,7 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -148,5 +148,8 @@ def stored_values(wanted: str, unknown: np.ndarray, values: np.ndarray | None) -
 
 def software() -> dict[str, str]:
     """Versions that scores may depend on."""
-    names = ("gradosr", "torch", "torchvision", "pyarrow", "pillow", "ray")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    found = {"python": platform.python_version()}
+    for name in ("gradosr", "torch", "torchvision", "pyarrow", "pillow", "ray"):
+        with suppress(PackageNotFoundError):  # a checkout on the path; a machine that needs no Ray
+            found[name] = version(name)
+    return found

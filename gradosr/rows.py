@@ -1,6 +1,6 @@
 """Prepared images to rows of the result schema: scored where there are pixels, with the reason where there are none."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -17,8 +17,24 @@ def scored_rows(
     scorer: Scorer, images: Sequence[PreparedImage], representation: Stored = "none", features: Stored = "none"
 ) -> Iterator[Row]:
     """One row per image, in order; what the last two columns hold of whom as in ScoreJob. Absent columns are null."""
+    return start_rows(scorer, images, representation, features)()
+
+
+def start_rows(
+    scorer: Scorer, images: Sequence[PreparedImage], representation: Stored = "none", features: Stored = "none"
+) -> Callable[[], Iterator[Row]]:
+    """The same, once the result is called: until then a GPU works on the batch while the caller does something else."""
     pixels = [image.pixels for image in images if image.pixels is not None]
-    scored = iter(_scored(scorer, _stacked(pixels, scorer), representation, features) if pixels else ())
+    pending = scorer.start(_stacked(pixels, scorer)) if pixels else None
+
+    def rows() -> Iterator[Row]:
+        scores = pending.wait() if pending else None
+        return _merged(images, _scored(scorer, scores, representation, features) if scores else iter(()))
+
+    return rows
+
+
+def _merged(images: Sequence[PreparedImage], scored: Iterator[Row]) -> Iterator[Row]:
     for image in images:
         encoded = image.encoded
         facts: Row = {"key": encoded.key, "source": encoded.source, "label": encoded.label}
@@ -36,8 +52,7 @@ def _stacked(pixels: list[Tensor], scorer: Scorer) -> Tensor:
     return torch.stack(pixels, out=images_BCHW)
 
 
-def _scored(scorer: Scorer, images_BCHW: Tensor, representation: Stored, features: Stored) -> Iterator[Row]:
-    scores = scorer.score(images_BCHW)
+def _scored(scorer: Scorer, scores: Scores, representation: Stored, features: Stored) -> Iterator[Row]:
     representations = stored_values(representation, scores.is_unknown, scores.representation_BC)
     feature_rows = stored_values(features, scores.is_unknown, scores.features_BF)
     for b, finite in enumerate(scores.finite):

@@ -1,26 +1,26 @@
 """What a run says while it works, on stderr: a live display on a terminal, a line now and then or a JSON log elsewhere.
 
 Names of shards and reasons come from data: as text their control characters are shown, not obeyed; JSON escapes them.
+Rich draws the display, and is imported for that alone: a machine without a terminal can do without it.
 """
 
 import json
+import sys
 import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime, timezone
 from types import TracebackType
-from typing import Any
-
-from rich.console import Console, Group, RenderableType
-from rich.progress_bar import ProgressBar
-from rich.status import Status
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any, TextIO
 
 from gradosr.parts import STATUSES
 from gradosr.progress import Progress
 from gradosr.run import Summary
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.status import Status
 
 SHOWN = 10
 """Shards named in a summary, and while the work goes on."""
@@ -46,16 +46,19 @@ class Notes:
     first at once, and one when the first shard is done. With `as_json` every line is a JSON object, see `log_line`.
     """
 
-    def __init__(self, console: Console | None = None, interval: float = 30.0, *, as_json: bool = False) -> None:
-        self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+    def __init__(self, stream: TextIO | None = None, interval: float = 30.0, *, as_json: bool = False) -> None:
+        """`stream`: stderr, unless it is given."""
+        self._stream = stream or sys.stderr
         self._interval, self._as_json = interval, as_json
         self._status: Status | None = None
         self._last, self._any_done, self._shards_named = -interval, False, 0
         self._pace = _Pace()
 
     def __enter__(self) -> "Notes":
-        if self._console.is_terminal and not self._as_json:
-            self._status = self._console.status("starting")
+        if self._stream.isatty() and not self._as_json:
+            from rich.console import Console
+
+            self._status = Console(file=self._stream, highlight=False, soft_wrap=True).status("starting")
             self._status.start()
         return self
 
@@ -64,6 +67,7 @@ class Notes:
     ) -> None:
         if self._status:
             self._status.stop()
+            self._status = None
 
     def say(self, text: str) -> None:
         """Lines that stay."""
@@ -82,6 +86,8 @@ class Notes:
     def step(self, text: str) -> None:
         """Where the work stands."""
         if self._status:
+            from rich.text import Text
+
             self._status.update(Text(printable(text)))
         elif self._is_due():
             self._tell("step", text)
@@ -108,11 +114,13 @@ class Notes:
         return due
 
     def _tell(self, event: str, text: str, level: str = "info", **facts: Any) -> None:
-        if self._as_json:
-            self._console.out(log_line(event, text, level, **facts), highlight=False)
-        else:
-            for one in text.splitlines():
-                self._console.out(printable(one), highlight=False)
+        lines = [log_line(event, text, level, **facts)] if self._as_json else map(printable, text.splitlines())
+        for one in lines:
+            if self._status:
+                self._status.console.out(one, highlight=False)
+            else:
+                self._stream.write(f"{one}\n")
+        self._stream.flush()
 
 
 class _Pace:
@@ -157,8 +165,12 @@ def _facts(progress: Progress, recent: float | None) -> dict[str, Any]:
     }
 
 
-def _display(progress: Progress, recent: float | None) -> RenderableType:
+def _display(progress: Progress, recent: float | None) -> "RenderableType":
     """A bar above the line."""
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+
     bar = Table.grid(padding=(0, 1))
     bar.add_row(ProgressBar(total=1.0, completed=progress.share, width=40), f"{progress.share:.0%}")
     return Group(bar, line(progress, recent))

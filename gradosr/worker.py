@@ -4,7 +4,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -12,11 +12,11 @@ import torch
 from gradosr.bundle import load_bundle
 from gradosr.config import ScoreJob
 from gradosr.loading import PreparedImage, prepared_batches
-from gradosr.parts import STAGES, PartBuilder, schema, software
+from gradosr.parts import STAGES, PartBuilder, Row, schema, software
 from gradosr.progress import PartStats
 from gradosr.readers import READERS, EncodedImage, resolve_names
 from gradosr.results import RunFolder
-from gradosr.rows import scored_rows
+from gradosr.rows import start_rows
 from gradosr.scorer import Scorer
 from gradosr.shards import Shard
 from gradosr.store import Store
@@ -63,10 +63,14 @@ class ShardWorker:
         batches, seconds, _ = self._take(shard)
         part = PartBuilder(shard, self._schema)
         try:
+            rows: Callable[[], Iterable[Row]] = tuple
             for batch in batches:
                 seconds["decode"] += sum(image.seconds for image in batch)
-                with _Clock(seconds, "score"):
-                    part.add(scored_rows(self._scorer, batch, self._job.representation, self._job.features))
+                with _Clock(seconds, "score"):  # a GPU has the next batch while the rows of the one before are written
+                    before, rows = rows, start_rows(self._scorer, batch, self._job.representation, self._job.features)
+                    part.add(before())
+            with _Clock(seconds, "score"):
+                part.add(rows())
             with _Clock(seconds, "write"):
                 part.flush()
                 if bad_images := part.bad_images():  # first, so that they are there when the part is

@@ -3,10 +3,14 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from .cli import DONE, FAILED, json_flag, set_option
+
+if TYPE_CHECKING:
+    from gradosr.config import Precision
 
 COUNT = click.IntRange(min=1)
 device_option = click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
@@ -24,6 +28,13 @@ def bench() -> None:
 @click.option("--batch", default=64, show_default=True, type=COUNT, help="Images per batch.")
 @runs_option
 @device_option
+@click.option(
+    "--precision",
+    default="float32",
+    show_default=True,
+    type=click.Choice(["float32", "tf32", "bfloat16"]),
+    help="Of all contenders; tf32 is for CUDA alone.",
+)
 @click.option("--explain", is_flag=True, help="List which rule serves each parameter, and at what cost, instead.")
 @click.option(
     "--conformance",
@@ -32,7 +43,16 @@ def bench() -> None:
 )
 @json_flag
 def engine(
-    arch: str, size: int, batch: int, runs: int, device: str, explain: bool, conformance: str | None, as_json: bool
+    arch: str,
+    size: int,
+    batch: int,
+    runs: int,
+    device: str,
+    precision: "Precision",
+    conformance: str | None,
+    *,
+    explain: bool,
+    as_json: bool,
 ) -> int:
     """Gradient engine against a forward pass, a training step, a batch-of-one loop and torch.func's vmap."""
     if explain and conformance:
@@ -43,11 +63,11 @@ def engine(
     from gradosr.benchmark.tables import explained_table, table
 
     if explain:
-        rows = explain_engine(arch, size, batch, device)
+        rows = explain_engine(arch, size, batch, device, precision)
         document = {"arch": arch, "size": size, "batch": batch, "parameters": [asdict(row) for row in rows]}
         click.echo(json.dumps(document) if as_json else explained_table(rows))
     else:
-        facts = bench_engine(arch, size, batch, runs, device)
+        facts = bench_engine(arch, size, batch, runs, device, precision)
         click.echo(json.dumps(facts) if as_json else table(facts))
     return DONE
 
@@ -67,6 +87,20 @@ def write_table(file: Path, runs: int, device: str) -> None:
         measured.append(bench_engine(arch, size, batch, runs, device))
         click.echo(table(measured[-1]), err=True)
     file.write_text(replaced(file.read_text(encoding="utf-8"), markdown(measured)), encoding="utf-8")
+
+
+@bench.command(name="gpu")
+@click.argument("out", type=click.Path(dir_okay=False, writable=True, path_type=Path))
+@click.option(
+    "--seconds", default=240.0, show_default=True, type=click.FloatRange(min=0), help="After which no section begins."
+)
+@click.option("--small", is_flag=True, help="Tiny sizes: to try the measuring itself, on anything.")
+@click.option("--device", default="cuda", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
+def bench_gpu(out: Path, seconds: float, device: str, *, small: bool) -> None:
+    """A CUDA device within minutes: speed, memory, accuracy, forms, whole jobs; OUT is JSON and grows as it goes."""
+    from gradosr.benchmark.gpu import measure
+
+    measure(out, seconds, device, lambda line: click.echo(line, err=True), small=small)
 
 
 @bench.command(name="driver")

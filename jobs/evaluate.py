@@ -1,6 +1,7 @@
 """gradosr evaluate: how well unknown images are found, in a run's rows or by a protocol."""
 
 import json
+from collections.abc import Mapping
 
 import click
 
@@ -19,7 +20,7 @@ def evaluate(target: str, known: str, protocol: str | None, overrides: tuple[str
     """Measure the scores in TARGET (a results folder or s3:// prefix) against the labels in it.
 
     With --protocol osr TARGET is a config: every detector is fitted to every classifier, on known classes alone, and
-    tables, plots and all scores are written. The same command goes on where it was.
+    tables (after each task), plots and all scores are written. The same command goes on where it was.
     """
     if protocol:
         _compare(target, overrides, as_json)
@@ -47,12 +48,18 @@ def _compare(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
     protocol = load_job(OsrProtocol, config, overrides)
     store = Store(protocol.store, protocol.stores)
-    with Notes() as notes:
-        scores = run_protocol(protocol, notes)
-        tasks = [measure(protocol, one) for one in scores]
-        tables, facts = markdown(protocol, tasks), document(protocol, tasks)
-        files = {"tables.md": tables.encode(), "results.json": json.dumps(facts, indent=2).encode()}
-        for name, body in (files | plots(protocol, scores)).items():
+
+    def write(files: Mapping[str, bytes]) -> None:
+        for name, body in files.items():
             store.write(join(protocol.output, name), body)
+
+    with Notes() as notes:
+        scores, tasks = [], []
+        for one in run_protocol(protocol, notes):
+            scores.append(one)
+            tasks.append(measure(protocol, one))
+            tables, facts = markdown(protocol, tasks), document(protocol, tasks)
+            write({"tables.md": tables.encode(), "results.json": json.dumps(facts, indent=2).encode()})
+        write(plots(protocol, scores))
         notes.say(f"tables, plots and scores written to {protocol.output}")
     click.echo(json.dumps(facts) if as_json else tables)

@@ -1,10 +1,12 @@
 """gradosr bench: figures of a tiny network; which figure is how large is the machine's business."""
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from gradosr.jobs.cli import run
 from torch import Tensor, nn
 
 from gradosr import conformance
-from gradosr.benchmark import contenders, engine, memory, tables
+from gradosr.benchmark import contenders, device_facts, device_job, engine, memory, tables
 from gradosr.benchmark.tables import BEGIN, END
 from gradosr.gradients import GradientEngine
 from gradosr.gradients.slow import slow_squared_norms
@@ -38,7 +40,11 @@ def gradosr(capsys: pytest.CaptureFixture[str]) -> Command:
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory is measured here, not in children that load torch anew."""
-    monkeypatch.setattr(engine, "peak_memory", lambda *what: memory._peak(*what[:4], what[4].type))
+
+    def here(name: str, *, place: torch.device, **workload: Any) -> memory.Peak | None:
+        return memory._peak(name, device=place.type, **workload)
+
+    monkeypatch.setattr(engine, "peak_memory", here)
 
 
 # --- Figures ---
@@ -67,6 +73,21 @@ def test_memory_is_measured_in_children(gradosr: Command, monkeypatch: pytest.Mo
     assert all(facts["peak_bytes"][name] > size > 0 for name, size in facts["memory_bytes"].items())
 
 
+def test_all_contenders_have_one_layout_and_one_precision(gradosr: Command, in_process: None) -> None:
+    given = contenders.workload(TINY, 32, 2, torch.device("cpu"), "bfloat16")
+    convolutions = [parameter for parameter in given.classifier.parameters() if parameter.dim() == 4]
+    assert given.engine.classifier is given.classifier
+    for tensor in (given.images_BCHW, *convolutions):
+        assert tensor.dtype == torch.bfloat16
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+    size = ("--size", 32, "--batch", 2, "--runs", 1, "--precision", "bfloat16", "--json")
+    code, out, err = gradosr("bench", "engine", "--arch", TINY, *size)
+    facts = json.loads(out)
+    assert (code, err, facts["precision"]) == (0, "", "bfloat16")
+    assert set(facts["images_per_second"]) == NAMES
+    assert facts["largest_difference"] > 1e-4  # to float32
+
+
 def test_the_table_is_for_people(gradosr: Command, in_process: None) -> None:
     code, out, _ = gradosr("bench", "engine", "--arch", TINY, "--size", 32, "--batch", 2, "--runs", 1)
     assert code == 0
@@ -90,7 +111,7 @@ def test_peak_memory_is_what_the_batch_takes(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_system_that_keeps_no_peak_says_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(memory, "PROC", tmp_path / "none")
     assert memory._peak("forward", TINY, 32, 1, "cpu") is None
-    monkeypatch.setattr(engine, "peak_memory", lambda *what: None)
+    monkeypatch.setattr(engine, "peak_memory", lambda *what, **more: None)
     facts = engine.bench_engine(TINY, 32, 2, 1, "cpu")
     assert facts["memory_bytes"] == facts["memory_of_training_step"] == {}
     assert set(facts["images_per_second"]) == NAMES
@@ -166,7 +187,7 @@ def test_it_needs_neither_ray_nor_boto3() -> None:
         "import sys; sys.modules.update(dict.fromkeys(('ray', 'boto3', 'botocore'))); "
         "from gradosr.jobs.cli import run; "
         f"code = run('bench engine --arch {TINY} --size 32 --batch 2 --runs 1 --explain --json'.split()); "
-        "import gradosr.benchmark.memory, gradosr.benchmark.tables; sys.exit(code)"
+        "import gradosr.benchmark.gpu, gradosr.benchmark.memory, gradosr.benchmark.tables; sys.exit(code)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode == 0, ran.stderr
@@ -276,6 +297,60 @@ def test_a_figure_that_is_none_is_null() -> None:
     assert json.loads(json.dumps(conformance.facts(one), allow_nan=False))["float64"] is None
 
 
+# --- gpu ---
+
+
+def test_every_section_of_gpu_leaves_facts_or_a_reason(gradosr: Command, tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    code, _, err = gradosr("bench", "gpu", out, "--small", "--device", "cpu")
+    facts = json.loads(out.read_text(encoding="utf-8"))
+    assert code == 0
+    assert list(facts["seconds"]) == [name for name in facts if name != "seconds"]
+    assert len(err.splitlines()) == len(facts["seconds"])
+    reasons = {name: found for name, found in facts.items() if not isinstance(found, dict)}
+    assert {name for name, reason in reasons.items() if reason == "needs CUDA"} == {
+        *("profile", "waits of the engine", "CUDA graph", "second worker")
+    }
+    assert [name for name, reason in reasons.items() if reason != "needs CUDA"] == ["mobilenet_v3_small, tf32, batch 2"]
+    speed = facts["mobilenet_v3_small, bfloat16, batch 2"]
+    assert speed["training step"]["of training step"] == 1.0
+    assert speed["engine, 2 objectives"]["images/s"] > 0
+    assert 0 < facts["accuracy of squeezenet1_1"]["float32"]["engine, predicted"]["largest"] < 1e-2
+    assert facts["job, one_class"]["batch 2"]["decoding and scoring, images/s"] > 0
+    assert all(row["calls"] and row["in use"] for row in facts["forms of squeezenet1_1"]["by geometry"].values())
+
+
+def test_a_section_that_fails_or_is_late_leaves_its_reason(tmp_path: Path) -> None:
+    said: list[str] = []
+    record = device_facts.Record(tmp_path / "out.json", 1e9, said.append)
+    record.section("wrong", lambda: 1 / 0)
+    record.section("right", lambda: {"a": 1.23456, 2: [math.nan]})
+    device_facts.Record(tmp_path / "late.json", -1, said.append).section("late", lambda: 1)
+    facts = json.loads((tmp_path / "out.json").read_text())
+    assert facts["wrong"].startswith("ZeroDivisionError at test_benchmark.py:")
+    assert facts["right"] == {"a": 1.235, "2": ["nan"]}
+    assert json.loads((tmp_path / "late.json").read_text())["late"].startswith("not begun")
+    assert len(said) == 3
+
+
+def test_a_busy_device_is_counted_once() -> None:
+    assert device_facts.covered([(0, 2), (1, 3), (1, 2), (5, 6)]) == 4
+
+
+@pytest.mark.slow
+def test_a_second_worker_is_measured() -> None:
+    meter = device_facts.Meter(torch.device("cpu"), runs=1, warm=0)
+    facts = device_job.second_worker(TINY, 32, 2, "bfloat16", meter, 0.1)
+    assert facts["two, of one"] == pytest.approx(sum(facts["two, each"]) / facts["one"])
+
+
+def test_gpu_needs_a_gpu(gradosr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    code, out, err = gradosr("bench", "gpu", tmp_path / "gpu.json")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert not (tmp_path / "gpu.json").exists()
+
+
 # --- The README's table ---
 
 
@@ -320,6 +395,7 @@ MISTAKES: dict[str, tuple[list[object], str]] = {
     "no images": (["--batch", 0], "Invalid value for '--batch'"),
     "no runs": (["--runs", 0], "Invalid value for '--runs'"),
     "unknown library": (["--conformance", "keras"], "Invalid value for '--conformance'"),
+    "tf32 without CUDA": (["--precision", "tf32", "--device", "cpu"], "tf32, which only CUDA devices have"),
     "two at once": (["--conformance", "timm", "--explain"], "one at a time"),
 }
 

@@ -247,3 +247,15 @@ def test_a_logit_too_many_is_one_clear_line():
     assert refused(ClassifierError, check_logits, torch.zeros(1, 4), 3) == (
         "the classifier gives 4 logits, but 3 classes are named; check classifier.classes and args.num_classes"
     )
+
+
+def test_the_stem_for_small_images_leaves_their_positions_to_the_blocks() -> None:
+    arch = "gradosr.architectures.cifar:resnet18"
+    net = build_classifier(arch, {"num_classes": 6}, 6, trusted=[arch])
+    seen: list[tuple[int, ...]] = []
+    net.layer1.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape)))
+    assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 6)
+    assert seen == [(2, 64, 32, 32)]
+    assert len(list(net.parameters())) == 62
+    with pytest.raises(ConfigError, match="not trusted"):
+        build_classifier(arch, {"num_classes": 6}, 6)

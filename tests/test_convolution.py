@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradosr.gradients.convolution import GRAMS, MATERIALISED, _geometry, bind_conv, conv_gradients, conv_squared_norms
+from gradosr.gradients.convolution import GRAMS, MATERIALISED, bind_conv, conv_gradients, conv_squared_norms
+from gradosr.gradients.geometry import geometry_of
 
 FORMS = {**MATERIALISED, **GRAMS}
 
@@ -47,7 +48,7 @@ def example(shape: str, maps: int) -> tuple[Tensor, Tensor, Tensor, dict[str, ob
 def test_a_form_that_fits_is_exact(shape: str, form: str, maps: int) -> None:
     x, grad, weight, options = example(shape, maps)
     call = bind_conv(2)(x.flatten(0, 1), weight, None, **options)
-    if not FORMS[form].fits(_geometry(call, x, grad)):
+    if not FORMS[form].fits(geometry_of(call, x, grad)):
         return
     expected = conv_gradients(replace(call, form="library"), x, grad)["weight"]
     found = conv_squared_norms(replace(call, form=form), x, grad)["weight"]
@@ -67,7 +68,7 @@ def test_a_form_that_fits_is_exact(shape: str, form: str, maps: int) -> None:
 )
 def test_a_form_fits_what_it_is_for(form: str, shape: str) -> None:
     x, grad, weight, options = example(shape, 1)
-    assert FORMS[form].fits(_geometry(bind_conv(2)(x.flatten(0, 1), weight, None, **options), x, grad))
+    assert FORMS[form].fits(geometry_of(bind_conv(2)(x.flatten(0, 1), weight, None, **options), x, grad))
 
 
 def test_the_reference_is_autograd() -> None:

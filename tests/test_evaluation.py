@@ -18,7 +18,7 @@ import yaml
 from gradosr.jobs.cli import run
 from PIL import Image
 
-from gradosr.config import OsrProtocol, load_job
+from gradosr.config import OsrProtocol, TrainSettings, load_job
 from gradosr.evaluation.far import MADE, make
 from gradosr.evaluation.protocol import run_protocol
 from gradosr.evaluation.tables import bootstrap, markdown, measure
@@ -194,7 +194,7 @@ def test_another_recipe_trains_again(done: tuple[Path, Any]) -> None:
     other["output"] = str(folder / "recipe")
     shutil.copytree(folder / "out", folder / "recipe")
     with Notes() as notes:
-        run_protocol(protocol_of(folder, other), notes)
+        list(run_protocol(protocol_of(folder, other), notes))
     assert len(list((folder / "recipe" / "warm").glob("classifier-*.safetensors"))) == 2
 
 
@@ -235,6 +235,52 @@ def test_a_test_set_without_unknown_classes_is_one_clear_line(
     assert "need known and unknown classes of every task" in capsys.readouterr().err
     assert run(["evaluate", "--protocol", "osr", config, "--set", "far.dots=5"]) == 2
     assert "far: dots: only digits, noise, textures, strokes, clouds, shapes can be made" in capsys.readouterr().err
+
+
+def test_tables_are_written_after_every_task(done: tuple[Path, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    folder, document = done
+    other = copy.deepcopy(document)
+    other["tasks"][1] |= {"unknown": ["gray"]}
+    other["output"] = str(folder / "ended")
+    shutil.copytree(folder / "out" / "warm", folder / "ended" / "warm")
+    protocol_of(folder, other)
+    assert run(["evaluate", "--protocol", "osr", str(folder / "again.yaml")]) == 4
+    assert "unknown to task cold" in capsys.readouterr().err
+    (found,) = json.loads((folder / "ended" / "results.json").read_text())["tasks"]
+    assert found["name"] == "warm"
+    assert "| warm |" in (folder / "ended" / "tables.md").read_text()
+
+
+def test_a_recipe_may_be_the_protocols(done: tuple[Path, Any]) -> None:
+    folder, document = done
+    other = copy.deepcopy(document)
+    other["train"], _ = (task.pop("train") for task in other["tasks"])
+    with Notes() as notes:
+        list(run_protocol(protocol_of(folder, document), notes))
+        before = {path: path.stat().st_mtime_ns for path in (folder / "out").glob("*/*")}
+        protocol = protocol_of(folder, other)
+        assert len(list(run_protocol(protocol, notes))) == 2
+    assert {path: path.stat().st_mtime_ns for path in (folder / "out").glob("*/*")} == before
+    own = protocol.tasks[0].model_copy(update={"train": TrainSettings(epochs=7)})
+    assert protocol.with_recipe(own) == own
+    weights = own.classifier.model_copy(update={"weights": "w.safetensors"})
+    elsewhere = own.model_copy(update={"train": None, "classifier": weights})
+    assert protocol.with_recipe(elsewhere) == elsewhere
+
+
+def test_several_architectures_are_not_averaged(done: tuple[Path, Any]) -> None:
+    folder, document = done
+    protocol = protocol_of(folder, document)
+    with Notes() as notes:
+        tasks = [measure(protocol, one) for one in run_protocol(protocol, notes)]
+    assert "## tiny_net" not in markdown(protocol, tasks).replace("###", "")
+    warm, cold = protocol.tasks
+    other = cold.model_copy(update={"classifier": cold.classifier.model_copy(update={"arch": "tiny_net:other"})})
+    text = markdown(protocol.model_copy(update={"tasks": (warm, other)}), tasks)
+    first, second = text.split("## tiny_net:other\n")
+    assert first.startswith("## tiny_net:tiny\n")
+    assert ("| warm |" in first, "| cold |" in first) == (True, False)
+    assert ("| warm |" in second, "| cold |" in second) == (False, True)
 
 
 def test_tables_hold_the_first_detector_against_the_best_baseline(done: tuple[Path, Any]) -> None:

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from gradosr.gradients.calls import Call, squared_norm
-from gradosr.gradients.convolution import GRAMS, MATERIALISED, _geometry, bind_conv, conv_gradients, conv_squared_norms
+from gradosr.gradients.convolution import GRAMS, MATERIALISED, bind_conv, conv_gradients, conv_squared_norms
 from gradosr.gradients.forms import WORTH_SAVING, Forms, Measured
+from gradosr.gradients.geometry import geometry_of
 from gradosr.gradients.rules import bind_linear, linear_forms, linear_squared_norms
 
 BATCH = 3
@@ -46,7 +47,7 @@ def reference(conv: nn.Conv2d, x: torch.Tensor, grad: torch.Tensor) -> torch.Ten
 def forms_that_fit(kind: str) -> list[str]:
     conv, size = CONVS[kind]
     call, x, grad = call_of(conv, size)
-    return [name for name, form in {**MATERIALISED, **GRAMS}.items() if form.fits(_geometry(call, x, grad))]
+    return [name for name, form in {**MATERIALISED, **GRAMS}.items() if form.fits(geometry_of(call, x, grad))]
 
 
 @pytest.mark.parametrize(("kind", "form"), [(kind, form) for kind in CONVS for form in forms_that_fit(kind)])

@@ -11,13 +11,13 @@ JOBS = sorted((ROOT / "jobs").glob("*.py"))
 
 # From the bottom up; a module may import what stands on an earlier line, or beside it in its own room.
 LAYERS = (
-    "errors", "settings", "config", "store", "shards", "readers", "images", "loading", "calibration", "metrics",
-    "seaweedfs demo_data", "gradients", "representations", "detectors", "manifest",
+    "errors", "settings", "config", "store", "shards", "readers", "images", "loading", "decoding", "calibration",
+    "metrics", "seaweedfs demo_data", "gradients", "representations", "detectors", "manifest",
     "architectures", "classifier weights folders", "bundle", "scorer",
     "parts", "progress", "results", "compacting lease", "run", "rows", "estimate", "worker ray_data",
     "telemetry", "status", "schedules", "audit", "screening",
-    "driver submission", "conformance", "benchmark", "training", "packing", "known_images origin", "fitting",
-    "evaluation inspection",
+    "driver submission", "conformance", "benchmark", "rand_augment", "training", "packing", "known_images origin",
+    "fitting", "evaluation inspection",
 )  # fmt: skip
 ROOMS = {
     "ray": {

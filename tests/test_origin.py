@@ -11,7 +11,6 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image, ImageFilter
-from rich.console import Console
 from test_classifier import refused
 from tiny import picture
 from torch import Tensor
@@ -118,14 +117,14 @@ def test_a_transform_left_out_is_the_one_of_timms_weights(name, args):
 
 
 def test_the_transform_that_was_taken_is_said_and_one_that_is_given_counts():
-    console = Console(file=io.StringIO(), width=300)
-    taken = completed(Notes(console), arch="torchvision:resnet18").classifier.transform
+    out = io.StringIO()
+    taken = completed(Notes(out), arch="torchvision:resnet18").classifier.transform
     assert (taken.resize, taken.crop, taken.interpolation) == (256, 224, "bilinear")
     said = f"transform, as torchvision's ResNet18_Weights.IMAGENET1K_V1 has it: {taken}\n"
-    assert console.file.getvalue() == said
-    given = completed(Notes(console), arch="torchvision:resnet18", transform={"crop": 32}).classifier.transform
+    assert out.getvalue() == said
+    given = completed(Notes(out), arch="torchvision:resnet18", transform={"crop": 32}).classifier.transform
     assert (given.resize, given.crop) == (None, 32)
-    assert console.file.getvalue() == said
+    assert out.getvalue() == said
 
 
 @pytest.mark.parametrize(
@@ -195,7 +194,7 @@ def test_a_folder_is_a_classifier_of_its_weights_classes_and_transform(transform
     for kind in ("vit", "resnet", "deit"):
         net = save_folder(transformers, tmp_path / kind, kind)
         capfd.readouterr()
-        quiet = Notes(Console(file=io.StringIO()))
+        quiet = Notes(io.StringIO())
         job = completed(quiet, arch=f"hf:{tmp_path / kind}", classes=None, weights=None)
         settings = job.classifier
         assert (settings.arch, settings.classes) == (f"transformers:{kind}", CLASSES)

@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from gradosr.progress import Progress
 from gradosr.run import Exceeded, Summary
@@ -20,7 +19,7 @@ HOSTILE = "a\x1b[2J\n[bold]\u202e:skull:.tar"
 def logging_notes(interval: float = 30.0, *, as_json: bool = False) -> tuple[Notes, io.StringIO]:
     """Notes as they are where stderr is no terminal."""
     out = io.StringIO()
-    return Notes(Console(file=out, force_terminal=False, soft_wrap=True), interval, as_json=as_json), out
+    return Notes(out, interval, as_json=as_json), out
 
 
 def summary(**changes: Any) -> Summary:
@@ -90,9 +89,16 @@ def test_a_log_gets_a_line_when_the_first_shard_is_done_and_then_every_interval(
     assert [text.split(" |")[0] for text in out.getvalue().splitlines()] == ["starting Ray", "shards 1/9"]
 
 
-def test_a_terminal_shows_a_bar_and_the_facts_and_lines_that_stay() -> None:
-    out = io.StringIO()
-    with Notes(Console(file=out, force_terminal=True, width=200, soft_wrap=True)) as notes:
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_a_bar_and_the_facts_and_lines_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "xterm")
+    out = Terminal()
+    with Notes(out) as notes:
         notes.step(HOSTILE)
         notes.progress(Progress(total=40, done=10, workers=2, failed=1, counts=Counter(rows=9, ok=9, unknown=3)))
         notes.warn(HOSTILE)

@@ -1,5 +1,6 @@
 """Archives and bundles made up for the benchmark of a job."""
 
+import copy
 import io
 import tarfile
 from collections.abc import Callable, Iterator
@@ -15,15 +16,17 @@ from torch.nn import functional as F
 
 from gradosr.bundle import Bundle
 from gradosr.calibration import Calibration
-from gradosr.classifier import build_classifier
-from gradosr.config import OneClassSettings, TransformSettings
-from gradosr.detectors import Known, OneClassDetector
+from gradosr.classifier import build_classifier, input_size
+from gradosr.config import BaselineSettings, OneClassSettings, TransformSettings
+from gradosr.detectors import BASELINES, Detector, Known, Observation, OneClassDetector, restore
 from gradosr.manifest import Manifest
 from gradosr.scorer import Observer
 from gradosr.store import Store, join
 
 CLASSES = tuple(f"class {number}" for number in range(10))
 SMALL = f"{__name__}:small_net"
+FITTED_ON = 40
+"""Images."""
 _GRAIN = 8
 """Pixels of a patch: photographs are smooth too, and JPEG takes about a tenth of the bytes that noise would."""
 
@@ -76,41 +79,63 @@ def write_archive(made: MadeUp, store: Store, uri: str, shards: int, images: int
     """`shards` shards of `images` JPEGs each, all different; the `input` section of a score job."""
     for number in range(shards):
         generator = torch.Generator().manual_seed(number)
-        jpegs = (_jpeg(made.size, generator) for _ in range(images))
+        jpegs = (jpeg(made.size, made.size, generator) for _ in range(images))
         store.write(join(uri, f"{number:05}.{made.kind}"), made.shard(jpegs))
     return {"kind": made.kind, "uri": join(uri, "")}
 
 
 def write_bundle(made: MadeUp, store: Store, uri: str) -> None:
-    """The classifier with random weights; detector and calibration fitted to random images."""
+    """See `make_bundle`; for images of the archive's size."""
     torch.manual_seed(0)
-    transform = TransformSettings(crop=made.size)
-    classifier = build_classifier(made.arch, {"num_classes": len(CLASSES)}, len(CLASSES), trusted=[SMALL])
-    settings = OneClassSettings()
-    observer = Observer(classifier, transform, settings.signals, torch.device("cpu"))
-    seen = observer(torch.stack([_pixels(made.size, torch.Generator().manual_seed(i)) for i in range(40)]))
-    known = Known(seen.observation, seen.observation.logits_BK.argmax(1), seen.head)
-    detector = OneClassDetector.fit(known, settings.weights.model_dump(), len(settings.objectives))
-    scores = detector.score(seen.observation).numpy()
+    arguments = {"num_classes": len(CLASSES)}
+    classifier = build_classifier(made.arch, arguments, len(CLASSES), trusted=[SMALL])
+    make_bundle(made.arch, classifier, TransformSettings(crop=made.size), CLASSES).save(store, uri)
+
+
+def make_bundle(
+    arch: str,
+    classifier: nn.Module,
+    transform: TransformSettings,
+    classes: tuple[str, ...],
+    settings: OneClassSettings | BaselineSettings | None = None,
+    device: torch.device | None = None,
+) -> Bundle:
+    """A bundle of this classifier, built with `num_classes`; detector and calibration fitted to random images."""
+    settings, device = settings or OneClassSettings(), device or torch.device("cpu")
+    observer = Observer(copy.deepcopy(classifier), transform, settings.signals, device)
+    height, width = input_size(transform)
+    images = torch.stack([_pixels(height, width, torch.Generator().manual_seed(i)) for i in range(FITTED_ON)])
+    head = observer.check(len(classes)).head
+    seen = Observation.joined([observer(piece).observation for piece in images.split(20)])
+    detector = _fitted(Known(seen, seen.logits_BK.argmax(1), head), settings)
+    scores = detector.score(seen).cpu().numpy()
+    arrays = {name: array.detach().cpu() for name, array in detector.arrays().items()}
     manifest = Manifest(
-        arch=made.arch,
-        args={"num_classes": len(CLASSES)},
-        classes=CLASSES,
+        arch=arch,
+        args={"num_classes": len(classes)},
+        classes=classes,
         transform=transform,
-        detector="one_class",
+        detector=settings.kind,
         **settings.signals.model_dump(),
         false_alarm_rate=0.05,
     )
-    Bundle(manifest, classifier, detector, Calibration.of(scores, 0.05)).save(store, uri)
+    return Bundle(manifest, classifier, restore(settings.kind, arrays), Calibration.of(scores, 0.05))
 
 
-def _pixels(size: int, generator: torch.Generator) -> Tensor:
-    """uint8 [3, size, size]: random patches, interpolated."""
-    patches = torch.rand(1, 3, size // _GRAIN, size // _GRAIN, generator=generator)
-    return (255 * F.interpolate(patches, size=(size, size), mode="bilinear")[0]).byte()
+def _fitted(known: Known, settings: OneClassSettings | BaselineSettings) -> Detector:
+    if isinstance(settings, OneClassSettings):
+        return OneClassDetector.fit(known, settings.weights.model_dump(), len(settings.objectives))
+    return BASELINES[settings.kind].fit(known)
 
 
-def _jpeg(size: int, generator: torch.Generator) -> bytes:
+def _pixels(height: int, width: int, generator: torch.Generator) -> Tensor:
+    """uint8 [3, height, width]: random patches, interpolated."""
+    patches = torch.rand(1, 3, height // _GRAIN, width // _GRAIN, generator=generator)
+    return (255 * F.interpolate(patches, size=(height, width), mode="bilinear")[0]).byte()
+
+
+def jpeg(height: int, width: int, generator: torch.Generator, quality: int = 90) -> bytes:
+    """A JPEG of random patches, interpolated."""
     body = io.BytesIO()
-    Image.fromarray(_pixels(size, generator).permute(1, 2, 0).numpy()).save(body, "JPEG", quality=90)
+    Image.fromarray(_pixels(height, width, generator).permute(1, 2, 0).numpy()).save(body, "JPEG", quality=quality)
     return body.getvalue()

@@ -1,4 +1,9 @@
-"""What the same network does on the same images: the contenders of a benchmark, in CONTENDERS."""
+"""What the same network does on the same images: the contenders of a benchmark, in CONTENDERS.
+
+All of them work on one classifier, of the types and in the layout (channels-last) that the scorer gives it, on
+channels-last images, and with TF32 on or off as the precision says, for cuBLAS and cuDNN alike. Left to themselves,
+contenders would compute on another layout, and torch would let cuDNN alone use TF32 in what is called float32.
+"""
 
 import copy
 from collections.abc import Callable
@@ -8,13 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from gradosr.classifier import build_classifier
+from gradosr.config import Precision, Signals, TransformSettings
 from gradosr.conformance import move
 from gradosr.errors import ConfigError, first_line
-from gradosr.gradients import GradientEngine, lay_channels_last, objective
+from gradosr.gradients import GradientEngine, objective
 from gradosr.gradients.calls import squared_norm
+from gradosr.scorer import Observer, use_precision
 
 PART = 8
-"""Images that stand for the batch where every one costs the same: the loop, and one chunk of vmap."""
+"""Images that stand for the batch where every one costs the same: the loop, and one chunk of vmap on a CPU."""
+GPU_PART = 32
+"""One chunk of vmap on a GPU, which a smaller one leaves idle."""
 VMAP_BYTES = 2 << 30
 """Bound on the per-sample gradients of a chunk."""
 
@@ -33,33 +42,46 @@ class Workload:
     """A classifier, the engine on it, and the batch."""
 
     classifier: nn.Module
-    """As its library builds it; all contenders but the engine work on it."""
+    """In eval mode."""
     engine: GradientEngine
-    """On a copy laid out as the scorer lays it out."""
+    """On the same classifier."""
     images_BCHW: Tensor
+    """Channels-last."""
 
 
 Contender = Callable[[Workload], Prepared]
 
 
-def workload(arch: str, size: int, batch: int, place: torch.device) -> Workload:
-    """A classifier of ten classes and images [batch, 3, size, size]; the same at every call.
+def workload(
+    arch: str, size: int, batch: int, place: torch.device, precision: Precision = "float32", classes: int = 10
+) -> Workload:
+    """A classifier and images [batch, 3, size, size], the same at every call; sets TF32 for the whole process.
 
-    Raises ConfigError for an architecture that does not take the size.
+    Raises ConfigError for an architecture that does not take the size, or a precision that the device does not have.
     """
     torch.manual_seed(0)
-    classifier = build_classifier(arch, {}, 10)
+    classifier = build_classifier(arch, {}, classes)
     move(classifier)
-    classifier.to(place)
-    images_BCHW = torch.randn(batch, 3, size, size).to(place)
+    given = _scorers(classifier, torch.randn(batch, 3, size, size), place, precision)
     try:
         with torch.no_grad():
-            classifier(images_BCHW[:1])
+            given.classifier(given.images_BCHW[:1])
     except Exception as error:  # whatever an architecture says to a size it was not made for
         raise ConfigError(f"{arch} does not take {size}x{size} pixels: {first_line(error)}") from error
-    laid_out = copy.deepcopy(classifier)
-    lay_channels_last(laid_out)
-    return Workload(classifier, GradientEngine(laid_out), images_BCHW)
+    return given
+
+
+def in_precision(given: Workload, precision: Precision, place: torch.device) -> Workload:
+    """A copy of a workload, of other types, elsewhere; sets TF32 for the whole process. Raises as `workload`."""
+    return _scorers(copy.deepcopy(given.classifier).float(), given.images_BCHW.float(), place, precision)
+
+
+def _scorers(classifier: nn.Module, images_BCHW: Tensor, place: torch.device, precision: Precision) -> Workload:
+    """The classifier, in place, and the engine as the scorer has them."""
+    transform = TransformSettings(crop=(images_BCHW.shape[2], images_BCHW.shape[3]))
+    engine = Observer(classifier, transform, Signals(), place, precision).engine
+    images_BCHW = images_BCHW.to(place, use_precision(precision, place), memory_format=torch.channels_last)
+    return Workload(engine.classifier, engine, images_BCHW)
 
 
 def forward(given: Workload) -> Prepared:
@@ -109,11 +131,14 @@ def vmap(given: Workload) -> Prepared:
     Raises MemoryError where those of one image are beyond VMAP_BYTES.
     """
     classifier = given.classifier
+    if any(parameter.dtype != given.images_BCHW.dtype for parameter in classifier.parameters()):
+        classifier = copy.deepcopy(classifier).to(given.images_BCHW.dtype)  # vmap knows no BatchNorm of two types
     parameters = {name: parameter.detach() for name, parameter in classifier.named_parameters()}
     each = sum(parameter.nbytes for parameter in parameters.values())
     if each > VMAP_BYTES:
         raise MemoryError(f"the gradients of one image take {each / 1e9:.1f} GB")
-    chunk_BCHW = given.images_BCHW[: min(PART, VMAP_BYTES // each)]
+    most = GPU_PART if given.images_BCHW.is_cuda else PART
+    chunk_BCHW = given.images_BCHW[: min(most, VMAP_BYTES // each)]
 
     def loss(parameters: dict[str, Tensor], image_CHW: Tensor) -> Tensor:
         logits: Tensor = torch.func.functional_call(classifier, parameters, (image_CHW[None],))

@@ -15,8 +15,17 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from gradosr.benchmark.contenders import CONTENDERS, TRAINING_STEP, VMAP, Prepared, Workload, workload
+from gradosr.benchmark.contenders import (
+    CONTENDERS,
+    TRAINING_STEP,
+    VMAP,
+    Prepared,
+    Workload,
+    in_precision,
+    workload,
+)
 from gradosr.benchmark.memory import peak_memory
+from gradosr.config import Precision
 from gradosr.errors import ClassifierError, GradosrError, first_line
 from gradosr.gradients.explain import Explained
 from gradosr.gradients.slow import slow_squared_norms
@@ -42,17 +51,20 @@ ZERO = 1e-6
 T = TypeVar("T")
 
 
-def bench_engine(arch: str, size: int, batch: int, runs: int, device: str) -> dict[str, Any]:
+def bench_engine(
+    arch: str, size: int, batch: int, runs: int, device: str, precision: Precision = "float32"
+) -> dict[str, Any]:
     """Medians over `runs` rounds that take every contender in turn.
 
     `of_training_step` are ratios of times; memory is what memory.py says, null where the system does not tell.
     vmap cannot serve every network: `failed` says why, and its figures are missing.
     """
     place = pick_device(device)
-    given = workload(arch, size, batch, place)
+    given = workload(arch, size, batch, place, precision)
     failed: dict[str, str] = {}
     # Memory first: a contender that this machine cannot hold then takes a child with it, not the bench.
-    peaks = {name: _attempt(name, failed, partial(peak_memory, name, arch, size, batch, place)) for name in CONTENDERS}
+    measure = partial(peak_memory, arch=arch, size=size, batch=batch, place=place, precision=precision)
+    peaks = {name: _attempt(name, failed, partial(measure, name)) for name in CONTENDERS}
     seconds = _rounds(given, runs, failed)
     beyond = {name: peak.beyond for name, peak in peaks.items() if peak and name not in failed}
     resident = {name: peak.resident for name, peak in peaks.items() if peak and name not in failed}
@@ -62,6 +74,7 @@ def bench_engine(arch: str, size: int, batch: int, runs: int, device: str) -> di
         "size": size,
         "batch": batch,
         "runs": runs,
+        "precision": precision,
         "device": hardware(place),
         "torch": torch.__version__,
         "fallback_parameters": list(given.engine.plan(given.images_BCHW).fallback),
@@ -75,16 +88,20 @@ def bench_engine(arch: str, size: int, batch: int, runs: int, device: str) -> di
     }
 
 
-def explain_engine(arch: str, size: int, batch: int, device: str) -> list[Explained]:
+def explain_engine(arch: str, size: int, batch: int, device: str, precision: Precision = "float32") -> list[Explained]:
     """Which rule serves each parameter of an architecture, in which form, at what cost."""
-    given = workload(arch, size, batch, pick_device(device))
+    given = workload(arch, size, batch, pick_device(device), precision)
     return given.engine.explain(given.images_BCHW)
 
 
 def largest_difference(given: Workload) -> float:
-    """To the slow definition in the same precision: |ours - slow| / (slow + ZERO of the image's largest norm)."""
+    """To the slow definition: |ours - slow| / (slow + ZERO of the image's largest norm).
+
+    That one computes in float32, on the same weights; TF32 is off afterwards.
+    """
     found_BP = given.engine(given.images_BCHW, ["all_hot"])[0].values_BP[:TWINS].double().cpu()
-    slow_BP = slow_squared_norms(given.classifier, given.images_BCHW[:TWINS])
+    twin = in_precision(given, "float32", given.images_BCHW.device)
+    slow_BP = slow_squared_norms(twin.classifier, twin.images_BCHW[:TWINS])
     return float(((found_BP - slow_BP).abs() / (slow_BP + ZERO * slow_BP.amax(1, keepdim=True))).max())
 
 

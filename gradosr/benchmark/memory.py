@@ -1,6 +1,6 @@
 """Peak memory of a contender on one batch, in a fresh process of its own.
 
-Counted is what the batch takes beyond a process that holds the classifiers and the images and has trained on one image,
+Counted is what the batch takes beyond a process that holds the classifier and the images and has trained on one image,
 so that torch's libraries are loaded. A training step's .grad is therefore its own, and so is what the engine keeps
 (plan, folded weights); the passing memory of planning, which happens once, is not. vmap's is that of one chunk.
 """
@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from gradosr.benchmark.contenders import CONTENDERS, TRAINING_STEP, workload
+from gradosr.config import Precision
 
 PROC = Path("/proc/self")
 
@@ -31,12 +32,14 @@ class Peak:
     """What the batch added."""
 
 
-def peak_memory(name: str, arch: str, size: int, batch: int, place: torch.device) -> Peak | None:
+def peak_memory(
+    name: str, arch: str, size: int, batch: int, place: torch.device, precision: Precision = "float32"
+) -> Peak | None:
     """Of the contender of that name; None where the system does not tell. Raises what the contender raises."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn, initializer=_quiet) as child:
         try:
-            return child.submit(_peak, name, arch, size, batch, place.type).result()
+            return child.submit(_peak, name, arch, size, batch, place.type, precision).result()
         except BrokenProcessPool as error:
             raise MemoryError(f"its process died on a batch of {batch}; does it fit into memory?") from error
 
@@ -47,8 +50,8 @@ def _quiet() -> None:
     logging.disable(logging.WARNING)
 
 
-def _peak(name: str, arch: str, size: int, batch: int, device: str) -> Peak | None:
-    given = workload(arch, size, batch, torch.device(device))
+def _peak(name: str, arch: str, size: int, batch: int, device: str, precision: Precision = "float32") -> Peak | None:
+    given = workload(arch, size, batch, torch.device(device), precision)
     CONTENDERS[TRAINING_STEP](replace(given, images_BCHW=given.images_BCHW[:1])).work()
     on_gpu = given.images_BCHW.is_cuda
     before = resident(on_gpu=on_gpu)

@@ -16,7 +16,7 @@ Facts = Mapping[str, Any]
 
 def table(facts: Facts) -> str:
     """One row per contender."""
-    head = f"{_configuration(facts)}, {facts['device']}, torch {facts['torch']}"
+    head = f"{_configuration(facts)}, {facts['precision']}, {facts['device']}, torch {facts['torch']}"
     columns = f"{'':20}{'images/s':>10}{'of training step: time':>24}{'memory':>8}{'memory, MB':>12}"
     rows = [
         f"{name:20}{speed:10,.1f}{facts['of_training_step'][name]:24.2f}"

@@ -47,13 +47,13 @@ class TransferDetector:
         standardiser = Standardiser.fit(held_out.log_norms_BC)
         z_BD, target_B = standardiser(observation.log_norms_BC), unknown_B.float()
         generator = torch.Generator().manual_seed(seed)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):  # drawn on the CPU: those of GPUs are left alone
+            torch.default_generator.manual_seed(seed)
             layers = nn.Sequential(nn.Linear(z_BD.shape[1], hidden), nn.ReLU(), nn.Linear(hidden, 1)).to(z_BD.device)
         optimiser = torch.optim.AdamW(layers.parameters(), lr=learning_rate, weight_decay=weight_decay)
         balance = (1 - target_B).sum() / target_B.sum().clamp_min(1)
         for _ in range(epochs):
-            for rows in torch.randperm(len(z_BD), generator=generator).split(batch_size):
+            for rows in torch.randperm(len(z_BD), generator=generator).to(z_BD.device).split(batch_size):
                 logit_B = layers(z_BD[rows]).squeeze(1)
                 loss = F.binary_cross_entropy_with_logits(logit_B, target_B[rows], pos_weight=balance)
                 optimiser.zero_grad()

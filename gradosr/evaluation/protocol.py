@@ -22,15 +22,14 @@ from torch import Tensor
 from gradosr.calibration import Calibration
 from gradosr.classifier import input_size
 from gradosr.config import BASELINE_SIGNALS, Detector, Input, OsrProtocol, OsrTask, Signals
+from gradosr.decoding import DecodedImages
 from gradosr.detectors import Observation
 from gradosr.errors import InputError, NotFound
 from gradosr.evaluation.far import make
 from gradosr.fitting import Ready, fit_detector, prepare
 from gradosr.known_images import CALIBRATION, FITTING
-from gradosr.loading import prepared_batches
 from gradosr.metrics import auroc
 from gradosr.parts import software
-from gradosr.readers import every_image
 from gradosr.scorer import Observer, pick_device
 from gradosr.store import Store, join
 from gradosr.telemetry import Notes
@@ -38,6 +37,8 @@ from gradosr.telemetry import Notes
 CALIBRATED, TEST = "calibration", "test"
 """Values of the column `set`, beside the names of far images."""
 RECORD, SCORES, ABOUT = "protocol.json", "scores.parquet", "task.json"
+KEPT = 2**30
+"""Bytes of decoded images that the next task need not decode: CIFAR-10 takes a fifth of it."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,14 @@ class _Images:
     pixels_NCHW: Tensor
 
 
-def run_protocol(protocol: OsrProtocol, notes: Notes) -> list[TaskScores]:
-    """Every task, done or found done. Raises what fitting and reading raise."""
+def run_protocol(protocol: OsrProtocol, notes: Notes) -> Iterator[TaskScores]:
+    """Every task, as soon as it is done or found done. Raises what fitting and reading raise."""
     store = Store(protocol.store, protocol.stores)
     record = protocol.model_dump(mode="json", exclude={"store", "stores"})
     store.write(join(protocol.output, RECORD), json.dumps(record, indent=2).encode())  # it can be written
-    return [_found(protocol, task, store) or _done(protocol, task, store, notes) for task in protocol.tasks]
+    decoded = DecodedImages(store, KEPT if len(protocol.tasks) > 1 else 0)
+    for task in map(protocol.with_recipe, protocol.tasks):
+        yield _found(protocol, task, store) or _done(protocol, task, store, decoded, notes)
 
 
 def detectors_of(protocol: OsrProtocol, task: OsrTask) -> dict[str, Detector]:
@@ -90,7 +93,8 @@ def is_baseline(settings: Detector) -> bool:
 
 
 def _made_of(protocol: OsrProtocol, task: OsrTask) -> str:
-    left_out = {"store", "stores", "tasks", "detectors", "output", "device", "resamplings", "batch_size", "data"}
+    left_out = {"store", "stores", "tasks", "train", "detectors", "output", "device", "resamplings", "batch_size"}
+    left_out |= {"data"}
     document = protocol.model_dump(mode="json", exclude=left_out)
     document |= {"task": task.model_dump(mode="json")}
     document |= {"detectors": {name: one.model_dump(mode="json") for name, one in detectors_of(protocol, task).items()}}
@@ -114,11 +118,11 @@ def _found(protocol: OsrProtocol, task: OsrTask, store: Store) -> TaskScores | N
     return TaskScores(task.name, tuple(about["classes"]), rows, about["coordinates"])
 
 
-def _done(protocol: OsrProtocol, task: OsrTask, store: Store, notes: Notes) -> TaskScores:
+def _done(protocol: OsrProtocol, task: OsrTask, store: Store, decoded: DecodedImages, notes: Notes) -> TaskScores:
     folder, detectors = join(protocol.output, task.name), detectors_of(protocol, task)
     notes.say(f"{task.name}: {len(detectors)} detectors")
-    ready = _ready(protocol, task, folder, store, notes)
-    sets = [_calibration(ready), *_unseen(protocol, task, ready, store)]
+    ready = _ready(protocol, task, folder, store, decoded, notes)
+    sets = [_calibration(ready), *_unseen(protocol, task, ready, decoded)]
     columns: dict[str, NDArray[Any]] = {}
     predicted: list[str] = []
     coordinates: dict[str, float] = {}
@@ -150,7 +154,9 @@ def _done(protocol: OsrProtocol, task: OsrTask, store: Store, notes: Notes) -> T
     return TaskScores(task.name, ready.job.classifier.classes, rows, coordinates)
 
 
-def _ready(protocol: OsrProtocol, task: OsrTask, folder: str, store: Store, notes: Notes) -> Ready:
+def _ready(
+    protocol: OsrProtocol, task: OsrTask, folder: str, store: Store, decoded: DecodedImages, notes: Notes
+) -> Ready:
     """The task's classifier; one that was trained here before is read, not trained again."""
     detectors = detectors_of(protocol, task).values()
     # The transfer detector alone needs the training images read.
@@ -162,7 +168,7 @@ def _ready(protocol: OsrProtocol, task: OsrTask, folder: str, store: Store, note
     if trained and _is_there(store, weights):
         classifier = task.classifier.model_copy(update={"weights": weights})
         task, trained = task.model_copy(update={"classifier": classifier}), False
-    ready = prepare(protocol.fit_job(task, first), notes)
+    ready = prepare(protocol.fit_job(task, first), notes, decoded)
     if trained:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in ready.classifier.state_dict().items()}
         store.write(weights, safetensors.torch.save(state))
@@ -185,11 +191,11 @@ def _calibration(ready: Ready) -> _Images:
     )
 
 
-def _unseen(protocol: OsrProtocol, task: OsrTask, ready: Ready, store: Store) -> Iterator[_Images]:
+def _unseen(protocol: OsrProtocol, task: OsrTask, ready: Ready, decoded: DecodedImages) -> Iterator[_Images]:
     """The test images, then every set of far ones."""
     classes = ready.job.classifier.classes
     wanted = {*classes, *task.unknown}
-    test = _read(TEST, protocol.test, protocol, ready, store, lambda label: not task.unknown or label in wanted)
+    test = _read(TEST, protocol.test, protocol, ready, decoded, lambda label: not task.unknown or label in wanted)
     if missing := sorted(set(task.unknown) - set(test.labels)):
         raise InputError(f"{protocol.test.uri}: no image of {', '.join(missing)}, unknown to task {task.name}")
     yield test
@@ -199,7 +205,7 @@ def _unseen(protocol: OsrProtocol, task: OsrTask, ready: Ready, store: Store) ->
             pixels = make(name, far, input_size(ready.job.classifier.transform), protocol.seed)
             yield _Images(name, [f"{name}/{number}" for number in range(far)], [None] * far, pixels)
         else:
-            yield _read(name, far, protocol, ready, store, lambda label: label not in shown)
+            yield _read(name, far, protocol, ready, decoded, lambda label: label not in shown)
 
 
 def _read(
@@ -207,14 +213,12 @@ def _read(
     source: Input,
     protocol: OsrProtocol,
     ready: Ready,
-    store: Store,
+    decoded: DecodedImages,
     takes: Callable[[str | None], bool],
 ) -> _Images:
-    wanted = (image for image in every_image(source, store) if takes(image.label))
-    batches = prepared_batches(
-        wanted, ready.job.classifier.transform, protocol.max_pixels, protocol.batch_size, torch.get_num_threads()
-    )
-    images = [image for batch in batches for image in batch if image.pixels is not None]
+    transform = ready.job.classifier.transform
+    read = decoded.read(source, transform, protocol.max_pixels, lambda image: takes(image.label))
+    images = [image for image in read if image.pixels is not None]
     if not images or (name == TEST and any(image.encoded.label is None for image in images)):
         wants = "no readable image" if not images else "an image without a label"
         raise InputError(f"{source.uri}: {wants}; `{name}` of the protocol needs them")
@@ -244,8 +248,9 @@ class _Seen:
         """What a detector of these signals would have seen."""
         parameters = len(self._observer.coordinates) // len(self._all.objectives)
         first = [self._all.objectives.index(name) * parameters for name in signals.objectives]
-        columns = torch.tensor([start + p for start in first for p in range(parameters)], dtype=torch.long)
-        return replace(observation, log_norms_BC=observation.log_norms_BC[:, columns])
+        columns = [start + p for start in first for p in range(parameters)]
+        columns_C = torch.tensor(columns, dtype=torch.long, device=observation.log_norms_BC.device)
+        return replace(observation, log_norms_BC=observation.log_norms_BC[:, columns_C])
 
     def coordinates(self, observation: Observation) -> dict[str, NDArray[np.float32]]:
         """By name, each [B]."""

@@ -131,7 +131,15 @@ def bootstrap(known: Floats, far: Floats, resamplings: int, seed: int) -> tuple[
 
 
 def markdown(protocol: OsrProtocol, tasks: Sequence[TaskMetrics]) -> str:
-    """All tables."""
+    """All tables; where there are several architectures, of each by itself: a mean over them is one of neither."""
+    archs = {task.name: task.classifier.arch for task in protocol.tasks}
+    groups = {archs[task.name]: [one for one in tasks if archs[one.name] == archs[task.name]] for task in tasks}
+    if len(groups) == 1:
+        return _tables(protocol, tasks)
+    return "\n".join(f"## {arch}\n\n{_tables(protocol, group)}" for arch, group in groups.items())
+
+
+def _tables(protocol: OsrProtocol, tasks: Sequence[TaskMetrics]) -> str:
     open_tasks = [task for task in tasks if task.unknown]
     sections = [
         ("AUROC, test images of unknown against known classes", _by_task(protocol, open_tasks)),

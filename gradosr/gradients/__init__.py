@@ -1,10 +1,11 @@
 """Exact per-image squared gradient norms of every parameter tensor. Imports torch alone."""
 
 from gradosr.gradients.calls import Rule, Watch
-from gradosr.gradients.engine import GradientEngine, SquaredNorms, Watcher, squared_norms
+from gradosr.gradients.engine import GradientEngine, Watcher, squared_norms
 from gradosr.gradients.objectives import OBJECTIVES, objective
 from gradosr.gradients.outputs import Head, pick_logits
 from gradosr.gradients.rules import RULES
+from gradosr.gradients.squared_norms import SquaredNorms
 from gradosr.gradients.weights import lay_channels_last
 
 __all__ = [

@@ -84,8 +84,12 @@ class Capture(TorchFunctionMode, ABC):
         """The call's output."""
 
 
+RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
+"""Functions whose backward pass cuDNN refuses in eval mode."""
+
+
 class _Mended(TorchFunctionMode):
-    """Gives BatchNorm's backward pass a gradient laid out as the input is.
+    """Gives BatchNorm's backward pass a gradient laid out as the input is, and keeps recurrent layers from cuDNN.
 
     Where the layouts differ (a stem whose output becomes tokens), torch's CPU kernel reads the gradient in the wrong
     order and returns wrong gradients, without a word: seen in torch 2.15, in eval mode, and confirmed by finite
@@ -95,6 +99,9 @@ class _Mended(TorchFunctionMode):
     def __torch_function__(
         self, func: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if getattr(func, "__name__", "") in RECURRENT:
+            with torch.backends.cudnn.flags(enabled=False):
+                return func(*args, **(kwargs or {}))
         output = func(*args, **(kwargs or {}))
         if func is F.batch_norm and output.requires_grad:
             x = args[0] if args else (kwargs or {})["input"]

@@ -12,11 +12,16 @@ and where the norm alone is wanted, without making the gradient:
 
     unfolded Gram      sum((A^T A) * (g^T g)): L^2 (D + O)
     shifted Gram       stride 1: A^T A is a sum of shifted pieces of x^T x, so nothing is unfolded: L^2 (C + O)
+
+On a GPU that runs the fused kernels (fused.py), these take the place of all but the depthwise form:
+
+    fused product      G a tile at a time, squared where it is made
+    fused Gram         the two Gram matrices a tile at a time, multiplied where they are made
 """
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -37,7 +42,14 @@ from gradosr.gradients.calls import (
     plausible,
     squared_norm,
 )
+from gradosr.gradients.geometry import Geometry, geometry_of, weight_of
+from gradosr.gradients.kernels import fused_kernels, fused_kernels_of
 
+FUSED_PRODUCT, FUSED_GRAM = "fused product", "fused Gram"
+SERIAL = 8
+"""Samples of a batch on a GPU beyond which a kernel per sample is not tried."""
+PASS_ON_A_GPU = 150
+"""Multiply-adds of a fused product that take the time of one element read and written. Measured on an H200."""
 LIBRARY_CALL = 5e5
 """Multiply-adds in the time that one more call of a library kernel costs."""
 
@@ -81,73 +93,6 @@ def _explicit_padding(
     return F.pad(x, sides), [0] * dims
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """Sizes of one group of a convolution, as (height, width) where there are two."""
-
-    maps: int
-    inputs: int
-    outputs: int
-    groups: int
-    size: tuple[int, int]
-    out_size: tuple[int, int]
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-
-    @property
-    def places(self) -> int:
-        """Output places of all maps: L."""
-        return self.maps * self.out_size[0] * self.out_size[1]
-
-    @property
-    def patch(self) -> int:
-        """Size of an unfolded patch: D."""
-        return self.inputs * self.kernel[0] * self.kernel[1]
-
-    @property
-    def pointwise(self) -> bool:
-        """A linear layer over places."""
-        return self.kernel == (1, 1) and self.padding == (0, 0)
-
-    @property
-    def unfolding(self) -> float:
-        """Cost of the patches."""
-        return 0.0 if self.pointwise else self.places * self.patch * ELEMENTWISE
-
-    @property
-    def product(self) -> int:
-        """Multiply-adds of the gradient: L D O."""
-        return self.places * self.patch * self.outputs
-
-
-def _geometry(call: Call, x: Tensor, grad: Tensor) -> Geometry:
-    def pair(values: Sequence[int], missing: int) -> tuple[int, int]:
-        return (values[0], values[1]) if len(values) == 2 else (missing, values[0])
-
-    o, weight = call.options, weight_of(call)
-    return Geometry(
-        maps=x.shape[1],
-        inputs=weight.shape[1],
-        outputs=weight.shape[0] // o["groups"],
-        groups=o["groups"],
-        size=pair(x.shape[3:], 1),
-        out_size=pair(grad.shape[3:], 1),
-        kernel=pair(weight.shape[2:], 1),
-        stride=pair(o["stride"], 1),
-        padding=pair(o["padding"], 0),
-        dilation=pair(o["dilation"], 1),
-    )
-
-
-def weight_of(call: Call) -> Tensor:
-    """The weight, without its gradient."""
-    if call.weight is None:
-        raise ClassifierError("a convolution without a weight")
-    return call.weight.detach()
-
-
 def _by_group(tensor: Tensor, groups: int) -> Tensor:
     """[B, Q, groups * channels, ...] as [B * groups, Q, channels, height, width]; 1-D maps get a height of one."""
     if tensor.dim() == 4:
@@ -176,6 +121,10 @@ def _library(call: Call, _geometry: Geometry, x: Tensor, grad: Tensor) -> Tensor
 
 
 def _depthwise(_call: Call, geometry: Geometry, x: Tensor, grad: Tensor) -> Tensor:
+    kernels = fused_kernels(x)
+    if kernels and geometry.kernel[1] <= kernels.DEPTHWISE_WIDTH:
+        fused: Tensor = kernels.depthwise(geometry, x, grad)
+        return fused
     (top, left), (rows, columns) = geometry.padding, geometry.out_size
     # Channels last: a place of the kernel is a product and a sum over whole rows of channels, however short the lines.
     x_NCHW, grad_NCIJ = (_maps(t).contiguous(memory_format=torch.channels_last) for t in (x, grad))
@@ -260,7 +209,7 @@ MATERIALISED: dict[str, Form] = {
         run=_library,
     ),
     "depthwise": Form(
-        fits=lambda g: g.inputs == g.outputs == 1,
+        fits=lambda g: g.depthwise,
         cost=lambda g: g.groups * g.product * ELEMENTWISE / 4,
         floats=lambda g: 3 * g.places,
         run=_depthwise,
@@ -303,14 +252,28 @@ def _costs(forms: Mapping[str, Form], geometry: Geometry) -> dict[str, float]:
 
 
 def conv_forms(call: Call, x: Tensor, grad: Tensor, *, materialised: bool) -> list[str]:
-    """Names of the forms worth trying, by counted work."""
-    return plausible(_costs(MATERIALISED if materialised else {**MATERIALISED, **GRAMS}, _geometry(call, x, grad)))
+    """Names of the forms worth trying, by counted work; `materialised`: of those alone that see every row of G."""
+    geometry = geometry_of(call, x, grad)
+    if fused_kernels(x) and not geometry.depthwise:
+        return [FUSED_PRODUCT] if materialised else fused_forms(geometry, x)
+    costs = _costs(MATERIALISED if materialised else {**MATERIALISED, **GRAMS}, geometry)
+    if x.is_cuda and len(x) > SERIAL:
+        del costs["library"]
+    return plausible(costs)
+
+
+def fused_forms(geometry: Geometry, x: Tensor) -> list[str]:
+    """Names of the fused forms worth trying, by counted work; none where no fused kernels run."""
+    kernels = fused_kernels(x)
+    if kernels is None:
+        return []
+    return plausible({FUSED_PRODUCT: kernels.product_cost(geometry), FUSED_GRAM: kernels.gram_cost(geometry)})
 
 
 def weight_gradients(call: Call, x: Tensor, grad: Tensor) -> Iterator[Tensor]:
     """The weight's gradients as [n, O, D], piece by piece of the batch."""
-    geometry = _geometry(call, x, grad)
-    form = MATERIALISED[call.form or conv_forms(call, x, grad, materialised=True)[0]]
+    geometry = geometry_of(call, x, grad)
+    form = MATERIALISED[call.form or plausible(_costs(MATERIALISED, geometry))[0]]
     for piece in _pieces(form, call, geometry, x, grad):
         yield piece.reshape(-1, geometry.groups * geometry.outputs, geometry.patch)  # channels-last rows are copied
 
@@ -325,17 +288,44 @@ def conv_gradients(call: Call, x: Tensor, grad: Tensor) -> Gradients:
 def conv_squared_norms(call: Call, x: Tensor, grad: Tensor) -> Gradients:
     """Squared norms of weight and bias, each [B]."""
     form = call.form or conv_forms(call, x, grad, materialised=False)[0]
-    if form in GRAMS:
-        per_group = torch.cat(list(_pieces(GRAMS[form], call, _geometry(call, x, grad), x, grad)))
+    if form in (FUSED_PRODUCT, FUSED_GRAM):
+        weight = fused_squared_norm(form, geometry_of(call, x, grad), x, grad)
+    elif form in GRAMS:
+        per_group = torch.cat(list(_pieces(GRAMS[form], call, geometry_of(call, x, grad), x, grad)))
         weight = per_group.view(len(x), -1).sum(1)
     else:
         gradients = weight_gradients(replace(call, form=form), x, grad)
         weight = torch.cat([squared_norm(piece) for piece in gradients])
-    return {"weight": weight} | ({} if call.bias is None else {"bias": squared_norm(channel_sums(grad, 2))})
+    return {"weight": weight} | ({} if call.bias is None else {"bias": squared_norm(place_sums(grad))})
+
+
+def fused_squared_norm(form: str, geometry: Geometry, x: Tensor, grad: Tensor) -> Tensor:
+    """Squared norm [B] of the weight's gradient, by a fused form. Raises ClassifierError where none runs."""
+    kernels = fused_kernels(x)
+    if kernels is None:
+        raise ClassifierError(f"{form}: no fused kernels for {x.dtype} on {x.device}")
+    if form == FUSED_GRAM:
+        norm: Tensor = kernels.gram(geometry, x, grad)
+    else:
+        norm = kernels.products(geometry, x, grad)[0].sum((0, 2))
+    return norm
+
+
+def place_sums(grad: Tensor) -> Tensor:
+    """A gradient [B, Q, O, ...] summed over all places, [B, O]."""
+    kernels = fused_kernels(grad)
+    total: Tensor = kernels.sums(grad) if kernels else channel_sums(grad, 2)
+    return total
 
 
 def folding_pays(call: Call, x: Tensor, grad: Tensor) -> bool:
     """Whether making the gradients once, for a convolution and the BatchNorm after it, costs less than both alone."""
-    geometry = _geometry(call, x, grad)
+    geometry = geometry_of(call, x, grad)
+    if kernels := fused_kernels_of(x.device):
+        if geometry.depthwise:
+            return True
+        passes = 6 * PASS_ON_A_GPU * geometry.groups * geometry.places * geometry.outputs
+        cheap: bool = kernels.product_cost(geometry) <= kernels.gram_cost(geometry) + passes
+        return cheap
     passes = 6 * ELEMENTWISE * geometry.places * geometry.outputs
     return min(_costs(MATERIALISED, geometry).values()) <= min(_costs(GRAMS, geometry).values()) + passes

@@ -1,6 +1,6 @@
 """Squared gradient norms of every parameter tensor for every image: one forward, one backward per objective.
 
-B batch, K classes, P parameter tensors, F penultimate features, M middle channels.
+B batch, K classes, P parameter tensors.
 """
 
 import logging
@@ -17,56 +17,15 @@ from gradosr.errors import ClassifierError
 from gradosr.gradients.calls import CHUNK_BYTES, Rule, accumulator, squared_norm
 from gradosr.gradients.capture import only_requiring_grad
 from gradosr.gradients.explain import Explained, TimedForms, explained
+from gradosr.gradients.graphs import Recordings, state_of
 from gradosr.gradients.objectives import Objective, objective
-from gradosr.gradients.outputs import Head
-from gradosr.gradients.passes import Kept, Pass, forward
+from gradosr.gradients.passes import Kept, Pass, forward, is_out_of_memory
 from gradosr.gradients.plan import Plan
 from gradosr.gradients.planning import check_mode, make_plan
+from gradosr.gradients.squared_norms import SquaredNorms, joined
 from gradosr.gradients.weights import check_finite, told_of_mixed_precision
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SquaredNorms:
-    """The representation of a batch under one objective."""
-
-    names: tuple[str, ...]
-    """The P named parameters, in named_parameters() order."""
-    values_BP: Tensor
-    """Squared L2 norm of dJ/dp per image (Lee & AlRegib, Eq. 1); float32 of a classifier in bfloat16."""
-    logits_BK: Tensor
-    features_BF: Tensor | None
-    """Input of the linear layer that makes the logits; None where no such layer does."""
-    middle_BM: Tensor | None = None
-    """Input of the middle convolution or linear layer, its mean over positions."""
-    head: Head | None = None
-    """The linear layer that makes the logits of the features."""
-    watched: dict[str, Tensor] = field(default_factory=dict)
-    """What watchers made of the backward pass, by coordinate, each [B]."""
-
-    def none(self) -> "SquaredNorms":
-        """The same of no image."""
-        features = None if self.features_BF is None else self.features_BF[:0]
-        middle = None if self.middle_BM is None else self.middle_BM[:0]
-        watched = {name: values[:0] for name, values in self.watched.items()}
-        return SquaredNorms(self.names, self.values_BP[:0], self.logits_BK[:0], features, middle, self.head, watched)
-
-
-def _joined(pieces: Sequence[SquaredNorms]) -> SquaredNorms:
-    if len(pieces) == 1:
-        return pieces[0]
-    features = [piece.features_BF for piece in pieces if piece.features_BF is not None]
-    middles = [piece.middle_BM for piece in pieces if piece.middle_BM is not None]
-    return SquaredNorms(
-        pieces[0].names,
-        torch.cat([piece.values_BP for piece in pieces]),
-        torch.cat([piece.logits_BK for piece in pieces]),
-        torch.cat(features) if features else None,
-        torch.cat(middles) if middles else None,
-        pieces[0].head,
-        {name: torch.cat([piece.watched[name] for piece in pieces]) for name in pieces[0].watched},
-    )
 
 
 def squared_norms(classifier: nn.Module, images_BCHW: Tensor, objective: str = "all_hot") -> SquaredNorms:
@@ -128,6 +87,7 @@ class GradientEngine:
         self.names = tuple(name for name, _ in classifier.named_parameters())
         self._max_memory = max_memory
         self._planned: dict[tuple[object, ...], _Planned] = {}
+        self._recordings = Recordings()
 
     def plan(self, images_BCHW: Tensor) -> Plan:
         """The plan for images of this shape, made at the first call; parameters without a rule are logged by name."""
@@ -137,13 +97,22 @@ class GradientEngine:
         key = (*images_BCHW.shape[1:], images_BCHW.dtype, images_BCHW.device)
         if key not in self._planned:
             check_finite(self.classifier)
-            plan = make_plan(self.classifier, images_BCHW)
+            plan = self._make_plan(images_BCHW)
             self._planned[key] = planned = _Planned(plan)
             self._announce(plan)
             if self._max_memory is not None and len(images_BCHW):
                 per_image = Pass(plan, self.classifier, planned.kept).bytes_of(images_BCHW[:1])
                 planned.at_once = max(1, (self._max_memory - CHUNK_BYTES) // max(1, per_image))
         return self._planned[key]
+
+    def _make_plan(self, images_BCHW: Tensor) -> Plan:
+        try:
+            return make_plan(self.classifier, images_BCHW)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            shape = "x".join(map(str, images_BCHW.shape[2:]))
+            raise ClassifierError(f"out of memory on {images_BCHW.device} for the first images of {shape}") from error
 
     def _announce(self, plan: Plan) -> None:
         if plan.fallback:
@@ -175,7 +144,7 @@ class GradientEngine:
         with torch.inference_mode(False), torch.enable_grad(), mixed:
             images_BCHW = images_BCHW.clone() if images_BCHW.is_inference() else images_BCHW.detach()
             pieces = list(self._pieces(images_BCHW, objectives, watchers))
-        return [_joined(parts) for parts in zip(*pieces, strict=True)]
+        return [joined(parts) for parts in zip(*pieces, strict=True)]
 
     def _pieces(
         self, images_BCHW: Tensor, objectives: Sequence[str], watchers: Sequence[Callable[[str], Watcher]]
@@ -186,15 +155,33 @@ class GradientEngine:
             piece = images_BCHW[start : start + planned.at_once]
             norms: list[SquaredNorms] | None = None
             try:
-                norms = self._piece(planned, piece, objectives, watchers)
+                norms = self._recorded_piece(planned, piece, objectives, watchers)
             except RuntimeError as error:  # a device's torch.OutOfMemoryError is one
-                if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+                if not is_out_of_memory(error):
                     raise
             if norms is None:  # here the error no longer holds what the failed pass had allocated
                 _halve(planned, piece)
             else:
                 start += len(piece)
                 yield norms
+
+    def _recorded_piece(
+        self,
+        planned: _Planned,
+        images_BCHW: Tensor,
+        objectives: Sequence[str],
+        watchers: Sequence[Callable[[str], Watcher]],
+    ) -> list[SquaredNorms]:
+        """As `_piece`; on a GPU by a CUDA graph, once a batch of this kind has come a few times."""
+
+        def work(images_BCHW: Tensor) -> list[SquaredNorms]:
+            return self._piece(planned, images_BCHW, objectives, watchers)
+
+        # A loop over samples is no graph; nor has a device that torch imitates (a fake tensor's) any.
+        if not images_BCHW.is_cuda or planned.plan.fallback or not torch.cuda.is_initialized():
+            return work(images_BCHW)
+        kind = (images_BCHW.shape, images_BCHW.dtype, images_BCHW.device, *objectives, *watchers)
+        return self._recordings.run((kind, state_of(self.classifier)), work, images_BCHW)
 
     def _piece(
         self,

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gradosr.gradients.calls import Call, Gradients, accumulator, channel_sums, dot, squared_norm
-from gradosr.gradients.convolution import weight_gradients, weight_of
+from gradosr.gradients.calls import Call, Gradients, accumulator, dot, squared_norm
+from gradosr.gradients.convolution import FUSED_PRODUCT, place_sums, weight_gradients
+from gradosr.gradients.geometry import geometry_of, weight_of
+from gradosr.gradients.kernels import fused_kernels
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,11 @@ def folded(tensors: Mapping[str, Tensor], fold: Fold, call: Call) -> Folded:
 
 def folded_squared_norms(call: Call, x: Tensor, grad: Tensor, *, both: Folded, fold: Fold) -> Gradients:
     """Squared norms [B] of weight and bias of the convolution, and of "scale" and "shift" of the BatchNorm."""
-    weight = weight_of(call)
-    sums_BO = channel_sums(grad, 2)
+    weight, sums_BO = weight_of(call), place_sums(grad)
+    if call.form == FUSED_PRODUCT and (kernels := fused_kernels(x)):
+        rows = kernels.products(geometry_of(call, x, grad), x, grad, weight)
+        made: Gradients = kernels.folded_norms(*rows, sums_BO, both.scale_O, both.offset_O, both.rstd_O)
+        return {role: made[role] for role in ("weight", *call.parameters, *fold.names)}
     squares, products = [], []
     for gradients_BOD in weight_gradients(call, x, grad):
         squares.append(dot(gradients_BOD, gradients_BOD))
@@ -97,5 +102,6 @@ def folded_squared_norms(call: Call, x: Tensor, grad: Tensor, *, both: Folded, f
 def convolve(call: Call, both: Folded) -> Tensor:
     """Its output."""
     function = F.conv2d if call.weight is not None and call.weight.dim() == 4 else F.conv1d
-    output: Tensor = function(call.x, both.weight, both.bias_O, **call.options)
-    return output
+    kernels = fused_kernels(call.x)
+    output: Tensor = function(call.x, both.weight, None if kernels else both.bias_O, **call.options)
+    return kernels.add_bias(output, both.bias_O) if kernels else output

@@ -4,6 +4,7 @@ B batch, K known classes. Each maps logits_BK to a loss per sample, [B], in nats
 over the batch, so the gradient of the summed loss holds each sample's own.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -27,10 +28,18 @@ def confounding_label(classes: int, hot: int, seed: int = 0) -> Tensor:
     return label_K
 
 
-def confounding_loss(logits_BK: Tensor, label_K: Tensor) -> Tensor:
+def confounding_loss(logits_BK: Tensor, hot: int, seed: int = 0) -> Tensor:
     """Binary cross entropy of the sigmoids with one confounding label, averaged over classes (the paper, section 2)."""
-    target_BK = label_K.to(logits_BK).expand_as(logits_BK)
+    label_K = _label_like(logits_BK.shape[1], hot, seed, logits_BK.device, logits_BK.dtype)
+    target_BK = label_K.expand_as(logits_BK)
     return F.binary_cross_entropy_with_logits(logits_BK, target_BK, reduction="none").mean(1)
+
+
+@functools.cache
+def _label_like(classes: int, hot: int, seed: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Kept: an upload waits for all that its device was given before, and has no place in a CUDA graph."""
+    with torch.inference_mode(False):
+        return confounding_label(classes, hot, seed).to(device, dtype)
 
 
 def predicted_loss(logits_BK: Tensor) -> Tensor:
@@ -49,8 +58,8 @@ def largest_logit(logits_BK: Tensor) -> Tensor:
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "all_hot": lambda logits_BK: confounding_loss(logits_BK, confounding_label(logits_BK.shape[1], logits_BK.shape[1])),
-    "all_zero": lambda logits_BK: confounding_loss(logits_BK, confounding_label(logits_BK.shape[1], 0)),
+    "all_hot": lambda logits_BK: confounding_loss(logits_BK, logits_BK.shape[1]),
+    "all_zero": lambda logits_BK: confounding_loss(logits_BK, 0),
     "predicted": predicted_loss,
     "uniform": uniform_loss,
     "max_logit": largest_logit,
@@ -64,5 +73,5 @@ def objective(name: str) -> Objective:
     kind, *numbers = name.split(":")
     if kind == "n_hot" and 1 <= len(numbers) <= 2 and all(number.isdecimal() for number in numbers):
         hot, seed = int(numbers[0]), int(numbers[1]) if len(numbers) == 2 else 0
-        return lambda logits_BK: confounding_loss(logits_BK, confounding_label(logits_BK.shape[1], hot, seed))
+        return lambda logits_BK: confounding_loss(logits_BK, hot, seed)
     raise ConfigError(f"objective {name}: unknown (valid: {', '.join(OBJECTIVES)}, n_hot:N, n_hot:N:SEED)")

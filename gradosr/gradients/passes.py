@@ -242,6 +242,14 @@ def forward(classifier: nn.Module, images_BCHW: Tensor) -> Tensor:
     return checked_logits(run(classifier, images_BCHW), len(images_BCHW))
 
 
+NO_MEMORY = ("allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch, CUDA, cuBLAS or cuDNN could not have the memory it asked for."""
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in NO_MEMORY)
+
+
 def _batch_first(tensor: Tensor, feature_dims: int, before: int, batch: int) -> Tensor:
     """[positions with the batch among them, *features] as [B, Q, *features]; a view where the batch comes first."""
     features = tensor.shape[tensor.dim() - feature_dims :]

@@ -7,6 +7,7 @@ classifier runs in it; a parameter whose rule does not reproduce autograd goes t
 """
 
 import copy
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -25,9 +26,11 @@ from gradosr.gradients.convolution import folding_pays
 from gradosr.gradients.folding import Fold
 from gradosr.gradients.forms import Forms
 from gradosr.gradients.objectives import OBJECTIVES
-from gradosr.gradients.passes import Kept, Pass, Root, forward, input_overwritten
+from gradosr.gradients.passes import Kept, Pass, Root, forward, input_overwritten, is_out_of_memory
 from gradosr.gradients.plan import Plan, Use
 from gradosr.gradients.rules import RULES
+
+logger = logging.getLogger(__name__)
 
 PROBES = (3, 4)
 """Images of a probe batch. The second count is tried where the first leaves parameters without a rule: a tensor of
@@ -62,7 +65,10 @@ def _plan_by_probing(classifier: nn.Module, images_BCHW: Tensor, count: int) -> 
         return _plan(_precise_copy(classifier), probe.double(), tolerance=1e-6, floor=1e-12)
     except ClassifierError:
         raise
-    except (RuntimeError, TypeError, NotImplementedError):  # casts of its own, or operators without float64
+    except (RuntimeError, TypeError, NotImplementedError) as error:  # casts of its own, or operators without float64
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            raise
+        logger.info("verified in %s, not in float64: %s", images_BCHW.dtype, error)
         return _plan(classifier, probe, tolerance=1e-2, floor=1e-6)
 
 

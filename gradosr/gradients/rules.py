@@ -33,7 +33,19 @@ from gradosr.gradients.calls import (
     plausible,
     squared_norm,
 )
-from gradosr.gradients.convolution import bind_conv, conv_forms, conv_gradients, conv_squared_norms
+from gradosr.gradients.convolution import (
+    FUSED_GRAM,
+    FUSED_PRODUCT,
+    bind_conv,
+    conv_forms,
+    conv_gradients,
+    conv_squared_norms,
+    fused_forms,
+    fused_squared_norm,
+    place_sums,
+)
+from gradosr.gradients.geometry import Geometry
+from gradosr.gradients.kernels import fused_kernels
 
 PLANE = 16
 """Places of a map from which on a kernel per channel is faster than passes over the whole."""
@@ -57,21 +69,34 @@ def linear_forms(_call: Call, x: Tensor, grad: Tensor, *, materialised: bool) ->
     Q, inputs, outputs = x.shape[1], x.shape[2], grad.shape[2]
     if Q == 1 or materialised:
         return []
+    if fused_kernels(x):
+        return fused_forms(_tokens(x, grad), x)
     costs = {"product": inputs * outputs, "Gram": Q * (inputs + outputs + ELEMENTWISE) / 2}
     return plausible(costs)
+
+
+def _tokens(x: Tensor, grad: Tensor) -> Geometry:
+    """The same as a convolution: every token a map of one place."""
+    one, none = (1, 1), (0, 0)
+    return Geometry(
+        x.shape[1], x.shape[2], grad.shape[2], 1, one, one, kernel=one, stride=one, padding=none, dilation=one
+    )
 
 
 def linear_squared_norms(call: Call, x: Tensor, grad: Tensor) -> Gradients:
     """One position: ||x||^2 ||g||^2. Several: the product or the Gram, whichever is cheaper."""
     norms = {"weight": _linear_weight(call, x, grad)}
-    return norms | ({} if call.bias is None else {"bias": squared_norm(_sum(grad))})
+    return norms | ({} if call.bias is None else {"bias": squared_norm(place_sums(grad))})
 
 
 def _linear_weight(call: Call, x: Tensor, grad: Tensor) -> Tensor:
     Q, inputs, outputs = x.shape[1], x.shape[2], grad.shape[2]
     if Q == 1:
         return squared_norm(x) * squared_norm(grad)
-    if (call.form or linear_forms(call, x, grad, materialised=False)[0]) == "Gram":
+    form = call.form or linear_forms(call, x, grad, materialised=False)[0]
+    if form in (FUSED_PRODUCT, FUSED_GRAM):
+        return fused_squared_norm(form, _tokens(x, grad), x, grad)
+    if form == "Gram":
         size, norm = 4 * min(Q, BLOCK) * Q, gram_squared_norm
     else:
         size, norm = inputs * outputs, _product_squared_norm
@@ -111,7 +136,10 @@ def bind_batch_norm(
 
 def batch_norm_gradients(call: Call, x: Tensor, grad: Tensor) -> Gradients:
     """Scale and shift, each [B, C]."""
-    scale, shift = (_sums_in_one_pass if _is_planar(x, grad) else _sums)(call, x, grad)
+    if kernels := fused_kernels(x):
+        scale, shift = kernels.centred_sums(grad, x, call.options["mean"])
+    else:
+        scale, shift = (_sums_in_one_pass if _is_planar(x, grad) else _sums)(call, x, grad)
     return _scale_and_shift(call, scale * torch.rsqrt(call.options["var"].to(scale.dtype) + call.options["eps"]), shift)
 
 
@@ -135,8 +163,8 @@ def _sums_in_one_pass(call: Call, x: Tensor, grad: Tensor) -> tuple[Tensor, Tens
 
 
 def _is_planar(x: Tensor, grad: Tensor) -> bool:
-    """Whether every channel is a plane of its own in memory, large enough for a kernel per channel."""
-    return x.is_contiguous() and grad.is_contiguous() and x.shape[3:].numel() >= PLANE
+    """Whether every channel is a plane of its own in a CPU's memory, large enough for a kernel per channel."""
+    return not x.is_cuda and x.is_contiguous() and grad.is_contiguous() and x.shape[3:].numel() >= PLANE
 
 
 def bind_layer_norm(
@@ -152,6 +180,8 @@ def bind_layer_norm(
 
 def layer_norm_gradients(call: Call, x: Tensor, grad: Tensor) -> Gradients:
     """Scale and shift, each [B, *normalized_shape]."""
+    if x.dim() == 3 and (kernels := fused_kernels(x)):
+        return _scale_and_shift(call, *kernels.normalised_sums(grad, x, call.options["eps"]))
     xhat = F.layer_norm(x, call.options["shape"], eps=call.options["eps"])
     return _scale_and_shift(call, _sum(xhat * grad), _sum(grad))
 

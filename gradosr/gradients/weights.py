@@ -23,8 +23,10 @@ def check_finite(classifier: nn.Module) -> None:
     statistics = (
         (name, buffer) for name, buffer in classifier.named_buffers() if name.endswith(("running_mean", "running_var"))
     )
-    for name, tensor in chain(classifier.named_parameters(), statistics):
-        if not tensor.isfinite().all():
+    tensors = dict(chain(classifier.named_parameters(), statistics))
+    flags = [tensor.detach().isfinite().all() for tensor in tensors.values()]
+    for name, finite in zip(tensors, torch.stack(flags).tolist() if flags else [], strict=True):
+        if not finite:
             raise ClassifierError(
                 f"{name} holds values that are not finite: no image could be scored; "
                 "its training diverged or its file is damaged, use other weights"

@@ -1,0 +1,52 @@
+"""What a pass gives for a batch. B batch, K classes, P parameter tensors, F penultimate features, M middle channels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from gradosr.gradients.outputs import Head
+
+
+@dataclass(frozen=True)
+class SquaredNorms:
+    """The representation of a batch under one objective."""
+
+    names: tuple[str, ...]
+    """The P named parameters, in named_parameters() order."""
+    values_BP: Tensor
+    """Squared L2 norm of dJ/dp per image (Lee & AlRegib, Eq. 1); float32 of a classifier in bfloat16."""
+    logits_BK: Tensor
+    features_BF: Tensor | None
+    """Input of the linear layer that makes the logits; None where no such layer does."""
+    middle_BM: Tensor | None = None
+    """Input of the middle convolution or linear layer, its mean over positions."""
+    head: Head | None = None
+    """The linear layer that makes the logits of the features."""
+    watched: dict[str, Tensor] = field(default_factory=dict)
+    """What watchers made of the backward pass, by coordinate, each [B]."""
+
+    def none(self) -> "SquaredNorms":
+        """The same of no image."""
+        features = None if self.features_BF is None else self.features_BF[:0]
+        middle = None if self.middle_BM is None else self.middle_BM[:0]
+        watched = {name: values[:0] for name, values in self.watched.items()}
+        return SquaredNorms(self.names, self.values_BP[:0], self.logits_BK[:0], features, middle, self.head, watched)
+
+
+def joined(pieces: Sequence[SquaredNorms]) -> SquaredNorms:
+    """The images of all pieces, in order."""
+    if len(pieces) == 1:
+        return pieces[0]
+    features = [piece.features_BF for piece in pieces if piece.features_BF is not None]
+    middles = [piece.middle_BM for piece in pieces if piece.middle_BM is not None]
+    return SquaredNorms(
+        pieces[0].names,
+        torch.cat([piece.values_BP for piece in pieces]),
+        torch.cat([piece.logits_BK for piece in pieces]),
+        torch.cat(features) if features else None,
+        torch.cat(middles) if middles else None,
+        pieces[0].head,
+        {name: torch.cat([piece.watched[name] for piece in pieces]) for name in pieces[0].watched},
+    )
