@@ -1,5 +1,6 @@
 """Encoded images in, prepared batches out: decoding on threads, ahead of whoever consumes them."""
 
+import functools
 import threading
 import time
 from collections import deque
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
+import torch
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from gradosr.config import TransformSettings
@@ -61,7 +64,7 @@ def prepared_batches(
     """
 
     def prepared() -> Iterator[PreparedImage]:
-        pool = ThreadPoolExecutor(threads, "decode")
+        pool = decoding_threads(threads)
         running: deque[tuple[Future[list[PreparedImage]], int]] = deque()
         held, most = 0, min(size, HELD_PER_THREAD * threads)
         try:
@@ -87,6 +90,24 @@ def prepared_batches(
             yield batch
 
     return ahead(batches(), _pixel_bytes, AHEAD_BYTES)
+
+
+def decoding_threads(threads: int) -> ThreadPoolExecutor:
+    """Threads for images, one each: a resize that spread over all cores would hold up those that decode on them.
+
+    With 16 threads of 16 each on 16 cores, 1,809 images/s were decoded; one core alone decodes 1,363.
+    """
+    return ThreadPoolExecutor(threads, "decode", initializer=_use_one_core)
+
+
+def _use_one_core() -> None:
+    torch.get_num_threads()  # torch gives a thread its number at its first operation; from here on it stays
+    _thread_pools().limit(limits=1, user_api="openmp")
+
+
+@functools.cache
+def _thread_pools() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def _tasks(images: Iterable[EncodedImage], most: int) -> Iterator[list[EncodedImage]]:

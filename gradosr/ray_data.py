@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from gradosr.bundle import load_bundle
 from gradosr.config import MAX_PIXELS, Precision, S3Settings, TransformSettings
 from gradosr.errors import ConfigError
 from gradosr.images import to_input_size
-from gradosr.loading import PreparedImage, prepare
+from gradosr.loading import PreparedImage, decoding_threads, prepare
 from gradosr.parts import Row, schema
 from gradosr.readers import EMPTY, MAX_ENCODED, EncodedImage, Fault, too_large
 from gradosr.rows import scored_rows
@@ -59,7 +58,7 @@ class BatchScorer:
             torch.set_num_threads(threads)
         self._column, self._max_pixels = image_column, max_pixels
         self._scorer = Scorer(load_bundle(Store(store or S3Settings()), bundle, trust), device, precision, max_memory)
-        self._pool = ThreadPoolExecutor(threads or torch.get_num_threads(), "decode")
+        self._pool = decoding_threads(threads or torch.get_num_threads())
 
     def __call__(self, batch: Batch) -> Batch:
         """The batch's other columns, and the scores. Raises ConfigError for columns that do not fit."""

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradosr.gradients.convolution import GRAMS, MATERIALISED, bind_conv, conv_gradients, conv_squared_norms
+from gradosr.gradients.convolution import (
+    GRAMS,
+    MATERIALISED,
+    _strided_patches,
+    bind_conv,
+    conv_gradients,
+    conv_squared_norms,
+)
 from gradosr.gradients.geometry import geometry_of
 
 FORMS = {**MATERIALISED, **GRAMS}
@@ -69,6 +76,15 @@ def test_a_form_that_fits_is_exact(shape: str, form: str, maps: int) -> None:
 def test_a_form_fits_what_it_is_for(form: str, shape: str) -> None:
     x, grad, weight, options = example(shape, 1)
     assert FORMS[form].fits(geometry_of(bind_conv(2)(x.flatten(0, 1), weight, None, **options), x, grad))
+
+
+@pytest.mark.parametrize("shape", [name for name, sizes in SHAPES.items() if sizes[2] == 1])
+def test_patches_made_in_one_kernel_are_those_of_the_library(shape: str) -> None:
+    x, grad, weight, options = example(shape, 1)
+    geometry = geometry_of(bind_conv(2)(x.flatten(0, 1), weight, None, **options), x, grad)
+    kernel, stride, padding, dilation = geometry.kernel, geometry.stride, geometry.padding, geometry.dilation
+    expected = torch.nn.functional.unfold(x[:, 0], kernel, dilation, padding, stride)
+    assert torch.equal(_strided_patches(geometry, x[:, 0]), expected)
 
 
 def test_the_reference_is_autograd() -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import torch
 from hostile import png
 
 from gradosr import loading
@@ -35,6 +36,23 @@ def test_an_error_of_the_reader_ends_the_batches() -> None:
     assert len(next(found)) == 4
     with pytest.raises(OSError, match="lost"):
         list(found)
+
+
+def test_a_thread_that_decodes_computes_on_one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    decode, seen, own = loading.decode, set[int](), torch.get_num_threads()
+
+    def seen_by(encoded: bytes, max_pixels: int) -> object:
+        seen.add(torch.get_num_threads())
+        return decode(encoded, max_pixels)
+
+    monkeypatch.setattr(loading, "decode", seen_by)
+    torch.set_num_threads(own + 3)
+    try:
+        list(batches(EncodedImage(f"{number}", png(4, 4)) for number in range(10)))
+        assert seen == {1}
+        assert torch.get_num_threads() == own + 3, "who scores keeps its own"
+    finally:
+        torch.set_num_threads(own)
 
 
 def test_images_wait_for_the_decoder_only_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:

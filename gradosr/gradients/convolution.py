@@ -148,8 +148,22 @@ def _unfolded(geometry: Geometry, x: Tensor) -> Tensor:
     g, x_NQCHW = geometry, _by_group(x, geometry.groups)
     if g.pointwise:
         return _places_last(x_NQCHW[..., :: g.stride[0], :: g.stride[1]])
-    patches = F.unfold(x_NQCHW.flatten(0, 1), g.kernel, g.dilation, g.padding, g.stride)
+    x_NCHW = x_NQCHW.flatten(0, 1)
+    if x.is_cuda:
+        patches = _strided_patches(geometry, x_NCHW)
+    else:
+        patches = F.unfold(x_NCHW, g.kernel, g.dilation, g.padding, g.stride)
     return patches.view(-1, g.maps, *patches.shape[1:]).transpose(2, 3).flatten(1, 2)
+
+
+def _strided_patches(geometry: Geometry, x_NCHW: Tensor) -> Tensor:
+    """As F.unfold, in one kernel: on a GPU F.unfold launches one per sample."""
+    g, (top, left) = geometry, geometry.padding
+    padded = F.pad(x_NCHW, (left, left, top, top))
+    n, c, h, w = padded.stride()
+    size = (*padded.shape[:2], *g.kernel, *g.out_size)
+    steps = (n, c, h * g.dilation[0], w * g.dilation[1], h * g.stride[0], w * g.stride[1])
+    return padded.as_strided(size, steps).reshape(len(x_NCHW), g.patch, -1)
 
 
 def _unfolded_product(_call: Call, geometry: Geometry, x: Tensor, grad: Tensor) -> Tensor:
@@ -254,7 +268,9 @@ def _costs(forms: Mapping[str, Form], geometry: Geometry) -> dict[str, float]:
 def conv_forms(call: Call, x: Tensor, grad: Tensor, *, materialised: bool) -> list[str]:
     """Names of the forms worth trying, by counted work; `materialised`: of those alone that see every row of G."""
     geometry = geometry_of(call, x, grad)
-    if fused_kernels(x) and not geometry.depthwise:
+    if fused_kernels(x):
+        if geometry.depthwise:
+            return ["depthwise"]
         return [FUSED_PRODUCT] if materialised else fused_forms(geometry, x)
     costs = _costs(MATERIALISED if materialised else {**MATERIALISED, **GRAMS}, geometry)
     if x.is_cuda and len(x) > SERIAL:

@@ -3,14 +3,10 @@
 import functools
 import importlib
 import importlib.util
-import os
 from types import ModuleType
 
 import torch
 from torch import Tensor
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Whether kernels run on the CPU, one operation after the other: Triton's own way of testing them."""
 
 
 def fused_kernels(tensor: Tensor) -> ModuleType | None:
@@ -21,9 +17,8 @@ def fused_kernels(tensor: Tensor) -> ModuleType | None:
 @functools.cache
 def fused_kernels_of(device: torch.device) -> ModuleType | None:
     """The same of a device: CUDA with tensor cores of the Ampere kind or newer, and Triton."""
-    capable = (
-        device.type == "cuda" and torch.cuda.is_initialized() and torch.cuda.get_device_capability(device) >= (8, 0)
-    )
-    if not (capable or INTERPRETED) or importlib.util.find_spec("triton") is None:
+    # A device that torch merely imitates (a fake tensor's) says that it is CUDA, too.
+    if device.type != "cuda" or not torch.cuda.is_initialized() or importlib.util.find_spec("triton") is None:
         return None
-    return importlib.import_module("gradosr.gradients.fused")
+    capable = torch.cuda.get_device_capability(device) >= (8, 0)
+    return importlib.import_module("gradosr.gradients.fused") if capable else None
