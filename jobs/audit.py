@@ -31,9 +31,9 @@ def audit(
     from gradosr.audit import audit as find_facts
     from gradosr.audit.summary import summary
     from gradosr.config import AuditSettings
-    from gradosr.settings import load_settings
+    from gradosr.config.settings import load_settings
     from gradosr.store import Store
-    from gradosr.telemetry import printable
+    from gradosr.text import printable
 
     level = () if fdr is None else (f"fdr={fdr}",)
     settings = load_settings(AuditSettings, "", "--set", (*overrides, *level))

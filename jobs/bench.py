@@ -59,8 +59,8 @@ def engine(
         raise click.UsageError("--explain and --conformance: one at a time")
     if conformance:
         return _conformance(conformance, as_json=as_json)
-    from gradosr.benchmark.engine import bench_engine, explain_engine
-    from gradosr.benchmark.tables import explained_table, table
+    from gradosr.lab.benchmark.engine import bench_engine, explain_engine
+    from gradosr.lab.benchmark.tables import explained_table, table
 
     if explain:
         rows = explain_engine(arch, size, batch, device, precision)
@@ -78,8 +78,8 @@ def engine(
 @device_option
 def write_table(file: Path, runs: int, device: str) -> None:
     """Write the speed table between the two markers of FILE, a README."""
-    from gradosr.benchmark.engine import CONFIGURATIONS, bench_engine
-    from gradosr.benchmark.tables import check_marked, markdown, replaced, table
+    from gradosr.lab.benchmark.engine import CONFIGURATIONS, bench_engine
+    from gradosr.lab.benchmark.tables import check_marked, markdown, replaced, table
 
     check_marked(file.read_text(encoding="utf-8"), str(file))
     measured = []
@@ -98,7 +98,7 @@ def write_table(file: Path, runs: int, device: str) -> None:
 @click.option("--device", default="cuda", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
 def bench_gpu(out: Path, seconds: float, device: str, *, small: bool) -> None:
     """A CUDA device within minutes: speed, memory, accuracy, forms, whole jobs; OUT is JSON and grows as it goes."""
-    from gradosr.benchmark.gpu import measure
+    from gradosr.lab.benchmark.gpu import measure
 
     measure(out, seconds, device, lambda line: click.echo(line, err=True), small=small)
 
@@ -116,8 +116,8 @@ def bench_driver(shards: int, workers: int, folder: str | None, as_json: bool) -
     """The driver over shards that cost nothing: milliseconds per shard, memory, and seconds to see that all is done."""
     import tempfile
 
-    from gradosr.benchmark import driver
-    from gradosr.telemetry import Notes
+    from gradosr.lab.benchmark import driver
+    from gradosr.run.console import Notes
 
     with tempfile.TemporaryDirectory(dir=folder) as place:
         facts = driver.bench_driver(shards, workers, Path(place), Notes())
@@ -136,7 +136,7 @@ def bench_audit(rows: int, folder: str | None, as_json: bool) -> None:
     """An audit of made-up results: seconds, and the memory of this process."""
     import tempfile
 
-    from gradosr.benchmark import audit
+    from gradosr.lab.benchmark import audit
 
     with tempfile.TemporaryDirectory(dir=folder) as place:
         facts = audit.bench_audit(rows, Path(place))
@@ -177,9 +177,9 @@ def bench_job(
     import os
     import tempfile
 
-    from gradosr.benchmark import job
     from gradosr.config import ScoreJob, load_job
-    from gradosr.telemetry import Notes
+    from gradosr.lab.benchmark import job
+    from gradosr.run.console import Notes
 
     given = load_job(ScoreJob, config, overrides) if config else None
     sizes = job.Sizes(workers, threads or max(1, (os.cpu_count() or 1) // workers), shards, rounds)
@@ -191,8 +191,8 @@ def bench_job(
 
 def _conformance(library: str, *, as_json: bool) -> int:
     """One line per architecture as it finishes, or one document at the end."""
-    from gradosr.benchmark.tables import conformance_line
-    from gradosr.conformance import conformance, facts
+    from gradosr.lab.benchmark.tables import conformance_line
+    from gradosr.lab.conformance import conformance, facts
 
     found = []
     for one in conformance(library):

@@ -17,7 +17,7 @@ def cancel(job: str, address: str | None, as_json: bool) -> None:
 
     Shards that are being scored get `drain_timeout` seconds to finish. The same `gradosr submit` goes on from there.
     """
-    from gradosr.submission import Cluster
+    from gradosr.run.submission import Cluster
 
     ended = Cluster(address).stop(job)
     run = run_of(ended, ())

@@ -14,8 +14,8 @@ from .cli import json_flag, set_option
 def check(target: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Load a bundle (folder or s3:// prefix), or what a fit or score CONFIG names, and run one batch."""
     from gradosr.config import FitJob, check_job
-    from gradosr.inspection import check_bundle, check_fit, report
-    from gradosr.telemetry import Notes
+    from gradosr.fit.inspection import check_bundle, check_fit, report
+    from gradosr.run.console import Notes
 
     job = check_job(target, overrides)
     with Notes() as notes:

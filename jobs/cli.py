@@ -138,7 +138,8 @@ def _exit_code(error: Exception) -> int:
 
 
 def _say(message: str, code: int, *, as_json: bool) -> None:
-    from gradosr.telemetry import log_line, printable
+    from gradosr.run.console import log_line
+    from gradosr.text import printable
 
     for line in message.splitlines():
         told = log_line("error", line, "error", exit_code=code) if as_json else f"gradosr: {printable(line)}"

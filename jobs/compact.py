@@ -18,10 +18,10 @@ def compact(results: str, out: str, size: str, overrides: tuple[str, ...], as_js
 
     They are read back and compared with the parts before anything is said to be done. Nothing of RESULTS changes.
     """
-    from gradosr.compacting import compact as compact_run
-    from gradosr.compacting import parse_size
     from gradosr.config import StoreFields
-    from gradosr.settings import load_settings
+    from gradosr.config.settings import load_settings
+    from gradosr.results.compacting import compact as compact_run
+    from gradosr.results.compacting import parse_size
     from gradosr.store import Store
 
     fields = load_settings(StoreFields, "", "--set", overrides)

@@ -20,8 +20,8 @@ KNOWN = ("0", "1", "2", "3", "4", "5")
 )
 def demo(folder: Path) -> int:
     """Train on six kinds of handwritten digits, then find the other four in an archive on S3."""
-    from gradosr.demo_data import write_configs, write_digits
-    from gradosr.seaweedfs import SeaweedFS
+    from gradosr.lab.demo_data import write_configs, write_digits
+    from gradosr.lab.seaweedfs import SeaweedFS
 
     for part in ("images", "s3", "bundle", "results"):  # of an earlier demo
         shutil.rmtree(folder / part, ignore_errors=True)
@@ -48,7 +48,7 @@ def demo(folder: Path) -> int:
 
 def _run(arguments: list[str], environment: Mapping[str, str]) -> int:
     """Run one gradosr command as a user would; it dies with this process."""
-    from gradosr.seaweedfs import bound_to_parent
+    from gradosr.lab.seaweedfs import bound_to_parent
 
     click.echo(f"\n$ gradosr {shlex.join(arguments)}", err=True)
     command = bound_to_parent([sys.executable, "-m", "gradosr.jobs.cli", *arguments], signal.SIGTERM)

@@ -26,8 +26,8 @@ def evaluate(target: str, known: str, protocol: str | None, overrides: tuple[str
         _compare(target, overrides, as_json)
         return
     from gradosr.config import StoreFields
-    from gradosr.evaluation.rows import evaluate_run, table
-    from gradosr.settings import load_settings
+    from gradosr.config.settings import load_settings
+    from gradosr.lab.evaluation.rows import evaluate_run, table
     from gradosr.store import Store
 
     fields = load_settings(StoreFields, "", "--set", overrides)
@@ -40,11 +40,11 @@ def evaluate(target: str, known: str, protocol: str | None, overrides: tuple[str
 
 def _compare(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
     from gradosr.config import OsrProtocol, load_job
-    from gradosr.evaluation.plots import plots
-    from gradosr.evaluation.protocol import run_protocol
-    from gradosr.evaluation.tables import document, markdown, measure
+    from gradosr.lab.evaluation.plots import plots
+    from gradosr.lab.evaluation.protocol import run_protocol
+    from gradosr.lab.evaluation.tables import document, markdown, measure
+    from gradosr.run.console import Notes
     from gradosr.store import Store, join
-    from gradosr.telemetry import Notes
 
     protocol = load_job(OsrProtocol, config, overrides)
     store = Store(protocol.store, protocol.stores)

@@ -12,10 +12,10 @@ from .cli import job_flags
 def fit(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Fit the unknown detector of CONFIG (and train its classifier, if it says so) and save the bundle."""
     from gradosr.config import FitJob, load_job
-    from gradosr.fitting import fit as fit_bundle
-    from gradosr.fitting import record_job
+    from gradosr.fit.fitting import fit as fit_bundle
+    from gradosr.fit.fitting import record_job
+    from gradosr.run.console import Notes
     from gradosr.store import Store
-    from gradosr.telemetry import Notes
 
     job = load_job(FitJob, config, overrides)
     store = Store(job.store, job.stores)

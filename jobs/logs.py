@@ -11,7 +11,7 @@ from .cli import address_option
 @address_option
 def logs(job: str, follow: bool, address: str | None) -> None:
     """Print the log of JOB, a job's id as `gradosr submit` printed it."""
-    from gradosr.submission import Cluster
+    from gradosr.run.submission import Cluster
 
     cluster = Cluster(address)
     if follow:
@@ -23,6 +23,6 @@ def logs(job: str, follow: bool, address: str | None) -> None:
 
 def say(line: str, *, err: bool = False) -> None:
     """A line of a log on stdout or stderr."""
-    from gradosr.telemetry import printable
+    from gradosr.text import printable
 
     click.echo(printable(line.expandtabs()), err=err)

@@ -18,10 +18,10 @@ def pack(source: str, target: str, overrides: tuple[str, ...], as_json: bool) ->
     SOURCE is a folder of images (the folder of an image is its label) or, with --set input.kind=parquet,
     Parquet files; --set images_per_shard=N, --set input.label_column=NAME and the like change the rest.
     """
+    from gradosr.archive.packing import pack_shards
     from gradosr.config import pack_job
-    from gradosr.packing import pack_shards
-    from gradosr.telemetry import Notes
+    from gradosr.run.console import Notes
 
     with Notes() as notes:
-        packed = pack_shards(pack_job(source, target, overrides), notes)
+        packed = pack_shards(pack_job(source, target, overrides), notes.step)
     click.echo(json.dumps(packed) if as_json else f"{packed['images']} images in {packed['shards']} shards: {target}")

@@ -65,7 +65,7 @@ def _tell(wanted: "Schedule", target: str, rendered: dict[str, str], done: str |
     """What was rendered on stdout, what is to be known on stderr; or all of it as one document."""
     from gradosr.schedules import TARGETS as KINDS
     from gradosr.schedules import next_times, warnings
-    from gradosr.telemetry import printable
+    from gradosr.text import printable
 
     times, notes = next_times(wanted, target), [*warnings(wanted, target), KINDS[target].advice]
     if as_json:

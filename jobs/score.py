@@ -10,9 +10,9 @@ import click
 from .cli import DONE, FAILED, INCOMPLETE, Terminated, drained, job_flags, log_flags
 
 if TYPE_CHECKING:
-    from gradosr.progress import Outcome, Progress
-    from gradosr.run import Plan
-    from gradosr.telemetry import Notes
+    from gradosr.results.outcome import Outcome, Progress
+    from gradosr.run.console import Notes
+    from gradosr.run.plan import Plan
 
 T = TypeVar("T")
 
@@ -26,9 +26,9 @@ def score(
 ) -> int:
     """Score the archive of CONFIG into its output folder; the same command again finishes a run."""
     from gradosr.config import ScoreJob, load_job
-    from gradosr.progress import Outcome
-    from gradosr.run import finish, prepare
-    from gradosr.telemetry import Notes, plan_report
+    from gradosr.results.outcome import Outcome
+    from gradosr.run.console import Notes, plan_report
+    from gradosr.run.plan import finish, prepare
 
     plan = prepare(load_job(ScoreJob, config, overrides))
     if dry_run:
@@ -51,7 +51,7 @@ def sampled(plan: "Plan") -> "dict[str, Any] | None":
     """What the run would take, measured on this machine; None, and why on stderr, where it cannot be measured here."""
     click.echo("gradosr: loading torch and scoring a sample, to estimate time and cost", err=True)
     from gradosr.errors import ConfigError
-    from gradosr.estimate import estimate
+    from gradosr.run.estimate import estimate
 
     try:
         if found := estimate(plan):
@@ -65,10 +65,10 @@ def sampled(plan: "Plan") -> "dict[str, Any] | None":
 
 def run(plan: "Plan", notes: "Notes", close: "Callable[[Plan, Outcome], T]") -> T:
     """Score what is pending and close the run, alone on the folder."""
-    from gradosr.driver import Driver, check_local_uris, connected
-    from gradosr.lease import Lease
-    from gradosr.progress import Outcome, Progress
-    from gradosr.run import prepare
+    from gradosr.results.lease import Lease
+    from gradosr.results.outcome import Outcome, Progress
+    from gradosr.run.driver import Driver, check_local_uris, connected
+    from gradosr.run.plan import prepare
     from gradosr.store import Store
 
     job, latest = plan.job, [Progress(len(plan.pending))]

@@ -13,17 +13,18 @@ from .score import run
 @log_flags
 def screen(config: str, overrides: tuple[str, ...], as_json: bool, log_interval: float, log_format: str) -> int:
     """Score what is new in the archive of CONFIG, audit it, and exit with 6 when a gate trips."""
-    from gradosr import screening
+    from gradosr.audit import screening
+    from gradosr.audit.nights import History
     from gradosr.config import ScreenJob, load_job
     from gradosr.errors import RunFailed
-    from gradosr.run import prepare
+    from gradosr.run.console import Notes
+    from gradosr.run.plan import prepare
     from gradosr.store import Store
-    from gradosr.telemetry import Notes
 
     job = load_job(ScreenJob, config, overrides)
     screening.check(job)
     plan = prepare(job)
-    history = screening.History(Store(job.store, job.stores), plan.folder)
+    history = History(Store(job.store, job.stores), plan.folder)
     with Notes(interval=log_interval, as_json=log_format == "json") as notes:
         summary, night = run(plan, notes, lambda plan, outcome: screening.close(job, plan, outcome, history))
         notes.summary(summary)

@@ -9,8 +9,8 @@ import click
 from .cli import address_option, json_flag, set_option
 
 if TYPE_CHECKING:
-    from gradosr.status import RunStatus
-    from gradosr.submission import SubmittedJob
+    from gradosr.results.status import RunStatus
+    from gradosr.run.submission import SubmittedJob
 
 
 @click.command()
@@ -29,15 +29,15 @@ def status(target: str | None, address: str | None, overrides: tuple[str, ...], 
     elif target.startswith("gradosr-") and "/" not in target:
         _tell_job(target, address, overrides, as_json=as_json)
     else:
-        from gradosr.status import status_report
+        from gradosr.results.status import status_report
 
         run = _run_status(target, "", overrides)
         click.echo(json.dumps(run.facts()) if as_json else status_report(run))
 
 
 def _list_jobs(address: str | None, *, as_json: bool) -> None:
-    from gradosr.submission import Cluster
-    from gradosr.telemetry import printable
+    from gradosr.run.submission import Cluster
+    from gradosr.text import printable
 
     jobs = Cluster(address).jobs()
     if as_json:
@@ -47,7 +47,7 @@ def _list_jobs(address: str | None, *, as_json: bool) -> None:
 
 
 def _tell_job(name: str, address: str | None, overrides: Sequence[str], *, as_json: bool) -> None:
-    from gradosr.submission import Cluster
+    from gradosr.run.submission import Cluster
 
     job = Cluster(address).job(name)
     run = run_of(job, overrides)
@@ -60,7 +60,7 @@ def _tell_job(name: str, address: str | None, overrides: Sequence[str], *, as_js
 def run_of(job: "SubmittedJob", overrides: Sequence[str]) -> "RunStatus | None":
     """Where the job's run stands; None, and why on stderr, when its results folder does not say."""
     from gradosr.errors import InputError
-    from gradosr.telemetry import printable
+    from gradosr.text import printable
 
     try:
         return _run_status(job.output, job.store, overrides)
@@ -71,8 +71,8 @@ def run_of(job: "SubmittedJob", overrides: Sequence[str]) -> "RunStatus | None":
 
 def job_report(job: "SubmittedJob", run: "RunStatus | None") -> str:
     """A job and its run, for people."""
-    from gradosr.status import status_report
-    from gradosr.telemetry import printable
+    from gradosr.results.status import status_report
+    from gradosr.text import printable
 
     code = "" if job.exit_code is None else f", exit code {job.exit_code}"
     lines = [
@@ -85,8 +85,8 @@ def job_report(job: "SubmittedJob", run: "RunStatus | None") -> str:
 
 def _run_status(uri: str, store: str, overrides: Sequence[str]) -> "RunStatus":
     from gradosr.config import StoreFields
-    from gradosr.settings import load_settings
-    from gradosr.status import read_status
+    from gradosr.config.settings import load_settings
+    from gradosr.results.status import read_status
     from gradosr.store import Store
 
     fields = load_settings(StoreFields, store, "--set", overrides)

@@ -23,9 +23,9 @@ def submit(
     Prints the job's id. Exits with 7 while the same run is active there.
     """
     from gradosr.config import ScoreJob, load_job
-    from gradosr.run import check
-    from gradosr.submission import Cluster, check_travel
-    from gradosr.telemetry import printable
+    from gradosr.run.plan import check
+    from gradosr.run.submission import Cluster, check_travel
+    from gradosr.text import printable
 
     job = load_job(ScoreJob, config, overrides)
     check_travel(job)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import pytest
 
 from gradosr.config import S3Settings
-from gradosr.seaweedfs import SeaweedFS
+from gradosr.lab.seaweedfs import SeaweedFS
 from gradosr.store import Store
 
 

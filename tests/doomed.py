@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gradosr.archive.readers import READERS
+from gradosr.archive.shards import Shard
 from gradosr.config import ScoreJob
 from gradosr.errors import ClassifierError
-from gradosr.parts import PartBuilder, schema
-from gradosr.progress import PartStats
-from gradosr.readers import READERS
-from gradosr.results import RunFolder
-from gradosr.shards import Shard
+from gradosr.results.folder import RunFolder
+from gradosr.results.outcome import PartStats
+from gradosr.results.part import PartBuilder, schema
 from gradosr.store import Store
 
 

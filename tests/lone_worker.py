@@ -18,9 +18,9 @@ from typing import Any
 from tiny import local_job
 
 from gradosr.errors import ShardUnreadable
-from gradosr.progress import Outcome
-from gradosr.run import finish, prepare
-from gradosr.worker import ShardWorker
+from gradosr.results.outcome import Outcome
+from gradosr.run.plan import finish, prepare
+from gradosr.scoring.worker import ShardWorker
 
 SECONDS = 120.0
 ADDRESSES = 8 << 30

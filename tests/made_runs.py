@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gradosr.calibration import Calibration
-from gradosr.parts import schema
+from gradosr.bundle.calibration import Calibration
+from gradosr.results.part import schema
 
 CLASSES = ("cat", "dog", "ship")
 RATE = 0.05

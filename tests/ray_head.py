@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from gradosr.seaweedfs import bound_to_parent
+from gradosr.lab.seaweedfs import bound_to_parent
 
 START_SECONDS = 90
 

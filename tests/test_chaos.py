@@ -9,7 +9,7 @@ from chaos import DONE, EVENTS, INCOMPLETE, KILLED, Nodes, Result, events_of, no
 from fault_proxy import FaultProxy
 
 from gradosr.config import S3Settings
-from gradosr.seaweedfs import SeaweedFS
+from gradosr.lab.seaweedfs import SeaweedFS
 from gradosr.store import Store
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")

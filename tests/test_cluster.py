@@ -21,7 +21,7 @@ from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingReque
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 
 from gradosr.config import ScoreJob
-from gradosr.settings import load_settings
+from gradosr.config.settings import load_settings
 
 ROOT = Path(__file__).parent.parent
 CLUSTER = ROOT / "cluster"

@@ -39,10 +39,10 @@ for name in MISSING:
 SCORE = """
 import torch
 from test_bundle import made, pixels
-from gradosr.bundle import load_bundle
-from gradosr.scorer import Scorer
+from gradosr.bundle.bundle import load_bundle
+from gradosr.scoring.scorer import Scorer
 from gradosr.store import Store
-from gradosr.parts import software
+from gradosr.versions import software
 
 made().save(Store(), f"{sys.argv[1]}/bundle")
 scores = Scorer(load_bundle(Store(), f"{sys.argv[1]}/bundle"), "cpu").score(pixels(4))
@@ -55,9 +55,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tiny import ARCH, CLASSES, TRANSFORM, picture
 from gradosr.config import FitJob
-from gradosr.fitting import fit
+from gradosr.fit.fitting import fit
 from gradosr.store import Store
-from gradosr.telemetry import Notes
+from gradosr.run.console import Notes
 
 images = {"image": [picture(i) for i in range(90)], "label": [CLASSES[i % 3] for i in range(90)]}
 pq.write_table(pa.table(images), f"{sys.argv[1]}/known.parquet")

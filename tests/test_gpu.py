@@ -23,7 +23,9 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torchvision import models
 
-from gradosr.bundle import load_bundle
+from gradosr.archive.image import EncodedImage
+from gradosr.archive.loading import PreparedImage
+from gradosr.bundle.bundle import load_bundle
 from gradosr.config import FitJob, OneClassWeights, Signals, TransformSettings
 from gradosr.detectors import BASELINES, DETECTORS, Known, OneClassDetector, TransferDetector, restore
 from gradosr.errors import ClassifierError
@@ -41,11 +43,11 @@ from gradosr.gradients.geometry import geometry_of
 from gradosr.gradients.kernels import fused_kernels
 from gradosr.gradients.rules import bind_linear, linear_forms, linear_squared_norms
 from gradosr.gradients.slow import slow_squared_norms
-from gradosr.loading import PreparedImage
-from gradosr.readers import EncodedImage
 from gradosr.representations import REPRESENTATIONS, represent
-from gradosr.rows import scored_rows
-from gradosr.scorer import Observer, Scorer, use_precision
+from gradosr.scoring.compute import use_precision
+from gradosr.scoring.observer import Observer
+from gradosr.scoring.rows import scored_rows
+from gradosr.scoring.scorer import Scorer
 from gradosr.store import Store
 
 pytestmark = [
@@ -572,8 +574,8 @@ def unlike_and_like(count=24):
 @pytest.fixture(scope="module")
 def bundles(known_images, tmp_path_factory):
     """By kind of detector: trained, fitted and saved with the device, once."""
-    from gradosr.fitting import fit
-    from gradosr.telemetry import Notes
+    from gradosr.fit.fitting import fit
+    from gradosr.run.console import Notes
 
     folder, made = tmp_path_factory.mktemp("bundles"), {}
 
@@ -600,8 +602,8 @@ def test_a_bundle_made_here_scores_the_same_on_the_cpu(bundles, kind):
 
 
 def test_training_in_bfloat16_leaves_weights_in_float32(bundles, known_images, tmp_path):
-    from gradosr.fitting import fit
-    from gradosr.telemetry import Notes
+    from gradosr.fit.fitting import fit
+    from gradosr.run.console import Notes
 
     job = fit_job(known_images, tmp_path, "max_logit", precision="bfloat16", rand_augment=1, average=0.9)
     fitted_here = fit(job, Notes())

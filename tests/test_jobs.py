@@ -407,7 +407,7 @@ def test_held_out_by_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_dry_run_touches_nothing(
     score_yaml: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradosr.estimate.SECONDS", 0.1)
+    monkeypatch.setattr("gradosr.run.estimate.SECONDS", 0.1)
     code, out, _ = gradosr(capsys, "score", score_yaml, "--dry-run", "--json", "--set", "price_per_hour=36")
     facts = json.loads(out)
     found = facts["estimate"]

@@ -19,7 +19,7 @@ from hostile import parquet_file, tar
 from mutations import mutated_image, mutated_parquet, mutated_tar
 from tiny import labelled_tar, picture
 
-from gradosr.parts import STATUSES
+from gradosr.results.part import STATUSES
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="measures and limits memory as Linux does")
 

@@ -12,18 +12,18 @@ from hostile import tar
 from numpy.typing import NDArray
 from PIL import Image
 
-from gradosr.bundle import Bundle
-from gradosr.calibration import Calibration
-from gradosr.classifier import build_classifier
+from gradosr.bundle.bundle import Bundle
+from gradosr.bundle.calibration import Calibration
+from gradosr.bundle.manifest import Manifest
+from gradosr.classifier.build import build_classifier
 from gradosr.config import OneClassWeights, ScoreJob, Signals, TransformSettings
 from gradosr.detectors import Known, OneClassDetector
 from gradosr.errors import GradosrError, ShardUnreadable
-from gradosr.manifest import Manifest
-from gradosr.progress import Outcome
-from gradosr.run import Plan, Summary, finish, prepare
-from gradosr.scorer import Observed, Observer
+from gradosr.results.outcome import Outcome
+from gradosr.run.plan import Plan, Summary, finish, prepare
+from gradosr.scoring.observer import Observed, Observer
+from gradosr.scoring.worker import ShardWorker
 from gradosr.store import Store
-from gradosr.worker import ShardWorker
 
 CLASSES = ("cat", "dog", "ship")
 ARCH = "tiny_net:tiny"

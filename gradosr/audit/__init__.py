@@ -20,9 +20,9 @@ from gradosr.audit.groups import FalseAlarms, group
 from gradosr.audit.prevalence import Prevalence, no_prevalence, share_of_unknown
 from gradosr.audit.rows import RunTable
 from gradosr.audit.tally import Tally, count
+from gradosr.bundle.manifest import CalibrationSummary
 from gradosr.config import AuditSettings, Input
 from gradosr.errors import InputError
-from gradosr.manifest import CalibrationSummary
 from gradosr.store import Store
 
 MOST_PICTURED = 500

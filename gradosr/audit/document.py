@@ -17,7 +17,7 @@ from gradosr.audit.prevalence import Prevalence
 from gradosr.audit.proportions import wilson
 from gradosr.audit.rows import RunTable, shown
 from gradosr.audit.tally import Tally, worst
-from gradosr.manifest import CalibrationSummary
+from gradosr.bundle.manifest import CalibrationSummary
 
 SCHEMA = 1
 FLAGGED = "flagged.parquet"

@@ -18,9 +18,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from gradosr.archive.shards import as_text
 from gradosr.audit.pictures import Pictures
 from gradosr.audit.text import shortened
-from gradosr.shards import as_text
 
 COLUMNS = ("id", "key", "shard", "row", "label", "predicted_class", "confidence", "unknown_score", "p_value", "group")
 """Of flagged.parquet and flagged.csv."""

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradosr.audit.tally import ScoreCells
-from gradosr.manifest import CalibrationSummary
+from gradosr.bundle.manifest import CalibrationSummary
 
 MOST_BINS = 120
 OUTSIDE = 0.001

@@ -15,13 +15,14 @@ from typing import Any
 
 from PIL import Image
 
+from gradosr.archive.decode import decode
+from gradosr.archive.image import MAX_ENCODED, EncodedImage, Fault, too_large
+from gradosr.archive.readers import READERS
+from gradosr.archive.shards import Shard, locate
 from gradosr.config import ImagesInput, Input
 from gradosr.errors import NotFound, ObjectChanged, ShardUnreadable, StoreError
-from gradosr.images import decode
-from gradosr.readers import MAX_ENCODED, READERS, EncodedImage, Fault, too_large
-from gradosr.readers import reason as first_words
-from gradosr.shards import Shard, locate
 from gradosr.store import Store, StoredObject
+from gradosr.text import reason as first_words
 
 SIDE, LARGER = 160, 480
 """Pixels of the longer side: on the page, and exported for labelling."""

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gradosr.errors import EmptyTable, FingerprintMismatch, InputError, first_line
-from gradosr.parts import schema
-from gradosr.results import Listing, RunFolder
+from gradosr.results.folder import Listing, RunFolder
+from gradosr.results.part import schema
 from gradosr.store import Store
 
 THREADS = 4

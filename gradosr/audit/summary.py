@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from gradosr.telemetry import printable
+from gradosr.text import printable
 
 
 def summary(document: Mapping[str, Any]) -> str:

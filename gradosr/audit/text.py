@@ -6,7 +6,7 @@ from itertools import groupby
 
 from markupsafe import Markup
 
-from gradosr.telemetry import printable
+from gradosr.text import printable
 
 SHOWN = 90
 """Letters of a text from the archive that stand on the page; the middle of a longer one is left out."""

@@ -10,9 +10,8 @@ import copy
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,22 +19,22 @@ from torch.autograd.graph import Node
 from torch.nn import functional as F
 
 from gradosr.errors import ClassifierError
-from gradosr.gradients.calls import Call, Rule, squared_norm
-from gradosr.gradients.capture import Capture, Function, only_requiring_grad
+from gradosr.gradients.calls import Call, squared_norm
+from gradosr.gradients.capture import only_requiring_grad
 from gradosr.gradients.convolution import folding_pays
 from gradosr.gradients.folding import Fold
 from gradosr.gradients.forms import Forms
+from gradosr.gradients.layouts import Influence, check_repeats, find_layouts
 from gradosr.gradients.objectives import OBJECTIVES
-from gradosr.gradients.passes import Kept, Pass, Root, forward, input_overwritten, is_out_of_memory
+from gradosr.gradients.passes import Kept, Pass, forward, input_overwritten, is_out_of_memory
 from gradosr.gradients.plan import Plan, Use
+from gradosr.gradients.recorder import EXCHANGED, Record, Recorder
 from gradosr.gradients.rules import RULES
 
 logger = logging.getLogger(__name__)
-
 PROBES = (3, 4)
 """Images of a probe batch. The second count is tried where the first leaves parameters without a rule: a tensor of
 parameters may have as many rows as the batch has images."""
-EXCHANGED = 1  # an inner image: both neighbours must stay as they are
 LAYERS = tuple(RULES[function] for function in (F.linear, F.conv1d, F.conv2d))
 """Among which the middle one is counted."""
 OFF_CENTRE = 100.0
@@ -49,7 +48,7 @@ def make_plan(classifier: nn.Module, images_BCHW: Tensor) -> Plan:
     for count in PROBES:
         try:
             plans.append(_plan_by_probing(classifier, images_BCHW, count))
-        except _Influence:
+        except Influence:
             if count == PROBES[-1] and not plans:
                 raise
         else:
@@ -70,10 +69,6 @@ def _plan_by_probing(classifier: nn.Module, images_BCHW: Tensor, count: int) -> 
             raise
         logger.info("verified in %s, not in float64: %s", images_BCHW.dtype, error)
         return _plan(classifier, probe, tolerance=1e-2, floor=1e-6)
-
-
-class _Influence(ClassifierError):
-    """Images of one batch change each other's logits, or a tensor of three rows that is no batch was taken for one."""
 
 
 def _precise_copy(classifier: nn.Module) -> nn.Module:
@@ -98,109 +93,13 @@ def check_mode(classifier: nn.Module) -> None:
         raise ClassifierError(f"{training[0]} is in training mode; call .eval() on the classifier first")
 
 
-class Origins:
-    """What a tensor was computed from, read off the autograd graph."""
-
-    def __init__(self, classifier: nn.Module, images: Tensor) -> None:
-        self._names = {id(parameter): name for name, parameter in classifier.named_parameters()}
-        self._images = images
-        self._known: dict[Node, frozenset[str] | None] = {}
-
-    def __call__(self, tensor: Any) -> frozenset[str] | None:
-        """Names of the parameters, where a tensor is made of them alone; None where images take part."""
-        if not isinstance(tensor, Tensor):
-            return frozenset()
-        if tensor is self._images:
-            return None
-        if tensor.grad_fn is None:
-            return frozenset({self._names[id(tensor)]} if id(tensor) in self._names else ())
-        return self._of_node(tensor.grad_fn)
-
-    def _of_node(self, node: Node) -> frozenset[str] | None:
-        stack = [node]
-        while stack:
-            current = stack[-1]
-            if current in self._known:
-                stack.pop()
-                continue
-            parents = [parent for parent, _ in current.next_functions if parent is not None]
-            if missing := [parent for parent in parents if parent not in self._known]:
-                stack.extend(missing)
-                continue
-            found = [self._known[parent] for parent in parents]
-            names = [one for one in found if one is not None]
-            leaf = frozenset[str]() if parents else self(getattr(current, "variable", None))
-            self._known[current] = None if len(names) < len(found) or leaf is None else leaf.union(*names)
-        return self._known[node]
-
-
-@dataclass(frozen=True)
-class Record:
-    """One ruled call in which images and parameters meet, or by which a parameter becomes a part of every sample."""
-
-    function: str
-    rule: Rule
-    call: Call
-    roles: Mapping[str, frozenset[str]]
-    """Parameters that the tensor of each role is made of."""
-    output: Tensor
-    input: Tensor
-    """As it was given to the function."""
-    node: Node | None
-    swapped: bool
-
-
-class Recorder(Capture):
-    """Records every ruled call that could serve a parameter."""
-
-    def __init__(self, classifier: nn.Module, images: Tensor, *, exchanged: bool = False) -> None:
-        super().__init__()
-        self.origins = Origins(classifier, images)
-        self.records: dict[int, Record] = {}
-        self.images = images
-        self._exchanged = exchanged
-
-    def see(self, number: int, rule: Rule, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The call's output; what it showed is kept."""
-        swapped = rule.symmetric and len(args) == 2 and bool(self.origins(args[0]))
-        ordered = args[::-1] if swapped else args
-        of_parameters = bool(self.origins(ordered[0]))
-        call = rule.bind(*ordered, **kwargs) if of_parameters == rule.source else None
-        output = func(*args, **kwargs)
-        if call is None or not isinstance(output, Tensor):
-            return output
-        origins = {role: self.origins(tensor) for role, tensor in call.parameters.items()}
-        roles = {role: names for role, names in origins.items() if names}
-        if not roles or (rule.source and not _becomes_a_batch(call.x, output, len(self.images))):
-            return output
-        constant = self.origins(call.x) == frozenset() and len(output) == len(self.images)
-        if rule.source or constant:  # from here on it is a part of the samples
-            output = Root.apply(self._own_of(output), self.images)
-        self.records[number] = Record(
-            func.__name__, rule, call, roles, output.detach(), args[0], output.grad_fn, swapped
-        )
-        return output
-
-    def _own_of(self, source: Tensor) -> Tensor:
-        """Of the exchanged image, another one: what follows from a class token alone shows where the batch is, too."""
-        if not self._exchanged:
-            return source
-        own = source.detach().clone()
-        own[EXCHANGED] = own[EXCHANGED] * 1.1 + 0.1
-        return own
-
-
-def _becomes_a_batch(parameter: Tensor, output: Tensor, batch: int) -> bool:
-    return output.dim() > 1 and len(output) == batch and not (parameter.dim() == output.dim() and len(parameter) > 1)
-
-
 def _plan(classifier: nn.Module, probe: Tensor, tolerance: float, floor: float) -> Plan:
     parameters = dict(classifier.named_parameters())
     with only_requiring_grad(classifier, parameters):
         recorder = Recorder(classifier, probe.requires_grad_())
         with recorder:
             logits = forward(classifier, recorder.images)
-        layouts = _layouts(classifier, probe.detach(), recorder, logits.detach())
+        layouts = find_layouts(classifier, probe.detach(), recorder, logits.detach())
         uses = {number: _use(recorder.records[number], before, parameters) for number, before in layouts.items()}
         folds = _folds(classifier, recorder, uses, logits)
     reference = _autograd_norms(classifier, probe.detach()[EXCHANGED : EXCHANGED + 1])
@@ -238,7 +137,7 @@ def _verified(
     again = one.forward(probe)
     norms = one.backward(OBJECTIVES["all_hot"](again).sum())
     if not torch.allclose(again, logits, rtol=1e3 * tolerance, atol=1e3 * floor, equal_nan=True):
-        _check_repeats(classifier, probe, logits)
+        check_repeats(classifier, probe, logits)
         norms = {}
     bound = floor * max(used.values())
     right = {
@@ -271,70 +170,6 @@ def _autograd_norms(classifier: nn.Module, image_1CHW: Tensor) -> dict[str, floa
         name: None if gradient is None else float(squared_norm(gradient.reshape(1, -1)))
         for name, gradient in zip(parameters, gradients, strict=True)
     }
-
-
-def _layouts(classifier: nn.Module, probe: Tensor, recorder: Recorder, logits: Tensor) -> dict[int, int]:
-    """Number of the call -> positions before the batch, for the calls where the batch is found."""
-    exchanged = probe.clone()
-    exchanged[EXCHANGED] = exchanged[EXCHANGED].flip(0, 1).roll(1, 2) + 1.0
-    other = Recorder(classifier, exchanged.requires_grad_(), exchanged=True)
-    with other:
-        changed = forward(classifier, other.images).detach()
-    others = [row for row in range(len(probe)) if row != EXCHANGED]
-    if not torch.allclose(changed[others], logits[others], rtol=1e-4, atol=1e-5, equal_nan=True):
-        _check_repeats(classifier, probe, logits)
-        raise _Influence("images of one batch influence each other's logits; per-image gradients do not exist")
-    found = {
-        number: _batch_position(record, other.records[number], len(probe))
-        for number, record in recorder.records.items()
-        if number in other.records
-    }
-    return {number: before for number, before in found.items() if before is not None}
-
-
-def _check_repeats(classifier: nn.Module, probe: Tensor, logits: Tensor) -> None:
-    """Raise ClassifierError when the same images get other logits than before."""
-    if not torch.allclose(forward(classifier, probe), logits, rtol=1e-4, atol=1e-5, equal_nan=True):
-        raise ClassifierError(
-            "the classifier gives other logits for the same images each time; make its forward pass repeatable "
-            "(F.dropout drops in eval mode too unless it is given training=self.training)"
-        )
-
-
-def _batch_position(record: Record, other: Record, batch: int) -> int | None:
-    """Positions before the batch, or None when no layout explains what changed."""
-    if record.rule.source:  # nothing changes with the images; the comparison with autograd tells whether this is so
-        return 1
-    features = record.call.feature_dims
-    for one, another in ((record.output, other.output), (record.call.x.detach(), other.call.x.detach())):
-        found = _changed_image(one, another, features, batch)
-        if found is not None:
-            return found
-    return None  # the output may hide a change behind a large bias, but the input changes neither
-
-
-def _changed_image(one: Tensor, another: Tensor, feature_dims: int, batch: int) -> int | None:
-    """The smallest number of positions before the batch by which the exchanged image alone has changed."""
-    if one.shape != another.shape or one.dim() <= feature_dims:
-        return None
-    difference = (one - another).abs().flatten(one.dim() - feature_dims).amax(-1).flatten().cpu()
-    if len(difference) % batch:
-        return None
-    rounding = 16 * torch.finfo(difference.dtype).eps * float(one.abs().max())
-    return next((found for noise in (0.0, rounding) if (found := _before_batch(difference > noise, batch))), None)
-
-
-def _before_batch(changed: Tensor, batch: int) -> int | None:
-    # A position may stay as it was (a class token, padding of a window), but no other image's may change. Where
-    # that leaves a choice, the comparison with autograd tells whether the smallest is right.
-    each = len(changed) // batch
-    others = [row for row in range(batch) if row != EXCHANGED]
-    possible = (
-        before
-        for before in range(1, each + 1)
-        if each % before == 0 and not changed.view(before, batch, -1)[:, others].any()
-    )
-    return next(possible, None) if changed.any() else None
 
 
 def _use(record: Record, before: int, parameters: Mapping[str, nn.Parameter]) -> Use:

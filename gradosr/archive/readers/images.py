@@ -1,0 +1,69 @@
+"""A recorded group of single images: one object each, several fetched at a time."""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+
+from gradosr.archive.image import EMPTY, MAX_ENCODED, EncodedImage, label_of, too_large
+from gradosr.archive.shards import Shard, as_text
+from gradosr.config import ImagesInput
+from gradosr.store import Store, StoredObject
+
+_THREADS = 8  # an object store answers in tens of milliseconds whatever the size; one at a time would wait for each
+_AHEAD = 16  # images fetched or being fetched before they are asked for
+
+
+def read(
+    shard: Shard, store: Store, _source: ImagesInput, label_names: tuple[str, ...] | None
+) -> Iterator[EncodedImage]:
+    """The group's images in order. Key: the path below the input URI; label: the folder, none directly at the URI.
+
+    Raises ObjectChanged when an image was replaced or removed since it was listed.
+    """
+    folder = shard.uri.rpartition("#")[0]
+    pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="fetch")
+    running: deque[tuple[StoredObject, Future[bytes]]] = deque()
+
+    def next_image() -> EncodedImage:
+        member, fetched = running.popleft()
+        return _image(member, fetched.result(), as_text(member.uri.removeprefix(folder)), label_names)
+
+    try:
+        for member in shard.members:
+            running.append((member, pool.submit(_fetch, store, member)))
+            if len(running) == _AHEAD:
+                yield next_image()
+        while running:
+            yield next_image()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def pick(shard: Shard, store: Store, source: ImagesInput, keys: frozenset[str]) -> Iterator[EncodedImage]:
+    """The group's images of these keys."""
+    folder = shard.uri.rpartition("#")[0]
+    chosen = tuple(member for member in shard.members if as_text(member.uri.removeprefix(folder)) in keys)
+    return read(replace(shard, members=chosen), store, source, None)
+
+
+def check(_shard: Shard, _store: Store, _source: ImagesInput) -> None:
+    """Nothing of an image file depends on the settings."""
+
+
+def images_in(shard: Shard, _store: Store, _source: ImagesInput) -> int:
+    """As recorded."""
+    return len(shard.members)
+
+
+def _fetch(store: Store, member: StoredObject) -> bytes:
+    if member.size > MAX_ENCODED:
+        return b""
+    with store.open(member) as file:
+        return file.read()
+
+
+def _image(member: StoredObject, data: bytes, name: str, label_names: tuple[str, ...] | None) -> EncodedImage:
+    fault = too_large(member.size) if member.size > MAX_ENCODED else None if data else EMPTY
+    folder = name.rpartition("/")[0].rpartition("/")[2]
+    return EncodedImage(name, data, label_of(folder or None, label_names), fault=fault)

@@ -1,0 +1,184 @@
+"""Images of a Parquet file: one row per row; of its columns only the image's bytes and path and the label are read.
+
+A row group is read page by page, however large it is. A page cannot be divided: it takes twice its size while it is
+read, and writers that look at its size every 1,024 values only (pyarrow) make pages of a thousand images.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import pyarrow as pa
+from pyarrow import parquet, types
+
+from gradosr.archive.image import EMPTY, MAX_ENCODED, EncodedImage, Fault, label_of, too_large
+from gradosr.archive.shards import Shard
+from gradosr.config import ParquetInput
+from gradosr.errors import InputError, ShardUnreadable, StoreError
+from gradosr.store import Store
+from gradosr.text import reason
+
+_BATCH_ROWS = 4  # as fast as 64 (20 us a row), but a dictionary may hold one huge value for every row of a batch
+_BUFFER_BYTES = 4 * 2**20  # by default pyarrow reads a row group's column whole, often gigabytes of images
+
+
+def read(
+    shard: Shard, store: Store, source: ParquetInput, label_names: tuple[str, ...] | None
+) -> Iterator[EncodedImage]:
+    """The rows in order. Key: SHARD#ROW, the row counted from 0 through the file; null images are `empty` rows.
+
+    Raises ShardUnreadable when the file is not Parquet, lacks a column, or breaks off: a Parquet file is read by
+    its footer, so a cut one has no readable rows.
+    """
+    with _opened(shard, store) as file:
+        _check_columns(shard, file, source)
+        for group in range(file.num_row_groups):
+            for row, (data, path, label) in _rows(shard, file, group, source):
+                yield _image(shard, row, data, label_of(label, label_names), path)
+
+
+def pick(shard: Shard, store: Store, source: ParquetInput, keys: frozenset[str]) -> Iterator[EncodedImage]:
+    """The rows of these keys: of the row groups that hold one, as far as the last one."""
+    numbers = (key.removeprefix(f"{shard.name}#") for key in keys)
+    wanted = {int(number) for number in numbers if number.isdecimal() and len(number) < 19}
+    with _opened(shard, store) as file:
+        _check_columns(shard, file, source)
+        for group in range(file.num_row_groups):
+            first = sum(file.metadata.row_group(before).num_rows for before in range(group))
+            here = {row for row in wanted if first <= row < first + file.metadata.row_group(group).num_rows}
+            rows = _rows(shard, file, group, source)
+            while here:
+                row, (data, path, _) = next(rows)
+                if row in here:
+                    here.remove(row)
+                    yield _image(shard, row, data, None, path)
+
+
+def _rows(
+    shard: Shard, file: parquet.ParquetFile, group: int, source: ParquetInput
+) -> Iterator[tuple[int, tuple[pa.Buffer | None, str | None, str | None]]]:
+    """Of a row group: the row counted through the file, and its values."""
+    first = sum(file.metadata.row_group(before).num_rows for before in range(group))
+    values = (value for batch in _batches(shard, file, group, source) for value in _values(batch, source))
+    return enumerate(values, first)
+
+
+def _image(shard: Shard, row: int, data: pa.Buffer | None, label: str | None, path: str | None) -> EncodedImage:
+    refused = _refusal(data)
+    image = b"" if data is None or refused else data.to_pybytes()
+    return EncodedImage(f"{shard.name}#{row}", image, label, path, refused)
+
+
+def check(shard: Shard, store: Store, source: ParquetInput) -> None:
+    """Raises InputError that names the columns there are when `source` names one that is missing or of no use.
+
+    Of settings, a file that is damaged says nothing: it is quarantined when its turn comes.
+    """
+    with suppress(ShardUnreadable), _opened(shard, store) as file:
+        if fault := _misfit(file.schema_arrow, source):
+            raise InputError(f"{shard.uri}: {fault}")
+
+
+def images_in(shard: Shard, store: Store, _source: ParquetInput) -> int:
+    """As the footer says."""
+    with _opened(shard, store) as file:
+        return int(file.metadata.num_rows)
+
+
+def _check_columns(shard: Shard, file: parquet.ParquetFile, source: ParquetInput) -> None:
+    if fault := _misfit(file.schema_arrow, source):
+        raise ShardUnreadable(f"{shard.uri}: {fault}")
+
+
+@contextmanager
+def _opened(shard: Shard, store: Store) -> Iterator[parquet.ParquetFile]:
+    with store.open(shard.stored) as stream:
+        with _unreadable(shard, "not a Parquet file"):
+            file = parquet.ParquetFile(stream, pre_buffer=False, buffer_size=_BUFFER_BYTES)
+            _ = file.schema_arrow.names  # which is read here and now
+        yield file
+
+
+def _batches(shard: Shard, file: parquet.ParquetFile, group: int, source: ParquetInput) -> Iterator[pa.RecordBatch]:
+    columns = _columns(file.schema_arrow, source)
+    with _unreadable(shard, f"damaged in row group {group} of {file.num_row_groups}"):
+        # One thread: the shards are what runs in parallel, and a Python file is read by one thread at a time.
+        yield from file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False)
+
+
+def _columns(schema: pa.Schema, source: ParquetInput) -> list[str]:
+    image = schema.field(source.image_column)
+    columns = [source.image_column]
+    if types.is_struct(image.type):  # fields of Hugging Face's struct one by one, so that others are not read
+        columns = [f"{source.image_column}.{name}" for name in ("bytes", "path") if _has(image.type, name)]
+    return columns + ([source.label_column] if source.label_column else [])
+
+
+def _misfit(schema: pa.Schema, source: ParquetInput) -> str | None:
+    """What is wrong with the columns that `source` names."""
+    for setting, column in (("image_column", source.image_column), ("label_column", source.label_column)):
+        if column is not None and schema.get_field_index(column) < 0:
+            return f"no column {column!r} (columns: {', '.join(schema.names)}); set input.{setting}"
+    image = schema.field(source.image_column).type
+    if types.is_struct(image) and _has(image, "bytes"):
+        image = image.field("bytes").type
+    if not _is_binary(image):
+        return f"column {source.image_column!r} is {image}, not encoded images (binary, or struct<bytes, path>)"
+    label = schema.field(source.label_column).type if source.label_column else pa.string()
+    label = label.value_type if types.is_dictionary(label) else label
+    if not (types.is_integer(label) or _is_string(label)):
+        return f"column {source.label_column!r} is {label}, not labels (strings or integers)"
+    return None
+
+
+def _has(struct: pa.StructType, name: str) -> bool:
+    return bool(struct.get_field_index(name) >= 0)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+
+def _refusal(data: pa.Buffer | None) -> Fault | None:
+    """Why a value is no image, if so; one that is too large stays in Arrow's memory, uncopied."""
+    if data is None or not data.size:
+        return EMPTY
+    return too_large(data.size) if data.size > MAX_ENCODED else None
+
+
+def _values(batch: pa.RecordBatch, source: ParquetInput) -> Iterator[tuple[pa.Buffer | None, str | None, str | None]]:
+    """Image bytes, path and label of each row."""
+    nothing: list[str | None] = [None] * batch.num_rows
+    images = batch.column(source.image_column)
+    paths = nothing
+    if types.is_struct(images.type):
+        names = images.type.names
+        fields = dict(zip(names, images.flatten(), strict=True))  # a null struct has null fields
+        images = fields["bytes"]
+        paths = _texts(fields["path"]) if "path" in fields else nothing
+    labels = _texts(batch.column(source.label_column)) if source.label_column else nothing
+    return zip((image.as_buffer() for image in images), paths, labels, strict=True)
+
+
+def _texts(values: pa.Array) -> list[str | None]:
+    r"""Strings or integers as text; bytes that are not UTF-8, which Parquet does not refuse, become `\xNN`."""
+    if types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if not _is_string(values.type):
+        return [None if value is None else str(value) for value in values.to_pylist()]
+    encoded = values.cast(pa.binary()).to_pylist()
+    return [None if value is None else value.decode(errors="backslashreplace") for value in encoded]
+
+
+@contextmanager
+def _unreadable(shard: Shard, what: str) -> Iterator[None]:
+    """Arrow's verdict on the content, as ours; the store's errors come through Arrow as they are."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: column names that are not UTF-8
+        raise ShardUnreadable(f"{shard.uri}: {what}: {reason(error)}") from error

@@ -1,0 +1,261 @@
+"""Images of a WebDataset tar: one row per image member, in memory one sample at a time."""
+
+import gzip
+import re
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import BinaryIO, NamedTuple, TypeAlias
+
+from gradosr.archive.image import EMPTY, MAX_ENCODED, EncodedImage, Fault, label_of, too_large
+from gradosr.archive.shards import IMAGE_SUFFIXES, Shard, as_text
+from gradosr.config import TarInput
+from gradosr.errors import ShardUnreadable, StoreError
+from gradosr.store import Store
+from gradosr.text import reason
+
+_BLOCK = tarfile.BLOCKSIZE
+_MAX_SAMPLE = 64 * 2**20  # bytes of images kept back until their sample's label comes
+_MAX_LABEL = 4096  # bytes; of a longer one the beginning counts
+_MAX_NAME = 4096  # letters; Linux has no longer paths
+_HEAD = 8 * 2**20  # bytes that tell how many images there are in the rest
+_MAX_HEADER = 128 * 2**10  # bytes of a member's headers: long names, pax records, maps of holes in chains without end
+
+
+def read(shard: Shard, store: Store, _source: TarInput, label_names: tuple[str, ...] | None) -> Iterator[EncodedImage]:
+    """The image members in archive order, then one `truncated` row where the archive breaks off.
+
+    The label is the text of `KEY.cls` in the same sample: consecutive members whose names agree up to the first
+    dot of the last path step. Key: SHARD#MEMBER; a name that comes again gets #2, #3 ... behind it.
+    Raises ShardUnreadable when it is no tar at all.
+    """
+    with _opened(shard, store) as stream:
+        yield from _images(shard, _entries(stream), label_names)
+
+
+def pick(shard: Shard, store: Store, _source: TarInput, keys: frozenset[str]) -> Iterator[EncodedImage]:
+    """The members of these keys; of all others up to the last one the headers alone."""
+    names = {_NUMBER.sub("", key) for key in keys} | keys  # a name may come again, or end so by itself
+    times: dict[str, int] = {}
+    left = set(keys)
+    with _opened(shard, store) as stream:
+        for entry in _entries(stream, lambda name: f"{shard.name}#{name}" in names):
+            if _is_label(entry.name):
+                continue
+            key = _unique(f"{shard.name}#{entry.name}", times)
+            if key in left:
+                left.remove(key)
+                yield EncodedImage(key, entry.data, fault=entry.fault or (None if entry.data else EMPTY))
+            if not left:
+                return
+
+
+_NUMBER = re.compile(r"#[0-9]+\Z")
+
+
+@contextmanager
+def _opened(shard: Shard, store: Store) -> Iterator["_Stream"]:
+    with store.open(shard.stored) as file:
+        yield _stream(shard, file)
+
+
+def _stream(shard: Shard, file: BinaryIO) -> "_Stream":
+    stream: _Stream = gzip.GzipFile(fileobj=file) if shard.uri.lower().endswith((".gz", ".tgz")) else file
+    _check_first_block(shard, stream)
+    return stream
+
+
+def check(_shard: Shard, _store: Store, _source: TarInput) -> None:
+    """Nothing of a tar depends on the settings."""
+
+
+def images_in(shard: Shard, store: Store, _source: TarInput) -> int:
+    """By the headers; of a tar of more than _HEAD bytes as many as there are at its beginning, in proportion."""
+    images = 0
+    with store.open(shard.stored) as file:
+        for entry in _entries(_stream(shard, file), lambda _: False):
+            images += not _is_label(entry.name)
+            if file.tell() > _HEAD:
+                return round(images * shard.size / file.tell())
+    return images
+
+
+_Stream: TypeAlias = BinaryIO | gzip.GzipFile
+
+
+class _Entry(NamedTuple):
+    name: str
+    data: bytes
+    fault: Fault | None = None
+
+
+def _images(shard: Shard, entries: Iterator[_Entry], label_names: tuple[str, ...] | None) -> Iterator[EncodedImage]:
+    times: dict[str, int] = {}
+    waiting: list[EncodedImage] = []  # images of this sample, as long as its label is not known
+    sample, label, held = "", None, 0
+    for entry in entries:
+        if _sample(entry.name) != sample:
+            yield from waiting
+            waiting, sample, label, held = [], _sample(entry.name), None, 0
+        if entry.fault is None and _is_label(entry.name):
+            label = label_of(entry.data.decode(errors="backslashreplace").strip() or None, label_names)
+            yield from (replace(image, label=label) for image in waiting)
+            waiting = []
+            continue
+        key = _unique(f"{shard.name}#{entry.name}", times)
+        waiting.append(EncodedImage(key, entry.data, label, fault=entry.fault or (None if entry.data else EMPTY)))
+        held += len(entry.data)
+        if label is not None or held > _MAX_SAMPLE:
+            yield from waiting
+            waiting, held = [], 0
+    yield from waiting
+
+
+def _sample(name: str) -> str:
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.partition(".")[0]
+
+
+def _is_label(name: str) -> bool:
+    return name.removeprefix(_sample(name)).lower() == ".cls"
+
+
+def _unique(name: str, times: dict[str, int]) -> str:
+    key = name
+    while key in times:
+        times[name] += 1
+        key = f"{name}#{times[name]}"
+    times[key] = 1
+    return key
+
+
+class _Cut(Exception):
+    """The archive breaks off, or goes on as something that is no tar."""
+
+
+def _entries(stream: _Stream, wanted: Callable[[str], bool] = lambda _: True) -> Iterator[_Entry]:
+    """Images and labels in archive order, and one last entry with a fault where the archive is cut.
+
+    Of names that are not `wanted` the content is not read.
+    """
+    reading = ""  # the member whose bytes are being read
+    try:
+        for member in _members(stream):
+            name = as_text(member.name)
+            while name.startswith("./"):
+                name = name[2:]
+            if not member.isreg() or not (name.lower().endswith(IMAGE_SUFFIXES) or _is_label(name)):
+                continue
+            if fault := _refusal(name, member):
+                if not _is_label(name):
+                    yield _Entry(name[:_MAX_NAME], b"", fault)
+                continue
+            if not wanted(name):
+                yield _Entry(name, b"")
+                continue
+            reading = name
+            data = _content(stream, member, _MAX_LABEL if _is_label(name) else MAX_ENCODED)
+            reading = ""
+            yield _Entry(name, data)
+    except _Cut as cut:
+        yield _Entry(reading or "truncated", b"", Fault("truncated", f"archive cut or damaged: {cut}"))
+
+
+def _refusal(name: str, member: tarfile.TarInfo) -> Fault | None:
+    """Why a member is not to be read, if so. Its names stay in memory as long as the shard is read."""
+    if member.issparse():
+        return Fault("unsupported", "a sparse tar member")
+    if len(name) > _MAX_NAME:
+        return Fault("unsupported", f"a name of {len(name)} letters is longer than {_MAX_NAME}")
+    return too_large(member.size) if member.size > MAX_ENCODED and not _is_label(name) else None
+
+
+def _members(stream: _Stream) -> Iterator[tarfile.TarInfo]:
+    headers = _Headers(stream)
+    with _cuts():
+        archive = _Archive(fileobj=headers, mode="r", encoding="utf-8")  # type: ignore[arg-type]
+    while True:
+        headers.left = _MAX_HEADER
+        with _cuts():
+            member = archive.next()
+        if member is None:
+            return
+        if archive.offset <= member.offset:  # a size below zero, which tarfile of older Pythons follows for ever
+            raise _Cut("a header that leads backwards")
+        archive.members.clear()  # tarfile keeps them all otherwise
+        yield member
+
+
+def _content(stream: _Stream, member: tarfile.TarInfo, limit: int) -> bytes:
+    size = min(member.size, limit)
+    with _cuts():
+        stream.seek(member.offset_data)
+        data = stream.read(size)
+        if len(data) < size:
+            raise tarfile.ReadError("unexpected end of data")
+    return data
+
+
+class _Headers:
+    """The archive as tarfile reads it, for headers only: `left` more bytes, however far apart they are."""
+
+    left = _MAX_HEADER
+
+    def __init__(self, stream: _Stream) -> None:
+        self._stream = stream
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int) -> bytes:
+        self.left -= size
+        if self.left < 0:
+            raise tarfile.ReadError(f"headers of more than {_MAX_HEADER} bytes")
+        return self._stream.read(size)
+
+
+class _Header(tarfile.TarInfo):
+    """A strict header: behind the first member, tarfile takes a cut or garbled one for the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> "_Header":
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # a block of zeros: the end as it should be
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"no end mark: {error}") from error
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0:
+            raise tarfile.HeaderError(f"a header of {header.size} bytes")
+        return header
+
+
+class _Archive(tarfile.TarFile):
+    tarinfo = _Header
+    members: list[tarfile.TarInfo]
+
+
+def _check_first_block(shard: Shard, stream: _Stream) -> None:
+    """Decides whether this is a tar at all: whatever fails later is a cut."""
+    try:
+        with _cuts():
+            block = stream.read(_BLOCK)
+            stream.seek(0)
+            if block != bytes(_BLOCK):
+                _Header.frombuf(block, "utf-8", "surrogateescape")
+    except _Cut as error:
+        raise ShardUnreadable(f"{shard.uri}: not a tar archive: {error if shard.size else 'empty file'}") from error
+
+
+@contextmanager
+def _cuts() -> Iterator[None]:
+    """Whatever a damaged archive makes tarfile, gzip or zlib raise is a cut; the store's own errors never are."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except Exception as error:  # header parsing raises anything: ValueError, IndexError, RecursionError, zlib.error
+        raise _Cut(reason(error)) from error

@@ -1,0 +1,107 @@
+"""What is new in an archive since the night before, and whether somebody should be woken for it.
+
+RUN/screenings/NIGHT/archive.json.gz   the shards of the archive that night: part -> name, and the night it was new
+RUN/screenings/NIGHT/...               the audit of what was new
+RUN/screenings/NIGHT/screening.json    put last: it makes the night
+RUN/screenings/NIGHT/told.json         that its tripped gates were told
+RUN/screenings/index.html              the trend, and a line for each of the last nights
+
+A night that was killed has no screening.json, so that the next one covers what it scored. Nights are told at least
+once: a receiver knows one again by its Idempotency-Key.
+"""
+
+import tempfile
+from collections import defaultdict
+from collections.abc import Collection
+from datetime import datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+from gradosr.audit import audit, report
+from gradosr.audit.gates import judge
+from gradosr.audit.groups import group
+from gradosr.audit.nights import Counts, History, Night, Seen
+from gradosr.audit.rows import RunTable
+from gradosr.audit.tally import count
+from gradosr.audit.webhook import signing_key, tell
+from gradosr.config import AuditSettings, ScreenJob
+from gradosr.errors import EmptyTable
+from gradosr.results.outcome import Outcome
+from gradosr.run.plan import Plan, Summary, finish
+from gradosr.store import Store, join
+
+SHOWN = 90  # nights on the index page
+MOST_GROUPED = 20_000  # images over the threshold that are grouped
+MOSTLY = 0.5  # share of new images from which on a group is new
+
+
+def check(job: ScreenJob) -> None:
+    """Raise ConfigError for what can be known to be missing before work starts."""
+    if job.webhook:
+        signing_key(job.webhook)
+
+
+def close(job: ScreenJob, plan: Plan, outcome: Outcome, history: History) -> tuple[Summary, Night | None]:
+    """Finish the run, and make a night of what is new in its table; none where shards failed or wait for their turn."""
+    summary = finish(plan, outcome)
+    if summary.failed or summary.interrupted:
+        return summary, None
+    store, now = Store(job.store, job.stores), datetime.now(ZoneInfo(job.timezone))
+    name, seen = history.next_name(now), history.archive()
+    archive = {shard.part: seen.get(shard.part, Seen(shard.name, name)) for shard in plan.shards}
+    before = history.nights(job.baseline_nights)
+    missing = sorted({old.shard for old in seen.values()} - {shard.name for shard in plan.shards})
+    fresh = [part for part, one in archive.items() if one.night == name]
+    window = [part for part, one in archive.items() if one.night in {night.night for night in before}]
+    counts = _audited(job, store, plan.folder.uri, fresh, history.path(name))
+    sizes = _new_classes(job, store, plan.folder.uri, fresh, window)
+    verdicts = judge(job.gates, counts, before, len(missing), len(seen), sizes)
+    night = Night(
+        name, now.isoformat(timespec="seconds"), counts, len(plan.shards), len(fresh), tuple(missing), verdicts
+    )
+    history.commit(night, archive)
+    page = report.render_nights(job.output, [one.document() for one in history.nights(SHOWN)])
+    store.write(history.path("index.html"), page.encode())
+    return summary, night
+
+
+def tell_all(job: ScreenJob, history: History) -> None:
+    """Tell of the last night, and of one before that could not be told. Raises RunFailed where that fails."""
+    for night in history.nights(2):
+        if (job.webhook or job.command) and history.untold(night):
+            tell(job, night)
+            history.mark_told(night)
+
+
+def _audited(job: ScreenJob, store: Store, uri: str, fresh: Collection[str], out_uri: str) -> Counts:
+    """Audit these parts into `out_uri`; what they count."""
+    settings = AuditSettings(store=job.store, stores=job.stores, fdr=job.fdr)
+    with tempfile.TemporaryDirectory() as place:
+        out = Path(place)
+        try:
+            found = audit(store, uri, settings, out=out, only=fresh)
+        except EmptyTable:  # a night without new images
+            return Counts(0, 0, 0)
+        for path in sorted(out.rglob("*")):
+            if path.is_file():
+                with path.open("rb") as file:
+                    store.write(join(out_uri, path.relative_to(out).as_posix()), file)
+    return Counts(found["rows"], found["images"], found["unknown"])
+
+
+def _new_classes(job: ScreenJob, store: Store, uri: str, fresh: Collection[str], window: Collection[str]) -> list[int]:
+    """New images of each group that is mostly made of them, among the images over the threshold of both."""
+    if job.gates.new_candidate_class is None or not window:
+        return []
+    try:
+        new = RunTable(store, uri, fresh)
+        tally = count(RunTable(store, uri, {*fresh, *window}), None, MOST_GROUPED)
+    except EmptyTable:
+        return []
+    shards = set(count(new, None, 0).by_shard)
+    groups = group(tally.sample, tally.without_features, None, MOST_GROUPED, new.kind).group_of
+    members: defaultdict[str, list[bool]] = defaultdict(list)
+    for row in tally.sample.settled()[0]:
+        if row["id"] in groups:
+            members[groups[row["id"]]].append(row["shard"] in shards)
+    return [sum(of_now) for of_now in members.values() if sum(of_now) > MOSTLY * len(of_now)]

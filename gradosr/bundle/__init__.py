@@ -1,0 +1,1 @@
+"""A classifier with its unknown detector and calibration, as a folder."""

@@ -1,0 +1,116 @@
+"""A bundle: everything a scoring job needs of one classifier and its unknown detector, in one folder.
+
+    bundle.json               architecture, transform, classes, detector, provenance, digests of the rest
+    classifier.safetensors    weights
+    detector.safetensors      the detector's arrays
+    calibration.safetensors   unknown scores of held-out known images, ascending
+
+bundle.json is written last: its presence makes the bundle. Loading runs no code
+from it and opens no socket but the store's.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from gradosr.bundle.calibration import Calibration
+from gradosr.bundle.manifest import MANIFEST, CalibrationSummary, Manifest, read_manifest
+from gradosr.classifier.build import build_classifier
+from gradosr.classifier.weights import load_weights
+from gradosr.detectors import DETECTORS, Detector, restore
+from gradosr.errors import BundleError, NotFound
+from gradosr.store import Store, join
+
+CLASSIFIER, DETECTOR, CALIBRATION = "classifier.safetensors", "detector.safetensors", "calibration.safetensors"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A classifier in eval mode on the CPU, its detector and calibration."""
+
+    manifest: Manifest
+    classifier: nn.Module
+    detector: Detector
+    calibration: Calibration
+    digest: str = ""
+    """SHA-256 of bundle.json, which holds the digests of the rest: the bundle's identity."""
+
+    def save(self, store: Store, uri: str) -> None:
+        """Write all files, bundle.json last."""
+        bodies = {
+            CLASSIFIER: _packed(self.classifier.state_dict()),
+            DETECTOR: _packed(self.detector.arrays()),
+            CALIBRATION: _packed({"scores": torch.from_numpy(self.calibration.scores)}),
+        }
+        for name, body in bodies.items():
+            store.write(join(uri, name), body)
+        digests = {name: hashlib.sha256(body).hexdigest() for name, body in bodies.items()}
+        manifest = self.manifest.model_copy(update={"files": digests, "calibration": _summary(self.calibration)})
+        document = manifest.model_dump(mode="json", exclude={"logits"} if manifest.logits is None else None)
+        store.write(join(uri, MANIFEST), json.dumps(document, indent=2).encode())
+
+    def facts(self) -> dict[str, Any]:
+        """What a user asks of a fresh bundle."""
+        keys = ("held_out_accuracy", "images", "left_out", "dropped_coordinates")
+        rate = self.manifest.false_alarm_rate
+        return {
+            "classes": list(self.manifest.classes),
+            "detector": self.manifest.detector,
+            "false_alarm_rate": rate,
+            "threshold": self.calibration.threshold(rate),
+            **{key: self.manifest.provenance[key] for key in keys},
+        }
+
+
+def _summary(calibration: Calibration) -> CalibrationSummary:
+    counts, edges = calibration.histogram()
+    return CalibrationSummary(
+        images=len(calibration.scores), edges=tuple(map(float, edges)), counts=tuple(map(int, counts))
+    )
+
+
+def _packed(tensors: dict[str, Tensor]) -> bytes:
+    # clone: tied weights share memory, which safetensors refuses
+    return safetensors.torch.save(
+        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    )
+
+
+def load_bundle(store: Store, uri: str, trust: tuple[str, ...] = ()) -> Bundle:
+    """The bundle at a URI. Raises BundleError, ClassifierError or ConfigError, each in one line.
+
+    `trust` names the factories that its architecture may be imported from.
+    """
+    manifest, digest = read_manifest(store, uri)
+    if manifest.detector not in DETECTORS:
+        raise BundleError(f"{uri}: unknown detector {manifest.detector!r} (valid: {', '.join(DETECTORS)})")
+    arrays = {name: _unpacked(store, uri, name, manifest) for name in (CLASSIFIER, DETECTOR, CALIBRATION)}
+    classifier = build_classifier(manifest.arch, manifest.args, len(manifest.classes), trust, manifest.logits)
+    load_weights(classifier, arrays[CLASSIFIER], join(uri, CLASSIFIER))
+    try:
+        detector = restore(manifest.detector, arrays[DETECTOR])
+        calibration = Calibration(arrays[CALIBRATION]["scores"].numpy())
+    except KeyError as error:
+        raise BundleError(f"{uri}: array {error} is missing") from error
+    return Bundle(manifest, classifier, detector, calibration, digest)
+
+
+def _unpacked(store: Store, uri: str, name: str, manifest: Manifest) -> dict[str, Tensor]:
+    try:
+        body = store.read(join(uri, name))
+    except NotFound as error:
+        raise BundleError(f"{join(uri, name)}: missing, though {MANIFEST} names it; copy the bundle again") from error
+    if hashlib.sha256(body).hexdigest() != manifest.files.get(name):
+        raise BundleError(
+            f"{join(uri, name)}: not the file that {MANIFEST} names (digest differs); copy the bundle again"
+        )
+    try:
+        return safetensors.torch.load(body)
+    except safetensors.SafetensorError as error:
+        raise BundleError(f"{join(uri, name)}: not a safetensors file: {error}") from error

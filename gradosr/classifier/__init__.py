@@ -1,0 +1,1 @@
+"""The classifier: built by name, weights loaded or trained, checked."""

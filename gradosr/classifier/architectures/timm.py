@@ -1,0 +1,53 @@
+"""timm:NAME, or timm:NAME.TAG for the transform of certain weights."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from gradosr.classifier.architectures.stated import Stated, check_listed, stated, unstated
+from gradosr.errors import ConfigError
+
+
+def build(name: str, args: Mapping[str, Any], classes: int) -> nn.Module:
+    """See Library."""
+    classifier: nn.Module = _timm(name).create_model(name, pretrained=False, **{"num_classes": classes, **args})
+    return classifier
+
+
+def transform(name: str, args: Mapping[str, Any]) -> Stated:
+    """See Library."""
+    cfg = _timm(name).get_pretrained_cfg(name)
+    return of_cfg(cfg.to_dict(), args, f"timm's {name}{'' if '.' in name or not cfg.tag else '.' + cfg.tag}")
+
+
+def of_cfg(cfg: Mapping[str, Any], args: Mapping[str, Any], origin: str) -> Stated:
+    """The evaluation transform of a `pretrained_cfg`, as timm.data.create_transform makes it."""
+    from timm.data.config import resolve_data_config
+
+    if not isinstance(side := args.get("img_size", 0), int):
+        raise unstated(f"args.img_size is {side}")
+    said = resolve_data_config({"img_size": side or None}, pretrained_cfg=dict(cfg))
+    (_, height, width), mode = said["input_size"], said["crop_mode"]
+    resize = tuple(math.floor(side / said["crop_pct"]) for side in (height, width))
+    if mode not in ("center", "squash") or (mode == "center" and height != width):
+        raise unstated(f"that of {origin} is not one that can be said here (crop_mode {mode}, {height}x{width})")
+    return stated(
+        origin,
+        resize=resize if mode == "squash" else resize[0],
+        crop=height if height == width else (height, width),
+        mean=tuple(said["mean"]),
+        std=tuple(said["std"]),
+        interpolation=said["interpolation"],
+    )
+
+
+def _timm(name: str) -> Any:
+    """The library, which has a classifier of that name."""
+    try:
+        import timm
+    except ImportError as error:
+        raise ConfigError(f"timm:{name}: timm is not installed (pip install 'gradosr[timm]')") from error
+    check_listed("timm", name, [*timm.list_models(), *timm.list_pretrained()])
+    return timm

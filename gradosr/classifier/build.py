@@ -1,0 +1,109 @@
+"""The classifier: an architecture by reference, its input and its output."""
+
+import functools
+import importlib
+import sys
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradosr.classifier.architectures import LIBRARIES
+from gradosr.config import FOLDER, TransformSettings
+from gradosr.errors import ClassifierError, ConfigError, GradosrError, first_line
+from gradosr.gradients import pick_logits
+
+REFUSED_ARGS = ("pretrained", "weights", "checkpoint_path")
+REFUSED_VALUES = ("hf-hub:", "hf_hub:", "local-dir:", "http://", "https://", "file://")
+
+
+def build_classifier(
+    arch: str,
+    args: Mapping[str, Any],
+    classes: int,
+    trusted: Collection[str] = (),
+    logits: int | str | None = None,
+) -> nn.Module:
+    """The architecture with fresh weights, in eval mode; no code is imported that is not a library's or `trusted`.
+
+    `arch` is torchvision:NAME, timm:NAME, transformers:MODEL_TYPE or package.module:factory; `logits` the entry of its
+    output that holds them, if it returns more. Raises ConfigError for a reference that would fetch
+    something or is not trusted,
+    ClassifierError when it cannot be built.
+    """
+    source, separator, name = arch.partition(":")
+    if not separator or not name:
+        raise ConfigError(f"arch {arch}: expected torchvision:NAME, timm:NAME, hf:URI or package.module:factory")
+    if arch.startswith(FOLDER):
+        raise ConfigError(f"{arch}: a folder is for `gradosr fit` alone; a bundle needs none")
+    check_args(arch, args)
+    try:
+        if source in LIBRARIES:
+            classifier = LIBRARIES[source].build(name, args, classes)
+        else:
+            classifier = _factory(arch, trusted)(**args)
+    except GradosrError:
+        raise
+    except Exception as error:  # whatever an architecture says to arguments it does not take
+        raise ClassifierError(f"{arch} with args {dict(args)}: {first_line(error)}") from error
+    if not isinstance(classifier, nn.Module):
+        raise ClassifierError(f"{arch} returns {type(classifier).__name__}; expected a torch.nn.Module")
+    if logits is not None:
+        pick_logits(classifier, logits)
+    return classifier.eval()
+
+
+def check_args(arch: str, args: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a name or an argument that would fetch or read files."""
+    fetching = () if arch.startswith("transformers:") else REFUSED_ARGS  # its models fetch nothing, whatever they get
+    if refused := [key for key in args if key.startswith(fetching)]:
+        raise ConfigError(f"{arch}: argument {refused[0]} would fetch or read files; give classifier.weights instead")
+    for value in (arch.partition(":")[2], *args.values()):
+        if isinstance(value, str) and value.startswith(REFUSED_VALUES):
+            raise ConfigError(f"{arch}: {value} would fetch or read files; give classifier.weights instead")
+
+
+def _factory(arch: str, trusted: Collection[str]) -> Any:
+    """The callable of package.module:factory; as with python -m, the working directory is a place to import from."""
+    if arch not in trusted:
+        raise ConfigError(f"{arch}: not trusted; a bundle imports no code unless the config says `trust: [{arch}]`")
+    module, _, name = arch.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except Exception as error:  # its module runs here
+        raise ConfigError(f"{arch}: cannot be imported: {first_line(error)}; put its folder on PYTHONPATH") from error
+
+
+def input_size(transform: TransformSettings) -> tuple[int, int]:
+    """Height and width of the classifier's input, in pixels."""
+    size = transform.crop if transform.crop is not None else transform.resize
+    if isinstance(size, tuple):
+        return size
+    return (size or 0, size or 0)
+
+
+def check_logits(logits_BK: Tensor, classes: int) -> None:
+    """Raise ClassifierError when there is not one logit per class."""
+    if logits_BK.shape[1] != classes:
+        raise ClassifierError(
+            f"the classifier gives {logits_BK.shape[1]} logits, but {classes} classes are named; "
+            "check classifier.classes and args.num_classes"
+        )
+
+
+def normalise(images_BCHW: Tensor, transform: TransformSettings, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 pixels to the classifier's input: scaled to 0..1, less the mean, over the deviation; on their device."""
+    mean, std = (_per_channel(values, images_BCHW.device, dtype) for values in (transform.mean, transform.std))
+    return (images_BCHW.to(dtype) / 255 - mean) / std
+
+
+@functools.cache
+def _per_channel(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Kept: an upload waits for all that its device was given before."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device, dtype=dtype).view(3, 1, 1)

@@ -1,0 +1,77 @@
+"""Folders as Hugging Face's save_pretrained and timm's save_for_hf write them: config.json beside model.safetensors."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gradosr.classifier.architectures import timm, transformers
+from gradosr.classifier.architectures.stated import Stated, unstated
+from gradosr.errors import ClassifierError, NotFound
+from gradosr.store import Store, join
+
+CONFIG, PROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """What a folder says of its classifier; its weights are not read yet."""
+
+    uri: str
+    config: Mapping[str, Any]
+    processor: Mapping[str, Any] | None
+
+    @property
+    def of_timm(self) -> bool:
+        """Which of the two wrote it."""
+        return "model_type" not in self.config
+
+    @property
+    def arch(self) -> str:
+        """As gradosr.classifier.build_classifier takes it."""
+        return f"timm:{self.config['architecture']}" if self.of_timm else f"transformers:{self.config['model_type']}"
+
+    @property
+    def args(self) -> dict[str, Any]:
+        """Of the architecture; enough to build it without the folder."""
+        return dict(self.config.get("model_args") or {}) if self.of_timm else transformers.plain(self.config)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """In logit order; none where they are but numbered."""
+        names = self.config.get("id2label") or {}
+        listed = tuple(str(names[index]) for index in sorted(names, key=int)) or self.config.get("label_names") or ()
+        return () if any(name == f"LABEL_{index}" for index, name in enumerate(listed)) else tuple(listed)
+
+    def transform(self) -> Stated:
+        """Raises ConfigError where the folder says none, or one that cannot be said here."""
+        if self.of_timm:
+            origin = f"{join(self.uri, CONFIG)} (pretrained_cfg)"
+            return timm.of_cfg(self.config.get("pretrained_cfg") or {}, self.args, origin)
+        if self.processor is None:
+            raise unstated(f"{self.uri} has no {PROCESSOR}")
+        return transformers.of_processor(self.processor, join(self.uri, PROCESSOR))
+
+
+def read_folder(store: Store, uri: str) -> ModelFolder:
+    """Raises ClassifierError where there is no such folder, or one without a library's name."""
+    try:
+        config = _json(store, join(uri, CONFIG))
+    except NotFound as error:
+        raise ClassifierError(f"{uri}: no model folder there (no {CONFIG}); save_pretrained writes one") from error
+    if not {"model_type", "architecture"} & config.keys():
+        raise ClassifierError(f"{join(uri, CONFIG)}: says neither model_type nor architecture")
+    try:
+        return ModelFolder(uri, config, _json(store, join(uri, PROCESSOR)))
+    except NotFound:
+        return ModelFolder(uri, config, None)
+
+
+def _json(store: Store, uri: str) -> dict[str, Any]:
+    try:
+        document = json.loads(store.read(uri))
+    except ValueError as error:
+        raise ClassifierError(f"{uri}: not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise ClassifierError(f"{uri}: expected a JSON object, found {type(document).__name__}")
+    return document

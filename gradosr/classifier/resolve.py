@@ -1,0 +1,76 @@
+"""A classifier from where the user keeps it: what the config leaves out is taken from there, then built and loaded."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradosr.archive.image import resolve_names
+from gradosr.classifier.architectures import LIBRARIES, transformers
+from gradosr.classifier.architectures.stated import Stated, unstated
+from gradosr.classifier.build import build_classifier
+from gradosr.classifier.hugging_face import WEIGHTS, ModelFolder, read_folder
+from gradosr.classifier.weights import load_weights, read_weights
+from gradosr.config import FOLDER, ClassifierSettings, CompleteFitJob, FitJob
+from gradosr.errors import ConfigError
+from gradosr.store import Store, join
+
+
+def complete(job: FitJob, store: Store, say: Callable[[str], object]) -> CompleteFitJob:
+    """The job with its classes named, its transform stated, and the folder that it names by `hf:` resolved.
+
+    Raises ConfigError, or ClassifierError for the folder.
+    """
+    settings = job.classifier
+    folder = read_folder(store, settings.arch.removeprefix(FOLDER)) if settings.arch.startswith(FOLDER) else None
+    found: dict[str, Any] = {"classes": class_names(job, store, folder)}
+    if folder is not None:
+        found |= {"arch": folder.arch, "args": {**folder.args, **settings.args}}
+        found |= {"weights": settings.weights or join(folder.uri, WEIGHTS)}
+    if settings.transform is None:
+        transform, origin = folder.transform() if folder is not None else _stated(settings)
+        say(f"transform, as {origin} has it: {transform}")
+        found |= {"transform": transform}
+    said = {name: getattr(job, name) for name in type(job).model_fields}
+    return CompleteFitJob.model_validate({**said, "classifier": {**settings.model_dump(), **found}})
+
+
+def _stated(settings: ClassifierSettings) -> Stated:
+    source, _, name = settings.arch.partition(":")
+    if source not in LIBRARIES:
+        raise unstated(f"{settings.arch} cannot say what images its weights were made for")
+    return LIBRARIES[source].transform(name, settings.args)
+
+
+def class_names(job: FitJob, store: Store, folder: ModelFolder | None = None) -> tuple[str, ...]:
+    """The classifier's classes in logit order. Raises ConfigError when none are named or `known` has others."""
+    classes = resolve_names(job.classifier.classes, store) or (folder and folder.classes) or job.known
+    if len(classes) < 2 or len(set(classes)) != len(classes):
+        raise ConfigError("classifier.classes or known: name at least two classes, each once, in logit order")
+    if other := [name for name in job.known if name not in classes]:
+        raise ConfigError(f"known: {', '.join(other)} not among the classifier's classes ({', '.join(classes)})")
+    return classes
+
+
+def build(job: CompleteFitJob, args: Mapping[str, Any], classes: int) -> nn.Module:
+    """The classifier with fresh weights, drawn by seed."""
+    # The fit config itself names the architecture, and so trusts it.
+    with torch.random.fork_rng():
+        torch.manual_seed(job.train.seed if job.train else job.seed)
+        arch, logits = job.classifier.arch, job.classifier.logits
+        return build_classifier(arch, args, classes, trusted=(arch,), logits=logits)
+
+
+def bring(job: CompleteFitJob, store: Store, say: Callable[[str], object]) -> nn.Module:
+    """The classifier with its weights, where it has some. Raises ConfigError, ClassifierError or StoreError."""
+    settings = job.classifier
+    classifier = build(job, settings.args, len(settings.classes))
+    if settings.weights is not None:
+        tensors, source = read_weights(store, settings.weights, settings.weights_entry)
+        translate = partial(transformers.own_names, classifier) if settings.arch.startswith("transformers:") else None
+        prefix = load_weights(classifier, tensors, source, len(settings.classes), translate)
+        if prefix or source != settings.weights:
+            say(f"weights: {source}{f', without the prefix {prefix} of their names' if prefix else ''}")
+    return classifier

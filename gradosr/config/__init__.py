@@ -1,0 +1,81 @@
+"""Jobs as frozen models: what a YAML file may say.
+
+All settings stand here, away from the code they configure, so that a faulty config is refused in a tenth of a second,
+before torch (2 to 8 s) is imported.
+"""
+
+from gradosr.config.audit import AuditSettings
+from gradosr.config.classifier import (
+    FOLDER,
+    LIBRARIES,
+    ClassifierSettings,
+    CompleteClassifier,
+    OutputEntry,
+    TrainSettings,
+    TransformSettings,
+)
+from gradosr.config.compute import Precision, RaySettings, Serving, Workers
+from gradosr.config.detectors import (
+    BASELINE_SIGNALS,
+    BaselineSettings,
+    Detector,
+    ObjectiveName,
+    OneClassSettings,
+    OneClassWeights,
+    Signals,
+    TransferSettings,
+)
+from gradosr.config.fit import CompleteFitJob, FitJob
+from gradosr.config.inputs import MAX_PIXELS, ImagesInput, Input, LabelNames, ParquetInput, TarInput
+from gradosr.config.load import check_job, load_job
+from gradosr.config.pack import PackJob, pack_job
+from gradosr.config.protocol import OsrProtocol, OsrTask
+from gradosr.config.score import Allowance, ScoreJob
+from gradosr.config.screening import Gates, ScreenJob, Webhook
+from gradosr.config.store import S3Settings, StoreFields
+from gradosr.config.uris import Uri
+
+__all__ = [
+    "BASELINE_SIGNALS",
+    "FOLDER",
+    "LIBRARIES",
+    "MAX_PIXELS",
+    "Allowance",
+    "AuditSettings",
+    "BaselineSettings",
+    "ClassifierSettings",
+    "CompleteClassifier",
+    "CompleteFitJob",
+    "Detector",
+    "FitJob",
+    "Gates",
+    "ImagesInput",
+    "Input",
+    "LabelNames",
+    "ObjectiveName",
+    "OneClassSettings",
+    "OneClassWeights",
+    "OsrProtocol",
+    "OsrTask",
+    "OutputEntry",
+    "PackJob",
+    "ParquetInput",
+    "Precision",
+    "RaySettings",
+    "S3Settings",
+    "ScoreJob",
+    "ScreenJob",
+    "Serving",
+    "Signals",
+    "StoreFields",
+    "TarInput",
+    "TrainSettings",
+    "TransferSettings",
+    "TransformSettings",
+    "Uri",
+    "Webhook",
+    "Workers",
+    "check_job",
+    "load_job",
+    "pack_job",
+]

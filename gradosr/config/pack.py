@@ -1,0 +1,26 @@
+"""Packing images into tar shards."""
+
+from collections.abc import Sequence
+
+import yaml
+from pydantic import PositiveInt
+
+from gradosr.config.inputs import Input
+from gradosr.config.settings import load_settings
+from gradosr.config.store import StoreFields
+from gradosr.config.uris import Uri
+
+
+class PackJob(StoreFields):
+    """Pack images into WebDataset tar shards."""
+
+    input: Input
+    output: Uri
+    """Folder or prefix of the shards."""
+    images_per_shard: PositiveInt = 1000
+
+
+def pack_job(source: str, target: str, overrides: Sequence[str] = ()) -> PackJob:
+    """The job of two URIs and overrides; images by default."""
+    document = yaml.safe_dump({"input": {"kind": "images", "uri": source}, "output": target})
+    return load_settings(PackJob, document, "pack", overrides)

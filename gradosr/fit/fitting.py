@@ -1,0 +1,215 @@
+"""Fitting: from a fit job to a bundle."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradosr.archive.decoded import DecodedImages
+from gradosr.bundle.bundle import Bundle
+from gradosr.bundle.calibration import Calibration, check_enough
+from gradosr.bundle.manifest import Manifest
+from gradosr.classifier.resolve import bring, build, complete
+from gradosr.classifier.training import train
+from gradosr.classifier.weights import load_weights, read_weights
+from gradosr.config import BaselineSettings, CompleteFitJob, FitJob, OneClassSettings, TrainSettings, TransferSettings
+from gradosr.config import Detector as DetectorSettings
+from gradosr.detectors import BASELINES, Detector, Known, Observation, OneClassDetector, TransferDetector
+from gradosr.errors import ClassifierError, ConfigError
+from gradosr.fit.known_images import CALIBRATION, FITTING, TRAINING, KnownImages, read_known
+from gradosr.gradients import Head
+from gradosr.run.console import Notes
+from gradosr.scoring.compute import pick_device
+from gradosr.scoring.observer import Observer
+from gradosr.store import Store, join
+from gradosr.text import duration
+from gradosr.versions import software
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a detector is fitted with."""
+
+    job: CompleteFitJob
+    classifier: nn.Module
+    """Trained, in eval mode."""
+    known: KnownImages
+
+
+def prepare(asked: FitJob, notes: Notes, decoded: DecodedImages | None = None) -> Ready:
+    """The classifier of a fit job, loaded or trained, and its known images. Raises as `fit`."""
+    store, device = Store(asked.store, asked.stores), pick_device(asked.device)
+    job = complete(asked, store, notes.say)
+    classes = job.classifier.classes
+    classifier = bring(job, store, notes.say)
+    observer = Observer(classifier, job.classifier.transform, job.detector.signals, device)
+    observer.check(len(classes))  # before the images are read
+    if isinstance(job.detector, TransferSettings):
+        pseudo_unknown(job.detector, classes)
+    keep_training = job.train is not None or isinstance(job.detector, TransferSettings)
+    known = read_known(job, store, decoded or DecodedImages(store), classes, keep_training=keep_training)
+    check_enough(known.counts()["calibration"], job.false_alarm_rate)
+    notes.say(f"{len(classes)} known classes; images: {_listed(known.counts())}")
+    if job.train and not job.classifier.weights:
+        _train(classifier, known.of(TRAINING), job.train, job, notes, "classifier")
+    return Ready(job, classifier, known)
+
+
+def fit(asked: FitJob, notes: Notes) -> Bundle:
+    """The bundle of a fit job, not saved yet. Raises ConfigError, InputError or ClassifierError."""
+    ready = prepare(asked, notes)
+    job, known = ready.job, ready.known
+    observer = Observer(ready.classifier, job.classifier.transform, job.detector.signals, pick_device(job.device))
+    head = observer.check(len(job.classifier.classes)).head
+    fitting, calibration = (observe(observer, known.of(use), job.batch_size) for use in (FITTING, CALIBRATION))
+    detector = fit_detector(ready, job.detector, fitting, head, notes)
+    scores = detector.score(calibration).cpu().numpy()
+    correct = torch.cat([_correct(fitting, known.of(FITTING)), _correct(calibration, known.of(CALIBRATION))])
+    measured = {
+        "held_out_accuracy": float(correct.float().mean()),
+        "dropped_coordinates": list(detector.dropped(observer.coordinates)),
+    }
+    notes.say(f"closed-set accuracy on {len(correct)} held-out images: {measured['held_out_accuracy']:.4f}")
+    manifest = _manifest(job, _provenance(job, known) | measured)
+    return Bundle(manifest, ready.classifier, detector, Calibration.of(scores, job.false_alarm_rate))
+
+
+def record_job(store: Store, job: FitJob) -> None:
+    """Write fit.json where the bundle will be: what made it, and proof before hours of work that it can be written.
+
+    Raises StoreError when it cannot.
+    """
+    record = job.model_dump(mode="json", exclude={"store", "stores"})
+    store.write(join(job.bundle, "fit.json"), json.dumps(record, indent=2).encode())
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+def _correct(observation: Observation, known: KnownImages) -> Tensor:
+    return observation.logits_BK.argmax(1).cpu() == known.labels_N
+
+
+def _manifest(job: CompleteFitJob, provenance: dict[str, Any]) -> Manifest:
+    return Manifest(
+        arch=job.classifier.arch,
+        args=job.classifier.args,
+        logits=job.classifier.logits,
+        classes=job.classifier.classes,
+        transform=job.classifier.transform,
+        detector=job.detector.kind,
+        **job.detector.signals.model_dump(),
+        false_alarm_rate=job.false_alarm_rate,
+        provenance=provenance,
+    )
+
+
+def _provenance(job: CompleteFitJob, known: KnownImages) -> dict[str, Any]:
+    """Where the bundle comes from; nothing of store settings or environment."""
+    return {
+        "input": job.input.model_dump(mode="json"),
+        "weights": job.classifier.weights,
+        "train": job.train.model_dump(mode="json") if job.train else None,
+        "detector": job.detector.model_dump(mode="json"),
+        "held_out": job.held_out,
+        "seed": job.seed,
+        "images": known.counts(),
+        "left_out": dict(known.left_out),
+        "software": software(),
+    }
+
+
+def observe(observer: Observer, known: KnownImages, batch_size: int) -> Observation:
+    """What the detector sees of these images."""
+    observed = [observer(images).observation for images in known.images_NCHW.split(batch_size)]
+    return Observation.joined(observed)
+
+
+def finite(observation: Observation, notes: Notes) -> Tensor:
+    """Which images are finite in all that was seen of them, [B]: one other would make every mean nan.
+
+    Raises ClassifierError when none is.
+    """
+    rows = observation.finite()
+    if not rows.any():
+        raise ClassifierError(
+            f"logits or gradient norms of all {len(rows)} known images are not finite; check the classifier's weights "
+            "and classifier.transform"
+        )
+    if left_out := int((~rows).sum()):
+        notes.say(f"left out {left_out} of {len(rows)} images: a logit or a gradient norm is not a finite number")
+    return rows
+
+
+def fit_detector(
+    ready: Ready, settings: DetectorSettings, fitting: Observation, head: Head | None, notes: Notes
+) -> Detector:
+    """The detector, from what it saw of the fitting images, in order; what is not finite is left out."""
+    rows = finite(fitting, notes)
+    known = Known(fitting[rows], ready.known.of(FITTING).labels_N.to(rows.device)[rows], head)
+    if isinstance(settings, OneClassSettings):
+        return OneClassDetector.fit(known, settings.weights.model_dump(), len(settings.objectives))
+    if isinstance(settings, BaselineSettings):
+        return BASELINES[settings.kind].fit(known)
+    return _fit_transfer(ready, settings, notes).moved(known.observation)
+
+
+def _fit_transfer(ready: Ready, settings: TransferSettings, notes: Notes) -> TransferDetector:
+    """Classifier 1 on the pseudo-known classes; its representations of all training images train the detector."""
+    job, known, classes = ready.job, ready.known, ready.job.classifier.classes
+    unknown = pseudo_unknown(settings, classes)
+    pseudo_known = [index for index in range(len(classes)) if index not in unknown]
+    notes.say(f"transfer: pseudo-unknown classes {', '.join(classes[index] for index in unknown)}")
+    classifier = build(job, {**job.classifier.args, "num_classes": len(pseudo_known)}, len(pseudo_known))
+    if settings.weights:
+        load_weights(classifier, *read_weights(Store(job.store, job.stores), settings.weights), len(pseudo_known))
+    elif job.train:
+        _train(classifier, known.of(TRAINING).of_classes(pseudo_known), job.train, job, notes, "classifier 1")
+    else:
+        raise ConfigError("detector.kind transfer needs a train section, or detector.weights: of classifier 1")
+    observer = Observer(classifier, job.classifier.transform, settings.signals, pick_device(job.device))
+    observer.check(len(pseudo_known))
+    training = known.of(TRAINING)
+    held_out = observe(observer, known.of(FITTING).of_classes(pseudo_known), job.batch_size)
+    observation = observe(observer, training, job.batch_size)
+    return TransferDetector.fit(
+        observation,
+        torch.isin(training.labels_N, torch.tensor(unknown)).to(observer.device),
+        held_out,
+        **settings.model_dump(include={"hidden", "epochs", "learning_rate", "weight_decay", "batch_size", "seed"}),
+    )
+
+
+def pseudo_unknown(settings: TransferSettings, classes: Sequence[str]) -> list[int]:
+    """Indices of the classes played as unknown. Raises ConfigError unless both sides keep a class, the known two."""
+    chosen = settings.pseudo_unknown
+    if isinstance(chosen, tuple):
+        if other := [name for name in chosen if name not in classes]:
+            raise ConfigError(f"detector.pseudo_unknown: {', '.join(other)} not among the classes")
+        indices = [index for index, name in enumerate(classes) if name in chosen]
+    else:
+        count = chosen if chosen is not None else max(1, len(classes) // 3)
+        order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(settings.seed)).tolist()
+        indices = sorted(order[:count])
+    if not 1 <= len(indices) <= len(classes) - 2:
+        raise ConfigError(
+            f"detector.pseudo_unknown: {len(indices)} of {len(classes)}; keep at least two known, one unknown"
+        )
+    return indices
+
+
+def _train(
+    classifier: nn.Module, known: KnownImages, recipe: TrainSettings, job: CompleteFitJob, notes: Notes, what: str
+) -> None:
+    def observe_epoch(epoch: int, loss: float) -> None:
+        notes.step(f"training {what}: epoch {epoch + 1}/{recipe.epochs}, loss {loss:.3f}")
+
+    start, device = time.monotonic(), pick_device(job.device)
+    train(classifier, known.images_NCHW, known.labels_N, recipe, job.classifier.transform, device, observe_epoch)
+    seconds, images = time.monotonic() - start, recipe.epochs * len(known.labels_N)
+    notes.say(f"{what} trained: {recipe.epochs} epochs in {duration(seconds)}, {images / seconds:,.0f} images/s")

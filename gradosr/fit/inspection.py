@@ -1,0 +1,206 @@
+"""What `gradosr check` tells: a classifier as it was understood, and what a batch of it takes on this machine."""
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradosr.archive.loading import prepared_batches
+from gradosr.archive.readers import every_image
+from gradosr.bundle.bundle import load_bundle
+from gradosr.classifier.build import input_size
+from gradosr.classifier.resolve import bring, complete
+from gradosr.config import CompleteFitJob, FitJob, ScoreJob, Serving, TransformSettings
+from gradosr.errors import InputError
+from gradosr.gradients.explain import FALLBACK
+from gradosr.gradients.forms import wait
+from gradosr.run.console import Notes
+from gradosr.run.plan import check
+from gradosr.scoring.compute import pick_device
+from gradosr.scoring.hardware import hardware
+from gradosr.scoring.memory import forget_peak, peak, resident
+from gradosr.scoring.observer import Observed, Observer
+from gradosr.scoring.scorer import Scorer
+from gradosr.store import Store
+from gradosr.text import printable
+
+RUNS, SECONDS = 5, 5.0
+"""Timed batches, and seconds after which no further one is begun."""
+LOOKED_AT = 1000
+"""Images of a fit job's input, at most, for a batch with labels."""
+SHOWN = 5
+"""Names of classes and parameters in the text."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A classifier, as it was understood and measured."""
+
+    arch: str
+    classes: tuple[str, ...]
+    transform: TransformSettings
+    parameters: int
+    """Numbers, in `tensors` tensors."""
+    tensors: int
+    rules: dict[str, int]
+    """Tensors by the rule that makes their norms."""
+    fallback: tuple[str, ...]
+    """Tensors without a rule: exact as well, but image by image."""
+    features: int | None
+    """Penultimate features; None where no linear layer makes the logits."""
+    detector: str
+    objectives: tuple[str, ...]
+    device: str
+    precision: str
+    batch: int
+    images_per_second: float
+    """Of a warm batch, without reading and decoding; the median."""
+    peak_memory_bytes: int | None
+    """What a batch takes beside the classifier; None where the system does not tell."""
+    right: int | None = None
+    """Of the batch, images whose predicted class is their label; None where there are no labels."""
+    held_out_accuracy: float | None = None
+    """Of a bundle, when it was fitted."""
+
+    def facts(self) -> dict[str, Any]:
+        """For programs."""
+        return {**vars(self), "transform": self.transform.model_dump(mode="json")}
+
+
+def check_bundle(job: Serving) -> Inspection:
+    """Of a bundle, or of a score job's. Raises what scoring would: ConfigError or InputError."""
+    if isinstance(job, ScoreJob):
+        check(job)
+    bundle = load_bundle(Store(job.store, job.stores), job.bundle, job.trust)
+    scorer, manifest = Scorer(bundle, job.device, job.precision, job.max_memory), bundle.manifest
+    images = _noise(manifest.transform, job.batch_size)
+    scorer.score(images)
+    rate, memory = _measured(lambda: scorer.score(images), images, scorer.observer)
+    return Inspection(
+        arch=manifest.arch,
+        classes=manifest.classes,
+        detector=manifest.detector,
+        precision=job.precision,
+        images_per_second=rate,
+        peak_memory_bytes=memory,
+        held_out_accuracy=manifest.provenance.get("held_out_accuracy"),
+        **_understood(scorer.observer, images),
+    )
+
+
+def check_fit(job: FitJob, notes: Notes) -> Inspection:
+    """Of a fit job: its classifier as fitting would take it, on labelled images of its input if it has weights."""
+    store = Store(job.store, job.stores)
+    job = complete(job, store, notes.say)
+    settings, classes = job.classifier, job.classifier.classes
+    observer = Observer(bring(job, store, notes.say), settings.transform, job.detector.signals, pick_device(job.device))
+    observer.check(len(classes))
+    images, labels = _labelled(job, store) if settings.weights else (_noise(settings.transform, job.batch_size), None)
+    observed = observer(images)
+    rate, memory = _measured(lambda: observer(images), images, observer)
+    right = None if labels is None else _right(observed, labels)
+    if right is not None and right * len(classes) <= len(images):
+        notes.warn("no more images are given their label than by chance; check the order of the classes and transform")
+    return Inspection(
+        arch=settings.arch,
+        classes=classes,
+        detector=job.detector.kind,
+        precision="float32",
+        images_per_second=rate,
+        peak_memory_bytes=memory,
+        right=right,
+        **_understood(observer, images),
+    )
+
+
+def _understood(observer: Observer, images_BCHW: Tensor) -> dict[str, Any]:
+    """What classifier and engine tell of themselves."""
+    parameters = list(observer.engine.classifier.parameters())
+    explained = observer.explain(images_BCHW[:1])
+    features_BF = observer(images_BCHW[:1]).observation.features_BF
+    return {
+        "transform": observer.transform,
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "tensors": len(parameters),
+        "rules": dict(Counter(one.rule for one in explained).most_common()),
+        "fallback": tuple(one.parameter for one in explained if one.rule == FALLBACK),
+        "features": None if features_BF is None else features_BF.shape[1],
+        "objectives": observer.signals.objectives,
+        "device": hardware(observer.device),
+        "batch": len(images_BCHW),
+    }
+
+
+def _measured(work: Callable[[], object], images_BCHW: Tensor, observer: Observer) -> tuple[float, int | None]:
+    """Images per second of what has run before, and the bytes that a batch adds at its peak."""
+    on_gpu = observer.device.type == "cuda"
+    before = resident(on_gpu=on_gpu)
+    told = forget_peak(on_gpu=on_gpu)
+    seconds: list[float] = []
+    while len(seconds) < RUNS and sum(seconds) < SECONDS:
+        start = time.perf_counter()
+        work()
+        wait(next(observer.engine.classifier.parameters()))
+        seconds.append(time.perf_counter() - start)
+    memory = max(0, peak(on_gpu=on_gpu) - before) if told else None
+    return len(images_BCHW) / statistics.median(seconds), memory
+
+
+def _noise(transform: TransformSettings, count: int) -> Tensor:
+    return torch.randint(0, 256, (count, 3, *input_size(transform)), dtype=torch.uint8)
+
+
+def _labelled(job: CompleteFitJob, store: Store) -> tuple[Tensor, Tensor]:
+    """A batch of the first images whose label is one of the classes, and the classes' indices."""
+    indices = {name: index for index, name in enumerate(job.classifier.classes)}
+    images = (image for image in islice(every_image(job.input, store), LOOKED_AT) if image.label in indices)
+    threads = torch.get_num_threads()
+    batches = prepared_batches(images, job.classifier.transform, job.max_pixels, job.batch_size, threads)
+    readable = (image for image in chain.from_iterable(batches) if image.pixels is not None)
+    taken = [(image.pixels, indices[image.encoded.label or ""]) for image in islice(readable, job.batch_size)]
+    if not taken:
+        raise InputError(
+            f"{job.input.uri}: none of the first {LOOKED_AT} images can be read and has one of the classes as its label"
+        )
+    return torch.stack([pixels for pixels, _ in taken if pixels is not None]), torch.tensor([one for _, one in taken])
+
+
+def _right(observed: Observed, labels_B: Tensor) -> int:
+    return int((observed.observation.logits_BK.argmax(1).cpu() == labels_B).sum())
+
+
+def report(found: Inspection) -> str:
+    """For people."""
+    rules = ", ".join(f"{count} {rule}" for rule, count in found.rules.items())
+    memory = "" if found.peak_memory_bytes is None else f", {found.peak_memory_bytes / 2**20:,.0f} MiB at its peak"
+    lines = {
+        "classifier": f"{found.arch}, {found.parameters:,} parameters in {found.tensors} tensors",
+        "classes": f"{len(found.classes)}: {_named(found.classes)}",
+        "transform": str(found.transform),
+        "detector": f"{found.detector} of {', '.join(found.objectives) or 'a forward pass alone'}",
+        "rules": rules,
+        "slow": f"{_named(found.fallback)} (no rule: image by image)" if found.fallback else "",
+        "features": "none: no linear layer makes the logits" if found.features is None else str(found.features),
+        "device": f"{found.device}, {found.precision}",
+        "batch": f"{found.batch} images{memory}",
+        "speed": f"{found.images_per_second:,.3g} images/s, without reading and decoding",
+        "accuracy": _accuracy(found),
+    }
+    return "\n".join(f"{name:<12}{printable(line)}" for name, line in lines.items() if line)
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _accuracy(found: Inspection) -> str:
+    if found.right is not None:
+        return f"{found.right} of {found.batch} images of the input are given their label"
+    return "" if found.held_out_accuracy is None else f"{found.held_out_accuracy:.4f} on the held-out images of the fit"

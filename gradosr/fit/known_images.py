@@ -1,0 +1,145 @@
+"""Known images for fitting: read, kept or left out, and split three ways by key.
+
+training      trains a classifier (and the transfer detector)
+fitting       held out of training: standardises, fits the one_class detector
+calibration   held out of everything: p-values alone
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradosr.archive.decoded import DecodedImages
+from gradosr.archive.image import EncodedImage
+from gradosr.config import CompleteFitJob, FitJob
+from gradosr.errors import InputError
+from gradosr.store import Store
+
+TRAINING, FITTING, CALIBRATION = 0, 1, 2
+HELD_OUT = 1.0
+"""Places below it are of images held out."""
+USES = {"training": TRAINING, "fitting": FITTING, "calibration": CALIBRATION}
+
+
+@dataclass(frozen=True)
+class KnownImages:
+    """Labelled images of the known classes, at the classifier's input size."""
+
+    images_NCHW: Tensor
+    """uint8."""
+    labels_N: Tensor
+    """Index into the classes."""
+    use_N: Tensor
+    """TRAINING, FITTING or CALIBRATION."""
+    left_out: Mapping[str, int]
+    """Counts of what was read and not kept, by reason."""
+
+    def of(self, *uses: int) -> "KnownImages":
+        """The images of these uses."""
+        rows = torch.isin(self.use_N, torch.tensor(uses))
+        return KnownImages(self.images_NCHW[rows], self.labels_N[rows], self.use_N[rows], self.left_out)
+
+    def of_classes(self, classes: Sequence[int]) -> "KnownImages":
+        """The images of these classes (ascending indices), labelled by their place among them."""
+        rows = torch.isin(self.labels_N, torch.tensor(classes))
+        labels_N = torch.searchsorted(torch.tensor(classes), self.labels_N[rows])
+        return KnownImages(self.images_NCHW[rows], labels_N, self.use_N[rows], self.left_out)
+
+    def counts(self) -> dict[str, int]:
+        """Images by use."""
+        return {name: int((self.use_N == use).sum()) for name, use in USES.items()}
+
+
+def read_known(
+    job: CompleteFitJob, store: Store, decoded: DecodedImages, classes: Sequence[str], *, keep_training: bool
+) -> KnownImages:
+    """Read the input. Raises InputError when images of a use or labels are missing."""
+    wanted = {name: index for index, name in enumerate(classes) if not job.known or name in job.known}
+    split = _Split(job, store)
+    left_out = {"other_classes": 0, "unlabelled": 0, "unreadable": 0}
+
+    def keep(image: EncodedImage) -> bool:
+        """Before decoding, which costs most."""
+        if image.label not in wanted:
+            left_out["unlabelled" if image.label is None else "other_classes"] += 1
+            return False
+        return keep_training or split.place(image) < HELD_OUT
+
+    pixels: list[Tensor] = []
+    labels: list[int] = []
+    places: list[float] = []
+    for image in decoded.read(job.input, job.classifier.transform, job.max_pixels, keep):
+        if image.pixels is None:
+            left_out["unreadable"] += 1
+        else:
+            pixels.append(image.pixels)
+            labels.append(wanted[image.encoded.label or ""])
+            places.append(split.place(image.encoded))
+    if not labels:
+        raise InputError(
+            f"{job.input.uri}: no images to fit with ({_reasons(left_out)}); check known, labels and held_out"
+        )
+    use_N = _uses(torch.tensor(places, dtype=torch.float64))
+    for name, use in USES.items():
+        if not (use_N == use).any() and (use != TRAINING or keep_training):
+            raise InputError(f"{job.input.uri}: no images left for {name}; check held_out")
+    return KnownImages(torch.stack(pixels), torch.tensor(labels), use_N, left_out)
+
+
+def fitting_share(held_out: int) -> float:
+    """Of so many images held out, the share that fits the detector.
+
+    Half of a few. The default detector gains little by more than some 400 images, and what p-values can certify grows
+    with the number that calibrates: of 1,500 and more a quarter.
+    """
+    return max(0.25, min(0.5, 375 / max(1, held_out)))
+
+
+def _uses(place_N: Tensor) -> Tensor:
+    """By place among the images held out."""
+    held_out_N = place_N < HELD_OUT
+    fitting_N = place_N < fitting_share(int(held_out_N.sum()))
+    return torch.where(fitting_N, FITTING, torch.where(held_out_N, CALIBRATION, TRAINING))
+
+
+def _reasons(left_out: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in left_out.items())
+
+
+class _Split:
+    """Which images are held out, and their order there: by a list or by hashes of the key, not by the input's order."""
+
+    def __init__(self, job: FitJob, store: Store) -> None:
+        self._seed = job.seed
+        self._fraction = job.held_out if isinstance(job.held_out, float) else None
+        self._listed = frozenset[str]() if isinstance(job.held_out, float) else _read_list(store, job.held_out)
+
+    def place(self, image: EncodedImage) -> float:
+        """Among the images held out, below HELD_OUT; that itself for one that trains."""
+        if self._fraction is not None:
+            held_out = _unit(self._seed, "held out", image.key) < self._fraction
+        else:
+            held_out = image.key in self._listed or image.source in self._listed
+        return _unit(self._seed, "fitting", image.key) if held_out else HELD_OUT
+
+
+def _unit(seed: int, salt: str, key: str) -> float:
+    """A number in [0, 1) that depends on nothing but its arguments."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{salt}/{key}".encode()).digest()[:8], "big") / 2**64
+
+
+def _read_list(store: Store, uri: str) -> frozenset[str]:
+    try:
+        text = store.read(uri).decode()
+        names = json.loads(text) if text.lstrip().startswith(("[", "{")) else text.splitlines()
+        names = names["held_out"] if isinstance(names, dict) else names
+    except (ValueError, KeyError) as error:
+        wants = "a JSON list, an object that holds one as held_out, or one a line"
+        raise InputError(f"{uri}: expected keys or source paths, {wants}") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{uri}: expected keys or source paths, found something else in the list")
+    return frozenset(name.strip() for name in names if name.strip())

@@ -1,0 +1,1 @@
+"""What measures gradosr: evaluation, benchmarks, conformance, and the servers and data that they need."""

@@ -1,0 +1,168 @@
+"""What the same network does on the same images: the contenders of a benchmark, in CONTENDERS.
+
+All of them work on one classifier, of the types and in the layout (channels-last) that the scorer gives it, on
+channels-last images, and with TF32 on or off as the precision says, for cuBLAS and cuDNN alike. Left to themselves,
+contenders would compute on another layout, and torch would let cuDNN alone use TF32 in what is called float32.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gradosr.classifier.build import build_classifier
+from gradosr.config import Precision, Signals, TransformSettings
+from gradosr.errors import ConfigError, first_line
+from gradosr.gradients import GradientEngine, objective
+from gradosr.gradients.calls import squared_norm
+from gradosr.lab.conformance import move
+from gradosr.scoring.compute import use_precision
+from gradosr.scoring.observer import Observer
+
+PART = 8
+"""Images that stand for the batch where every one costs the same: the loop, and one chunk of vmap on a CPU."""
+GPU_PART = 32
+"""One chunk of vmap on a GPU, which a smaller one leaves idle."""
+VMAP_BYTES = 2 << 30
+"""Bound on the per-sample gradients of a chunk."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A contender on its images."""
+
+    work: Callable[[], object]
+    images_BCHW: Tensor
+    """What it works on; may be a part of the batch."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A classifier, the engine on it, and the batch."""
+
+    classifier: nn.Module
+    """In eval mode."""
+    engine: GradientEngine
+    """On the same classifier."""
+    images_BCHW: Tensor
+    """Channels-last."""
+
+
+Contender = Callable[[Workload], Prepared]
+
+
+def workload(
+    arch: str, size: int, batch: int, place: torch.device, precision: Precision = "float32", classes: int = 10
+) -> Workload:
+    """A classifier and images [batch, 3, size, size], the same at every call; sets TF32 for the whole process.
+
+    Raises ConfigError for an architecture that does not take the size, or a precision that the device does not have.
+    """
+    torch.manual_seed(0)
+    classifier = build_classifier(arch, {}, classes)
+    move(classifier)
+    given = _scorers(classifier, torch.randn(batch, 3, size, size), place, precision)
+    try:
+        with torch.no_grad():
+            given.classifier(given.images_BCHW[:1])
+    except Exception as error:  # whatever an architecture says to a size it was not made for
+        raise ConfigError(f"{arch} does not take {size}x{size} pixels: {first_line(error)}") from error
+    return given
+
+
+def in_precision(given: Workload, precision: Precision, place: torch.device) -> Workload:
+    """A copy of a workload, of other types, elsewhere; sets TF32 for the whole process. Raises as `workload`."""
+    return _scorers(copy.deepcopy(given.classifier).float(), given.images_BCHW.float(), place, precision)
+
+
+def _scorers(classifier: nn.Module, images_BCHW: Tensor, place: torch.device, precision: Precision) -> Workload:
+    """The classifier, in place, and the engine as the scorer has them."""
+    transform = TransformSettings(crop=(images_BCHW.shape[2], images_BCHW.shape[3]))
+    engine = Observer(classifier, transform, Signals(), place, precision).engine
+    images_BCHW = images_BCHW.to(place, use_precision(precision, place), memory_format=torch.channels_last)
+    return Workload(engine.classifier, engine, images_BCHW)
+
+
+def forward(given: Workload) -> Prepared:
+    """Logits alone."""
+
+    def work() -> None:
+        with torch.no_grad():
+            given.classifier(given.images_BCHW)
+
+    return Prepared(work, given.images_BCHW)
+
+
+def training_step(given: Workload) -> Prepared:
+    """Forward and full backward into .grad, as training does it; eval mode like everything else here."""
+
+    def work() -> None:
+        _backward(given.classifier, given.images_BCHW)
+        given.classifier.zero_grad()
+
+    return Prepared(work, given.images_BCHW)
+
+
+def ours(given: Workload) -> Prepared:
+    """The engine, its plan made."""
+    given.engine.plan(given.images_BCHW)
+    return Prepared(lambda: given.engine(given.images_BCHW, ["all_hot"]), given.images_BCHW)
+
+
+def loop(given: Workload) -> Prepared:
+    """One image after the other, and the norms read off .grad."""
+    part_BCHW = given.images_BCHW[:PART]
+
+    def work() -> None:
+        for image_CHW in part_BCHW:
+            _backward(given.classifier, image_CHW[None])
+            gradients = [parameter.grad for parameter in given.classifier.parameters()]
+            [float(gradient.pow(2).sum()) for gradient in gradients if gradient is not None]
+            del gradients
+            given.classifier.zero_grad()
+
+    return Prepared(work, part_BCHW)
+
+
+def vmap(given: Workload) -> Prepared:
+    """Per-sample gradients by torch.func, all of a chunk in memory at once, then their norms.
+
+    Raises MemoryError where those of one image are beyond VMAP_BYTES.
+    """
+    classifier = given.classifier
+    if any(parameter.dtype != given.images_BCHW.dtype for parameter in classifier.parameters()):
+        classifier = copy.deepcopy(classifier).to(given.images_BCHW.dtype)  # vmap knows no BatchNorm of two types
+    parameters = {name: parameter.detach() for name, parameter in classifier.named_parameters()}
+    each = sum(parameter.nbytes for parameter in parameters.values())
+    if each > VMAP_BYTES:
+        raise MemoryError(f"the gradients of one image take {each / 1e9:.1f} GB")
+    most = GPU_PART if given.images_BCHW.is_cuda else PART
+    chunk_BCHW = given.images_BCHW[: min(most, VMAP_BYTES // each)]
+
+    def loss(parameters: dict[str, Tensor], image_CHW: Tensor) -> Tensor:
+        logits: Tensor = torch.func.functional_call(classifier, parameters, (image_CHW[None],))
+        return objective("all_hot")(logits).sum()
+
+    per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0), randomness="same")
+
+    def work() -> None:
+        [squared_norm(gradient) for gradient in per_sample(parameters, chunk_BCHW).values()]
+
+    return Prepared(work, chunk_BCHW)
+
+
+def _backward(classifier: nn.Module, images_BCHW: Tensor) -> None:
+    classifier.zero_grad()
+    objective("all_hot")(classifier(images_BCHW)).sum().backward()
+
+
+FORWARD, TRAINING_STEP, OURS, LOOP, VMAP = "forward", "training step", "gradosr", "batch-of-one loop", "vmap"
+CONTENDERS: dict[str, Contender] = {
+    FORWARD: forward,
+    TRAINING_STEP: training_step,
+    OURS: ours,
+    LOOP: loop,
+    VMAP: vmap,
+}

@@ -1,0 +1,97 @@
+"""Plots of a protocol, as SVG: receiver operating characteristics, score histograms, coordinates, p-values.
+
+Importing it raises ConfigError without matplotlib.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import roc_curve
+
+from gradosr.config import OsrProtocol
+from gradosr.errors import ConfigError
+from gradosr.lab.evaluation.protocol import TEST, TaskScores
+
+try:  # here, so that it is told before hours of work
+    from matplotlib.figure import Figure
+except ImportError as error:
+    raise ConfigError("the protocol's plots need matplotlib: pip install 'gradosr[evaluate]'") from error
+
+SHOWN = 8
+"""Detectors in one plot."""
+
+
+def plots(protocol: OsrProtocol, tasks: Sequence[TaskScores]) -> dict[str, bytes]:
+    """File name -> SVG, a panel per task."""
+    drawn: dict[str, Callable[[Any, OsrProtocol, TaskScores], None]] = {
+        "roc": _roc,
+        "scores": _scores,
+        "p_values": _p_values,
+        "coordinates": _coordinates,
+    }
+    files = {}
+    for name, draw in drawn.items():
+        figure = Figure(figsize=(4.5 * len(tasks), 4), layout="constrained")
+        for place, task in enumerate(tasks, 1):
+            axes = figure.add_subplot(1, len(tasks), place, title=task.name)
+            draw(axes, protocol, task)
+        body = io.BytesIO()
+        figure.savefig(body, format="svg", metadata={"Date": None})
+        files[f"{name}.svg"] = body.getvalue()
+    return files
+
+
+def _unknown(task: TaskScores) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    return ~np.isin(np.array(task.of(TEST)["label"].to_pylist(), dtype=str), list(task.classes))
+
+
+def _roc(axes: Any, protocol: OsrProtocol, task: TaskScores) -> None:
+    unknown, rows = _unknown(task), task.of(TEST)
+    if not unknown.any():
+        return
+    for name in list(protocol.detectors)[:SHOWN]:
+        false, true, _ = roc_curve(unknown, rows[name].to_numpy())
+        axes.plot(false, true, label=name, linewidth=1)
+    axes.plot([0, 1], [0, 1], color="0.8", linewidth=1)
+    axes.set(xlabel="share of known images flagged", ylabel="share of unknown images found")
+    axes.legend(fontsize="x-small")
+
+
+def _scores(axes: Any, protocol: OsrProtocol, task: TaskScores) -> None:
+    first, unknown = next(iter(protocol.detectors)), _unknown(task)
+    test = task.of(TEST)[first].to_numpy()
+    sets = {"known": test[~unknown], "unknown": test[unknown]}
+    sets |= {name: task.of(name)[first].to_numpy() for name in protocol.far}
+    low, high = np.quantile(np.concatenate(list(sets.values())), [0.001, 0.97])
+    for name, scores in sets.items():
+        if not len(scores):
+            continue
+        axes.hist(scores.clip(low, high), 60, range=(low, high), density=True, histtype="step", label=name)
+    axes.set(xlabel=f"unknown score, {first}", ylabel="density")
+    axes.legend(fontsize="x-small")
+
+
+def _p_values(axes: Any, protocol: OsrProtocol, task: TaskScores) -> None:
+    first, unknown = next(iter(protocol.detectors)), _unknown(task)
+    p_values = task.p_values(first)
+    for name, rows in (("known", ~unknown), ("unknown", unknown)):
+        if not rows.any():
+            continue
+        axes.hist(p_values[rows], 20, range=(0, 1), density=True, histtype="step", label=name)
+    axes.axhline(1, color="0.8", linewidth=1)
+    axes.set(xlabel="p-value", ylabel="density")
+    axes.legend(fontsize="x-small")
+
+
+def _coordinates(axes: Any, _protocol: OsrProtocol, task: TaskScores) -> None:
+    objectives = list(dict.fromkeys(name.partition("/")[0] for name in task.coordinates))
+    if not objectives:
+        return
+    for number, objective in enumerate(objectives):
+        values = [value for name, value in task.coordinates.items() if name.startswith(f"{objective}/")]
+        places = np.arange(len(values)) + 0.8 * number / len(objectives)
+        axes.bar(places, np.array(values) - 0.5, 0.8 / len(objectives), 0.5, label=objective)
+    axes.set(xlabel="parameter tensor, in order", ylabel="AUROC of the coordinate alone", ylim=(0, 1))
+    axes.legend(fontsize="x-small")

@@ -1,0 +1,269 @@
+"""Open-set recognition measured: every detector on the same classifiers, images and views, fitted on knowns alone.
+
+Below the output folder, per task: `classifier-RECIPE.safetensors` where it was trained here, `scores.parquet` (a row
+per image, a column per detector) and `task.json` (what made it, and what rows cannot tell). A task whose files are
+there and made of the same is not done again.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradosr.archive.decoded import DecodedImages
+from gradosr.bundle.calibration import Calibration
+from gradosr.classifier.build import input_size
+from gradosr.config import BASELINE_SIGNALS, Detector, Input, OsrProtocol, OsrTask, Signals
+from gradosr.detectors import Observation
+from gradosr.errors import InputError, NotFound
+from gradosr.fit.fitting import Ready, fit_detector, prepare
+from gradosr.fit.known_images import CALIBRATION, FITTING
+from gradosr.lab.evaluation.far import make
+from gradosr.lab.evaluation.metrics import auroc
+from gradosr.run.console import Notes
+from gradosr.scoring.compute import pick_device
+from gradosr.scoring.observer import Observer
+from gradosr.store import Store, join
+from gradosr.versions import software
+
+CALIBRATED, TEST = "calibration", "test"
+"""Values of the column `set`, beside the names of far images."""
+RECORD, SCORES, ABOUT = "protocol.json", "scores.parquet", "task.json"
+KEPT = 2**30
+"""Bytes of decoded images that the next task need not decode: CIFAR-10 takes a fifth of it."""
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """What a task came to."""
+
+    name: str
+    classes: tuple[str, ...]
+    rows: pa.Table
+    """set, key, label, predicted; then unknown scores by detector, higher = more unknown."""
+    coordinates: Mapping[str, float]
+    """AUROC of each coordinate alone, as the log of the squared norm, on the test images; none without unknown ones."""
+
+    def of(self, name: str) -> pa.Table:
+        """The rows of a set."""
+        return self.rows.filter(pa.array(np.array(self.rows["set"].to_pylist()) == name))
+
+    def p_values(self, detector: str, name: str = TEST) -> NDArray[np.float32]:
+        """Of a set's images, by the task's calibration images."""
+        calibration = Calibration(np.sort(self.of(CALIBRATED)[detector].to_numpy()))
+        return calibration.p_values(self.of(name)[detector].to_numpy())
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Images of one set, at the classifier's input size."""
+
+    name: str
+    keys: Sequence[str]
+    labels: Sequence[str | None]
+    pixels_NCHW: Tensor
+
+
+def run_protocol(protocol: OsrProtocol, notes: Notes) -> Iterator[TaskScores]:
+    """Every task, as soon as it is done or found done. Raises what fitting and reading raise."""
+    store = Store(protocol.store, protocol.stores)
+    record = protocol.model_dump(mode="json", exclude={"store", "stores"})
+    store.write(join(protocol.output, RECORD), json.dumps(record, indent=2).encode())  # it can be written
+    decoded = DecodedImages(store, KEPT if len(protocol.tasks) > 1 else 0)
+    for task in map(protocol.with_recipe, protocol.tasks):
+        yield _found(protocol, task, store) or _done(protocol, task, store, decoded, notes)
+
+
+def detectors_of(protocol: OsrProtocol, task: OsrTask) -> dict[str, Detector]:
+    """By name, the protocol's first."""
+    return {**protocol.detectors, **task.detectors}
+
+
+def is_baseline(settings: Detector) -> bool:
+    """Whether it is a published detector, not ours and not the paper's."""
+    return settings.kind in BASELINE_SIGNALS
+
+
+def _made_of(protocol: OsrProtocol, task: OsrTask) -> str:
+    left_out = {"store", "stores", "tasks", "train", "detectors", "output", "device", "resamplings", "batch_size"}
+    left_out |= {"data"}
+    document = protocol.model_dump(mode="json", exclude=left_out)
+    document |= {"task": task.model_dump(mode="json")}
+    document |= {"detectors": {name: one.model_dump(mode="json") for name, one in detectors_of(protocol, task).items()}}
+    return _digest(document)
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _found(protocol: OsrProtocol, task: OsrTask, store: Store) -> TaskScores | None:
+    folder = join(protocol.output, task.name)
+    try:
+        about = json.loads(store.read(join(folder, ABOUT)))
+        if about["made_of"] != _made_of(protocol, task):
+            return None
+        body = pa.BufferReader(store.read(join(folder, SCORES)))
+        rows = pq.ParquetFile(body, pre_buffer=False).read(use_threads=False)
+    except NotFound:
+        return None
+    return TaskScores(task.name, tuple(about["classes"]), rows, about["coordinates"])
+
+
+def _done(protocol: OsrProtocol, task: OsrTask, store: Store, decoded: DecodedImages, notes: Notes) -> TaskScores:
+    folder, detectors = join(protocol.output, task.name), detectors_of(protocol, task)
+    notes.say(f"{task.name}: {len(detectors)} detectors")
+    ready = _ready(protocol, task, folder, store, decoded, notes)
+    sets = [_calibration(ready), *_unseen(protocol, task, ready, decoded)]
+    columns: dict[str, NDArray[Any]] = {}
+    predicted: list[str] = []
+    coordinates: dict[str, float] = {}
+    for mirror in sorted({one.signals.mirror for one in detectors.values()}):
+        seen = _Seen(protocol, task, ready, mirror)
+        fitting = seen.observe(ready.known.of(FITTING).images_NCHW)
+        observed = [seen.observe(images.pixels_NCHW) for images in sets]
+        for name, settings in detectors.items():
+            if settings.signals.mirror == mirror:
+                detector = fit_detector(ready, settings, seen.narrowed(fitting, settings.signals), seen.head, notes)
+                scores = [detector.score(seen.narrowed(one, settings.signals)).cpu().numpy() for one in observed]
+                columns[name] = np.concatenate(scores)
+        predicted = [ready.job.classifier.classes[k] for one in observed for k in one.logits_BK.argmax(1).tolist()]
+        coordinates = _coordinates(protocol, seen, observed[1], sets[1], ready.job.classifier.classes)
+    rows = pa.table(
+        {
+            "set": [one.name for one in sets for _ in one.keys],
+            "key": [key for one in sets for key in one.keys],
+            "label": pa.array([label for one in sets for label in one.labels], pa.string()),
+            "predicted": predicted,
+            **{name: columns[name] for name in detectors},
+        }
+    )
+    body = pa.BufferOutputStream()
+    pq.write_table(rows, body, compression="zstd")
+    store.write(join(folder, SCORES), body.getvalue().to_pybytes())
+    about = {"made_of": _made_of(protocol, task), "classes": ready.job.classifier.classes, "coordinates": coordinates}
+    store.write(join(folder, ABOUT), json.dumps(about | {"software": software()}, indent=2).encode())
+    return TaskScores(task.name, ready.job.classifier.classes, rows, coordinates)
+
+
+def _ready(
+    protocol: OsrProtocol, task: OsrTask, folder: str, store: Store, decoded: DecodedImages, notes: Notes
+) -> Ready:
+    """The task's classifier; one that was trained here before is read, not trained again."""
+    detectors = detectors_of(protocol, task).values()
+    # The transfer detector alone needs the training images read.
+    first = next((one for one in detectors if one.kind == "transfer"), next(iter(detectors)))
+    trained = not task.classifier.trained
+    recipe = protocol.model_dump(mode="json", include={"input", "seed"})
+    recipe |= task.model_dump(mode="json", exclude={"detectors", "unknown"})
+    weights = join(folder, f"classifier-{_digest(recipe)[:12]}.safetensors")
+    if trained and _is_there(store, weights):
+        classifier = task.classifier.model_copy(update={"weights": weights})
+        task, trained = task.model_copy(update={"classifier": classifier}), False
+    ready = prepare(protocol.fit_job(task, first), notes, decoded)
+    if trained:
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in ready.classifier.state_dict().items()}
+        store.write(weights, safetensors.torch.save(state))
+    return ready
+
+
+def _is_there(store: Store, uri: str) -> bool:
+    try:
+        store.stat(uri)
+    except NotFound:
+        return False
+    return True
+
+
+def _calibration(ready: Ready) -> _Images:
+    known = ready.known.of(CALIBRATION)
+    names = [str(number) for number in range(len(known.labels_N))]
+    return _Images(
+        CALIBRATED, names, [ready.job.classifier.classes[k] for k in known.labels_N.tolist()], known.images_NCHW
+    )
+
+
+def _unseen(protocol: OsrProtocol, task: OsrTask, ready: Ready, decoded: DecodedImages) -> Iterator[_Images]:
+    """The test images, then every set of far ones."""
+    classes = ready.job.classifier.classes
+    wanted = {*classes, *task.unknown}
+    test = _read(TEST, protocol.test, protocol, ready, decoded, lambda label: not task.unknown or label in wanted)
+    if missing := sorted(set(task.unknown) - set(test.labels)):
+        raise InputError(f"{protocol.test.uri}: no image of {', '.join(missing)}, unknown to task {task.name}")
+    yield test
+    shown = {label for name in classes for label in protocol.shows.get(name, ())}
+    for name, far in protocol.far.items():
+        if isinstance(far, int):
+            pixels = make(name, far, input_size(ready.job.classifier.transform), protocol.seed)
+            yield _Images(name, [f"{name}/{number}" for number in range(far)], [None] * far, pixels)
+        else:
+            yield _read(name, far, protocol, ready, decoded, lambda label: label not in shown)
+
+
+def _read(
+    name: str,
+    source: Input,
+    protocol: OsrProtocol,
+    ready: Ready,
+    decoded: DecodedImages,
+    takes: Callable[[str | None], bool],
+) -> _Images:
+    transform = ready.job.classifier.transform
+    read = decoded.read(source, transform, protocol.max_pixels, lambda image: takes(image.label))
+    images = [image for image in read if image.pixels is not None]
+    if not images or (name == TEST and any(image.encoded.label is None for image in images)):
+        wants = "no readable image" if not images else "an image without a label"
+        raise InputError(f"{source.uri}: {wants}; `{name}` of the protocol needs them")
+    pixels = torch.stack([image.pixels for image in images if image.pixels is not None])
+    return _Images(name, [image.encoded.key for image in images], [image.encoded.label for image in images], pixels)
+
+
+class _Seen:
+    """One pass over images for all detectors of the same views."""
+
+    def __init__(self, protocol: OsrProtocol, task: OsrTask, ready: Ready, mirror: bool) -> None:
+        wanted = [one.signals for one in detectors_of(protocol, task).values() if one.signals.mirror == mirror]
+        objectives = dict.fromkeys([*protocol.objectives, *(name for one in wanted for name in one.objectives)])
+        watched = dict.fromkeys(name for one in wanted for name in one.watched)
+        self._all = Signals(objectives=tuple(objectives), watched=tuple(watched), mirror=mirror)
+        device = pick_device(protocol.device)
+        self._observer = Observer(ready.classifier, ready.job.classifier.transform, self._all, device)
+        self.head = self._observer.check(len(ready.job.classifier.classes)).head
+        self._batch_size = protocol.batch_size
+
+    def observe(self, images_NCHW: Tensor) -> Observation:
+        """What all of them see."""
+        batches = images_NCHW.split(self._batch_size)
+        return Observation.joined([self._observer(images).observation for images in batches])
+
+    def narrowed(self, observation: Observation, signals: Signals) -> Observation:
+        """What a detector of these signals would have seen."""
+        parameters = len(self._observer.coordinates) // len(self._all.objectives)
+        first = [self._all.objectives.index(name) * parameters for name in signals.objectives]
+        columns = [start + p for start in first for p in range(parameters)]
+        columns_C = torch.tensor(columns, dtype=torch.long, device=observation.log_norms_BC.device)
+        return replace(observation, log_norms_BC=observation.log_norms_BC[:, columns_C])
+
+    def coordinates(self, observation: Observation) -> dict[str, NDArray[np.float32]]:
+        """By name, each [B]."""
+        return dict(zip(self._observer.coordinates, observation.log_norms_BC.T.cpu().numpy(), strict=True))
+
+
+def _coordinates(
+    protocol: OsrProtocol, seen: _Seen, test: Observation, images: _Images, classes: Sequence[str]
+) -> dict[str, float]:
+    unknown = ~np.isin(np.array(images.labels, dtype=str), list(classes))
+    if unknown.all() or not (unknown.any() or protocol.far):
+        raise InputError(f"{protocol.test.uri}: the test images need known and unknown classes of every task")
+    if not unknown.any():
+        return {}
+    return {name: auroc(values, unknown) for name, values in seen.coordinates(test).items()}

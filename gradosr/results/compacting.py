@@ -1,0 +1,257 @@
+"""A finished run's table in few large Parquet files, in a folder of its own. Nothing of the run is changed.
+
+OUT/00000.parquet ...   the rows in the order of the parts; footers name the fingerprint and the parts of each
+OUT/_manifest.json      what run.json says, the parts, and files, rows and checksums; written last, once all is verified
+"""
+
+import hashlib
+import json
+import re
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from gradosr.errors import ConfigError, InputError, NotFound, RunFailed
+from gradosr.results.folder import RunFolder
+from gradosr.results.part import ROW_GROUP, SCHEMA_VERSION, SPOOL_BYTES, spooled
+from gradosr.store import Store, join
+
+MANIFEST = "_manifest.json"
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_OPEN = 8  # parts opened ahead: small ones cost a round trip to the store each
+_BUCKETS = 256  # files of digests of keys, of which one at a time is in memory
+
+
+def parse_size(text: str) -> int:
+    """Bytes of 256MB, 1GiB and the like. Raises ConfigError."""
+    found = re.fullmatch(r"([0-9]+) ?([a-z]*)", text.strip(), re.IGNORECASE)
+    unit = _UNITS.get(found[2].upper()) if found else None
+    if found is None or unit is None or not int(found[1]):
+        raise ConfigError(f"size {text}: expected a number of bytes, KB, MB or GB, such as 256MB")
+    return int(found[1]) * unit
+
+
+def compact(store: Store, results: str, target: str, size: int) -> dict[str, Any]:
+    """The manifest, after the rows of `results` were written to files of at most about `size` bytes in `target`.
+
+    What was written is read again: rows, keys and the values of every column are those of the parts. Raises InputError
+    for a run that is not finished or a folder that is not empty, RunFailed when what is read is not what was written.
+    """
+    folder = RunFolder(store, results)
+    about, listing = folder.about(), folder.look()
+    if not listing.finished:
+        raise InputError(f"{results}: not a finished run (no _SUCCESS); run `gradosr score` to its end first")
+    _check_new(store, target)
+    parts, expected = folder.table_parts(listing), _Sums()
+    with _Keys() as keys:
+        files = []
+        for number, (body, file_parts, rows) in enumerate(_files(folder, parts, about["fingerprint"], size, expected)):
+            with closing(body):
+                store.write(join(target, f"{number:05}.parquet"), body)
+            files.append({"file": f"{number:05}.parquet", "rows": rows, "parts": len(file_parts)})
+        found = _Sums()
+        for file in files:
+            for table in _row_groups(store, join(target, str(file["file"]))):
+                found.add(table)
+                keys.add(table["key"])
+        _compare(target, expected, found)
+        keys.check(results)
+    document = {**about, "parts": parts, "files": files, "rows": found.rows, "checksums": found.hexdigests()}
+    store.write(join(target, MANIFEST), json.dumps(document, indent=2).encode())
+    return document
+
+
+def _check_new(store: Store, target: str) -> None:
+    try:
+        taken = next(iter(store.list(join(target, ""))), None)
+    except NotFound:  # a local folder that will be made
+        return
+    if taken is not None:
+        raise InputError(f"{target}: holds objects already ({taken.uri}); choose a new folder")
+
+
+def _files(
+    folder: RunFolder, parts: Sequence[str], fingerprint: dict[str, Any], size: int, expected: "_Sums"
+) -> Iterator[tuple[BinaryIO, list[str], int]]:
+    """Files to be put and closed: their bodies, the parts whose rows they hold, and how many rows."""
+    file: _File | None = None
+    for table, names in _chunks(folder, parts):
+        expected.add(table)
+        if file is not None and file.bytes + file.last > size:
+            yield file.finish(fingerprint)
+            file = None
+        if file is None:
+            file = _File(table.schema)
+        file.add(table, names)
+    if file is not None:
+        yield file.finish(fingerprint)
+
+
+class _File:
+    """One file in the making, on local disk once it is large."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._body = tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115 - closed by whoever puts it
+        self._writer = pq.ParquetWriter(self._body, schema, compression="zstd")
+        self._parts: dict[str, None] = {}
+        self.bytes = self.last = self.rows = 0
+
+    def add(self, table: pa.Table, parts: Sequence[str]) -> None:
+        """One row group."""
+        before = self._body.tell()
+        with spooled():
+            self._writer.write_table(table, row_group_size=len(table))
+        self.bytes, self.rows = self._body.tell(), self.rows + len(table)
+        self.last = self.bytes - before
+        self._parts.update(dict.fromkeys(parts))
+
+    def finish(self, fingerprint: dict[str, Any]) -> tuple[BinaryIO, list[str], int]:
+        """The body from its beginning, the parts and the rows in it."""
+        facts = {"schema_version": SCHEMA_VERSION, "fingerprint": fingerprint, "parts": list(self._parts)}
+        self._writer.add_key_value_metadata({f"gradosr.{name}": json.dumps(fact) for name, fact in facts.items()})
+        with spooled():
+            self._writer.close()
+        self._body.seek(0)
+        return cast("BinaryIO", self._body), list(self._parts), self.rows
+
+
+def _chunks(folder: RunFolder, parts: Sequence[str]) -> Iterator[tuple[pa.Table, list[str]]]:
+    """The table ROW_GROUP rows at a time, and which parts they are of."""
+    held: list[pa.Table] = []
+    names: dict[str, None] = {}
+    rows = 0
+    for part, table in _tables(folder, parts):
+        start = 0
+        while start < len(table):
+            piece = table[start : start + ROW_GROUP - rows]
+            start += len(piece)
+            held.append(piece)
+            names[part] = None
+            rows += len(piece)
+            if rows == ROW_GROUP:
+                yield _joined(folder, held), list(names)
+                held, names, rows = [], {}, 0
+    if held:
+        yield _joined(folder, held), list(names)
+
+
+def _joined(folder: RunFolder, tables: Sequence[pa.Table]) -> pa.Table:
+    try:
+        return pa.concat_tables(tables).combine_chunks()
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{folder.uri}: its parts have different columns; score it into one new folder") from error
+
+
+def _tables(folder: RunFolder, parts: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
+    """The parts' rows in order, at most ROW_GROUP at a time, without the parts' metadata."""
+
+    def opened(part: str) -> tuple[BinaryIO, Iterator[pa.RecordBatch], pa.RecordBatch | None]:
+        body = folder.open_part(part)
+        batches = pq.ParquetFile(body, pre_buffer=False).iter_batches(ROW_GROUP, use_threads=False)
+        return body, batches, next(batches, None)
+
+    running: deque[tuple[str, Future[Any]]] = deque()
+    left = iter(parts)
+    with ThreadPoolExecutor(_OPEN, "parts") as pool:
+        while True:
+            while len(running) < _OPEN and (part := next(left, None)) is not None:
+                running.append((part, pool.submit(opened, part)))
+            if not running:
+                return
+            part, future = running.popleft()
+            body, batches, batch = future.result()
+            with closing(body):
+                while batch is not None:
+                    yield part, pa.Table.from_batches([batch]).replace_schema_metadata()
+                    batch = next(batches, None)
+
+
+def _row_groups(store: Store, uri: str) -> Iterator[pa.Table]:
+    with store.open(store.stat(uri)) as body:
+        file = pq.ParquetFile(body, pre_buffer=False)
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group, use_threads=False)
+
+
+class _Sums:
+    """Rows, and a SHA-256 of each column; the same for the same rows in the same chunks."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._digests: dict[str, Any] = {}
+
+    def add(self, table: pa.Table) -> None:
+        """The next chunk."""
+        self.rows += len(table)
+        for name in table.column_names:
+            digest = self._digests.setdefault(name, hashlib.sha256())
+            for content in _content(table[name].combine_chunks()):
+                digest.update(content)
+
+    def hexdigests(self) -> dict[str, str]:
+        """By column."""
+        return {name: digest.hexdigest() for name, digest in self._digests.items()}
+
+
+def _content(array: pa.Array) -> Iterator[bytes]:
+    """Which values there are, and the values, whatever lies in memory where there are none."""
+    yield array.is_valid().cast(pa.uint8()).to_numpy().tobytes()
+    values = array.drop_null()
+    if pa.types.is_fixed_size_list(values.type):
+        yield from _content(values.flatten())
+    elif pa.types.is_string(values.type):
+        yield pc.binary_length(values).to_numpy().tobytes()
+        yield "".join(values.to_pylist()).encode()
+    else:
+        yield values.to_numpy(zero_copy_only=False).tobytes()
+
+
+class _Keys:
+    """Digests of all keys, in files by their first byte: `with _Keys() as keys`."""
+
+    def __enter__(self) -> "_Keys":
+        self._files = [tempfile.TemporaryFile() for _ in range(_BUCKETS)]  # noqa: SIM115 - closed on exit
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files:
+            file.close()
+
+    def add(self, keys: pa.ChunkedArray) -> None:
+        """More keys."""
+        buckets: list[list[bytes]] = [[] for _ in range(_BUCKETS)]
+        for key in keys.to_pylist():
+            digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
+            buckets[digest[0]].append(digest)
+        with spooled():
+            for file, digests in zip(self._files, buckets, strict=True):
+                file.write(b"".join(digests))
+
+    def check(self, results: str) -> None:
+        """Raise InputError unless every key is there once."""
+        twice = 0
+        for file in self._files:
+            file.seek(0)
+            digests = np.frombuffer(file.read(), np.uint64).reshape(-1, 2)
+            ordered = digests[np.lexsort(digests.T)]
+            twice += int((ordered[1:] == ordered[:-1]).all(1).sum())
+        if twice:
+            raise InputError(f"{results}: {twice} keys come more than once; these are not the parts of one run")
+
+
+def _compare(target: str, expected: _Sums, found: _Sums) -> None:
+    theirs = found.hexdigests()
+    faults = [name for name, digest in expected.hexdigests().items() if theirs.get(name) != digest]
+    if expected.rows != found.rows or faults:
+        raise RunFailed(
+            f"{target}: {found.rows:,} of {expected.rows:,} rows read back, columns that differ: "
+            f"{', '.join(faults) or 'none'}; the run itself is untouched, delete this folder and try again"
+        )

@@ -1,0 +1,233 @@
+"""What a run says while it works, on stderr: a live display on a terminal, a line now and then or a JSON log elsewhere.
+
+Names of shards and reasons come from data: as text their control characters are shown, not obeyed; JSON escapes them.
+Rich draws the display, and is imported for that alone: a machine without a terminal can do without it.
+"""
+
+import json
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import datetime, timezone
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO
+
+from gradosr.results.outcome import SHOWN, Progress
+from gradosr.results.part import STATUSES
+from gradosr.run.plan import Summary
+from gradosr.text import duration, printable
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.status import Status
+WINDOW = 60.0
+"""Seconds that the rate of the last minute looks back."""
+
+
+def log_line(event: str, text: str, level: str = "info", **facts: Any) -> str:
+    """One line of the JSON log: time (ISO 8601, UTC), level (info, warning, error), event, message, facts by name."""
+    now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    return json.dumps({"time": now, "level": level, "event": event, "message": text, **facts})
+
+
+class Notes:
+    """The one sink of a job's messages: lines that stay, and where the work stands.
+
+    The latter is a display that is replaced by the next on a terminal, elsewhere a line every `interval` seconds; the
+    first at once, and one when the first shard is done. With `as_json` every line is a JSON object, see `log_line`.
+    """
+
+    def __init__(self, stream: TextIO | None = None, interval: float = 30.0, *, as_json: bool = False) -> None:
+        """`stream`: stderr, unless it is given."""
+        self._stream = stream or sys.stderr
+        self._interval, self._as_json = interval, as_json
+        self._status: Status | None = None
+        self._last, self._any_done, self._shards_named = -interval, False, 0
+        self._pace = _Pace()
+
+    def __enter__(self) -> "Notes":
+        if self._stream.isatty() and not self._as_json:
+            from rich.console import Console
+
+            self._status = Console(file=self._stream, highlight=False, soft_wrap=True).status("starting")
+            self._status.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._status:
+            self._status.stop()
+            self._status = None
+
+    def say(self, text: str) -> None:
+        """Lines that stay."""
+        self._tell("note", text)
+
+    def warn(self, text: str) -> None:
+        """Lines that stay and tell of trouble that the work survives."""
+        self._tell("warning", text, "warning")
+
+    def lost(self, shard: str, fate: str, reason: str) -> None:
+        """A shard that becomes no part: `failed` or `quarantined`. A text log names the first few, the summary too."""
+        self._shards_named += 1
+        if self._as_json or self._shards_named <= SHOWN:
+            self._tell(fate, f"{fate}: {printable(shard)}: {printable(reason)}", "warning", shard=shard, reason=reason)
+
+    def step(self, text: str) -> None:
+        """Where the work stands."""
+        if self._status:
+            from rich.text import Text
+
+            self._status.update(Text(printable(text)))
+        elif self._is_due():
+            self._tell("step", text)
+
+    def progress(self, progress: Progress) -> None:
+        """Where a run stands; to be called often."""
+        recent = self._pace(progress.seconds, progress.counts["rows"])
+        if self._status:
+            self._status.update(_display(progress, recent))
+        elif self._is_due(at_once=progress.done > 0 and not self._any_done):
+            self._tell("progress", line(progress, recent), **_facts(progress, recent))
+        self._any_done |= progress.done > 0
+
+    def summary(self, summary: Summary) -> None:
+        """What a run left."""
+        level = "error" if summary.failed else "warning" if summary.exceeded else "info"
+        lengths = {"failed": len(summary.failed), "quarantined": len(summary.quarantined)}  # each was told by itself
+        self._tell("summary", summary_report(summary), level, **{**asdict(summary), **lengths})
+
+    def _is_due(self, *, at_once: bool = False) -> bool:
+        now = time.monotonic()
+        due = at_once or now - self._last >= self._interval
+        self._last = now if due else self._last
+        return due
+
+    def _tell(self, event: str, text: str, level: str = "info", **facts: Any) -> None:
+        lines = [log_line(event, text, level, **facts)] if self._as_json else map(printable, text.splitlines())
+        for one in lines:
+            if self._status:
+                self._status.console.out(one, highlight=False)
+            else:
+                self._stream.write(f"{one}\n")
+        self._stream.flush()
+
+
+class _Pace:
+    """Images per second over the last WINDOW seconds."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def __call__(self, seconds: float, rows: int) -> float | None:
+        """Of a run that has `rows` after `seconds`; None as long as it is younger than the window."""
+        if not self._seen or seconds - self._seen[-1][0] >= 1:
+            self._seen.append((seconds, rows))
+        while len(self._seen) > 1 and self._seen[1][0] <= seconds - WINDOW:
+            self._seen.popleft()
+        then, before = self._seen[0]
+        return (rows - before) / (seconds - then) if seconds - then >= WINDOW else None
+
+
+def line(progress: Progress, recent: float | None = None) -> str:
+    """A run's progress in one line; `recent` in images per second."""
+    rows, ok = progress.counts["rows"], progress.counts["ok"]
+    lately = "" if recent is None else f", last minute {_rate(recent)}"
+    parts = [f"shards {progress.done:,}/{progress.total:,}", f"images {rows:,} ({_rate(_average(progress))}{lately})"]
+    if ok:
+        parts.append(f"unknown {progress.counts['unknown'] / ok:.1%}")
+    if rows > ok:
+        parts.append(f"bad images {rows - ok:,}")
+    parts += [f"{fate} {n:,}" for fate, n in (("failed", progress.failed), ("quarantined", progress.quarantined)) if n]
+    if progress.remaining is not None:
+        parts.append(f"ETA {duration(progress.remaining)}")
+    parts.append(f"workers {progress.workers}")
+    return " | ".join(parts)
+
+
+def _facts(progress: Progress, recent: float | None) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        **progress.facts(),
+        "images_per_second": round(_average(progress), 1),
+        "images_per_second_last_minute": None if recent is None else round(recent, 1),
+        "eta_seconds": None if progress.remaining is None else round(progress.remaining, 1),
+    }
+
+
+def _display(progress: Progress, recent: float | None) -> "RenderableType":
+    """A bar above the line."""
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+
+    bar = Table.grid(padding=(0, 1))
+    bar.add_row(ProgressBar(total=1.0, completed=progress.share, width=40), f"{progress.share:.0%}")
+    return Group(bar, line(progress, recent))
+
+
+def _average(progress: Progress) -> float:
+    return progress.counts["rows"] / max(progress.seconds, 1e-9)
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:,.0f}/s" if per_second >= 10 else f"{per_second:.1f}/s"
+
+
+def plan_report(facts: Mapping[str, Any]) -> str:
+    """What a run would do, for people."""
+    done = facts["shards"] - facts["pending_shards"]
+    found = facts.get("estimate")
+    return "\n".join(
+        [
+            f"output       {facts['output']}",
+            f"archive      {facts['shards']:,} shards, {facts['bytes']:,} bytes",
+            f"done         {done:,} shards",
+            f"to be done   {facts['pending_shards']:,} shards, {facts['pending_bytes']:,} bytes",
+            *(_estimate_lines(found) if found else ()),
+            *(f"  {key}: {value}" for key, value in facts["fingerprint"].items()),
+        ]
+    )
+
+
+def _estimate_lines(found: Mapping[str, Any]) -> list[str]:
+    cost = "" if found["cost"] is None else f", cost {found['cost']:,.2f}"
+    return [
+        f"estimate     {found['images']:,} images, {duration(found['seconds'])} by {found['workers']} workers of "
+        f"{_rate(found['images_per_second'])} each{cost}",
+        f"             from {found['sample_images']:,} images of {found['sample_shards']} shards scored here on "
+        f"{found['device']}; the start of Ray and of the workers is not included",
+    ]
+
+
+def summary_report(summary: Summary) -> str:
+    """What a run left, for people: one line, and one more for each shard without results."""
+    counts = summary.counts
+    rows, ok = counts.get("rows", 0), counts.get("ok", 0)
+    head = f"{summary.scored:,} shards scored now" if summary.scored else "nothing left to score"
+    bad = ", ".join(f"{counts[status]:,} {status}" for status in STATUSES[1:] if counts.get(status))
+    lines = [
+        f"{head}; {printable(summary.output)} holds {rows:,} rows of {summary.shards:,} shards: "
+        f"{ok:,} scored, {counts.get('unknown', 0):,} unknown" + (f", {bad}" if bad else "")
+    ]
+    if summary.superseded:
+        lines.append(f"{summary.superseded:,} outdated parts moved to superseded/")
+    lines += [f"quarantined: {printable(name)} (reason in quarantine/)" for name in summary.quarantined[:SHOWN]]
+    failed = list(summary.failed.items())[:SHOWN]
+    lines += [f"failed: {printable(name)}: {printable(reason)}" for name, reason in failed]
+    hidden = max(0, len(summary.quarantined) - SHOWN) + max(0, len(summary.failed) - SHOWN)
+    if hidden:
+        lines.append(f"... and {hidden:,} more")
+    if summary.interrupted:
+        lines.append("ended early: the table is not whole")
+    if summary.failed:
+        lines.append("the table is not whole; the same command tries the failed shards again")
+    lines += [
+        f"over {over.bound}: {over.found:,} of {over.total:,}, allowed are {over.allowed:,}, "
+        f"that is {over.found - over.allowed:,} too many"
+        for over in summary.exceeded
+    ]
+    return "\n".join(lines)

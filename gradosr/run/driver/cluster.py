@@ -1,0 +1,109 @@
+"""The Ray cluster as a run sees it: reached or started, its nodes, and what a worker takes of it."""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from gradosr.archive.shards import Shard
+from gradosr.config import RaySettings, ScoreJob, Workers
+from gradosr.errors import ConfigError, InputError, first_line
+from gradosr.store import is_s3
+
+LOOK_TIMEOUT = 120.0  # seconds a node may take to say whether it sees a path
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Of one worker, and how many are asked for."""
+
+    workers: int
+    cpus: float
+    gpus: float
+    least: int = 1
+    """Ready ones without which a run does not go on."""
+
+    def __str__(self) -> str:
+        return f"{self.cpus:g} CPU and {self.gpus:g} GPU"
+
+    def fit(self, node: Mapping[str, float]) -> bool:
+        """Whether a node of these resources could ever hold one worker."""
+        return node.get("CPU", 0.0) >= self.cpus and node.get("GPU", 0.0) >= self.gpus
+
+
+@contextmanager
+def connected(settings: RaySettings, runtime_env: Mapping[str, Any]) -> Iterator[None]:
+    """A Ray of our own (`local`), or the one at an address. Raises InputError when it cannot be reached."""
+    local = settings.address == "local"
+    options: dict[str, Any] = {"address": settings.address, "log_to_driver": False, "logging_level": logging.ERROR}
+    if local:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Nothing travels through the object store but shard names and reports.
+        options |= {"include_dashboard": False, "object_store_memory": 100 << 20}
+    terminate = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(**options, runtime_env=dict(runtime_env) or None)
+    except Exception as error:  # what Ray raises where its processes are slow to start is no more than that
+        raise InputError(f"ray.address {settings.address}: no Ray there: {first_line(error)}") from error
+    # Ray's own handler exits with 15 and says nothing.
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        with redirect_stdout(sys.stderr):  # where Ray prints that a worker died; stdout is for data
+            yield
+    finally:
+        ray.shutdown()
+
+
+def resources(job: ScoreJob, shards: int) -> Resources:
+    """Workers and their share of the cluster: as configured, else one per GPU or core; never more than shards."""
+    total = ray.cluster_resources()
+    gpus = total.get("GPU", 0.0) if job.device != "cpu" else 0.0
+    if isinstance(job.workers, Workers):
+        wanted = job.workers
+        needs = job.device == "cuda" or gpus > 0 if wanted.gpus is None else wanted.gpus
+        return Resources(min(wanted.max, shards), wanted.cpus, float(needs), min(wanted.min, shards))
+    if job.device == "cuda" and not gpus:
+        raise ConfigError("device: cuda, but the Ray cluster has no GPU; one that adds nodes takes workers: {max: N}")
+    cpus = total.get("CPU", 1.0)
+    smallest = min((node["Resources"].get("CPU", 0.0) or cpus for node in live_nodes()), default=cpus)
+    workers = max(1, min(int(gpus or cpus) if job.workers == "auto" else job.workers, shards))
+    each = min(cpus / workers, smallest)
+    return Resources(workers, float(int(each)) if each >= 1 else each, min(1.0, gpus / workers) if gpus else 0.0)
+
+
+def live_nodes() -> list[dict[str, Any]]:
+    """As Ray describes them."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def check_local_uris(job: ScoreJob, shard: Shard) -> None:
+    """Raise ConfigError for a local path of the job that a node of the cluster does not see; `shard` is a sample."""
+    uris = (job.bundle, shard.members[0].uri if shard.members else shard.uri, job.output)
+    nodes, local = live_nodes(), [uri for uri in uris if not is_s3(uri)]
+    if len(nodes) < 2 or not local:
+        return
+    look = ray.remote(_missing).options(num_cpus=0)
+    for node in nodes:
+        here = look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+        missing: list[str] = ray.get(here.remote(local), timeout=LOOK_TIMEOUT)
+        if missing:
+            raise ConfigError(
+                f"{missing[0]}: not seen by node {node['NodeManagerAddress']}; use s3:// or a shared file system"
+            )
+
+
+def _missing(paths: list[str]) -> list[str]:
+    return [path for path in paths if not Path(path.removeprefix("file://")).exists()]
+
+
+def address_of(node: str) -> str:
+    """Of a node by Ray's name of it, also when it is gone."""
+    return next((str(one["NodeManagerAddress"]) for one in ray.nodes() if one["NodeID"] == node), node or "unknown")

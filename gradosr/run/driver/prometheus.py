@@ -1,0 +1,45 @@
+"""What a run tells Prometheus, through Ray's metrics."""
+
+from ray.util import metrics
+
+from gradosr.results.outcome import PartStats
+from gradosr.results.part import STATUSES
+
+
+class RunMetrics:
+    """A run for Prometheus, at the metrics port of the driver's node; Ray puts `ray_` before the names.
+
+    Counters are of this driver alone: a run that another driver resumes goes on in a series of its own with the same
+    `run`. Gauges vanish with the driver. One that came by ray:// has no node, and nothing is served.
+    """
+
+    def __init__(self, run: str) -> None:
+        self._run = {"run": run}
+        self._images = metrics.Counter("gradosr_images_total", "Images by status.", ("run", "status"))
+        self._unknown = metrics.Counter("gradosr_unknown_images_total", "Images called unknown.", ("run",))
+        self._shards = metrics.Counter("gradosr_shards_total", "Shards: done, failed, quarantined.", ("run", "outcome"))
+        self._seconds = metrics.Counter("gradosr_stage_seconds_total", "Of all workers, by stage.", ("run", "stage"))
+        self._queue = metrics.Gauge("gradosr_queue_shards", "Shards that wait for a worker.", ("run",))
+        self._workers = metrics.Gauge("gradosr_workers", "Workers that are ready.", ("run",))
+
+    def add(self, stats: PartStats) -> None:
+        """A shard that became a part."""
+        self.settle("done")
+        for status in STATUSES:
+            self._grow(self._images, stats.counts.get(status, 0), status=status)
+        self._grow(self._unknown, stats.counts.get("unknown", 0))
+        for stage, spent in stats.seconds.items():
+            self._grow(self._seconds, spent, stage=stage)
+
+    def settle(self, outcome: str) -> None:
+        """A shard is done, failed or quarantined."""
+        self._grow(self._shards, 1, outcome=outcome)
+
+    def update(self, workers: int, queue: int) -> None:
+        """Ready workers, and shards that wait for one."""
+        self._workers.set(workers, self._run)
+        self._queue.set(queue, self._run)
+
+    def _grow(self, counter: metrics.Counter, by: float, **tags: str) -> None:
+        if by > 0:  # Ray refuses to add nothing
+            counter.inc(by, self._run | tags)

@@ -1,0 +1,165 @@
+"""What a run would take: images, time and cost, from a sample of the archive scored on this machine. Writes nothing."""
+
+import heapq
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain, islice
+
+import torch
+
+from gradosr.archive.image import EncodedImage
+from gradosr.archive.loading import PreparedImage, prepared_batches
+from gradosr.archive.readers import READERS
+from gradosr.archive.shards import Shard
+from gradosr.bundle.bundle import load_bundle
+from gradosr.config import ScoreJob, Workers
+from gradosr.errors import ShardUnreadable
+from gradosr.results.part import PartBuilder, schema
+from gradosr.run.plan import Plan
+from gradosr.scoring.rows import scored_rows
+from gradosr.scoring.scorer import Scorer
+from gradosr.store import Store
+
+COUNTED = 8
+"""Shards whose images are counted, spread over those that are to be done."""
+SCORED = 3
+"""Of them, shards whose beginning is scored."""
+SECONDS = 10.0
+"""That scoring the sample takes about."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of the shards that are to be done; the start of Ray and of its workers, and a cluster that grows, come on top."""
+
+    images: int
+    workers: int
+    images_per_second: float
+    """Of one worker."""
+    planning: float
+    """Seconds that each worker's first batch takes beyond a later one: the engine measures the forms of its norms."""
+    seconds: float
+    """From when all workers are ready, `planning` included."""
+    cost: float | None
+    """In the currency of price_per_hour; None where there is no price."""
+    sample_images: int
+    sample_shards: int
+    device: str
+    """What the sample was scored on."""
+
+
+def estimate(plan: Plan) -> Estimate | None:
+    """Score a sample as a worker does, all but its PUT; None where the sample holds no image.
+
+    Raises ConfigError for a device or precision that is not to be had here, InputError for what fails in a run too.
+    """
+    sample = _Sample(plan)
+    counted = spread(plan.pending, COUNTED)
+    images_per_byte = sum(map(sample.count, counted)) / max(1, sum(shard.size for shard in counted))
+    workers, threads, cores = _share(plan.job, len(plan.pending))
+    scored = spread(plan.pending, SCORED)
+    images, rate, planning = sample.rate(scored, threads, cores)
+    if not images:
+        return None
+    seconds = planning + makespan([shard.size for shard in plan.pending], workers) * images_per_byte / rate
+    price = plan.job.price_per_hour
+    return Estimate(
+        images=round(images_per_byte * sum(shard.size for shard in plan.pending)),
+        workers=workers,
+        images_per_second=rate,
+        planning=planning,
+        seconds=seconds,
+        cost=None if price is None else price * workers * seconds / 3600,
+        sample_images=images,
+        sample_shards=len(scored),
+        device=sample.device,
+    )
+
+
+def spread(shards: Sequence[Shard], count: int) -> list[Shard]:
+    """At most `count`, evenly through the listing."""
+    count = min(count, len(shards))
+    return [shards[(2 * place + 1) * len(shards) // (2 * count)] for place in range(count)]
+
+
+def makespan(sizes: Sequence[int], workers: int) -> int:
+    """Of what is handed out in order, one at a time to whoever is free: the size that the busiest worker has done."""
+    done = [0] * workers
+    for size in sizes:
+        heapq.heapreplace(done, done[0] + size)
+    return max(done)
+
+
+def _share(job: ScoreJob, shards: int) -> tuple[int, int, float]:
+    """Workers as the driver would have them, on this machine where it decides; threads and cores of each."""
+    cores = os.cpu_count() or 1
+    if isinstance(job.workers, Workers):
+        return min(job.workers.max, shards), max(1, min(int(job.workers.cpus), cores)), job.workers.cpus
+    gpus = torch.cuda.device_count() if job.device != "cpu" else 0
+    workers = min(gpus or cores if job.workers == "auto" else job.workers, shards)
+    return workers, max(1, cores // workers), cores / workers
+
+
+class _Sample:
+    """The bundle on this machine's device, and the archive."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._job, self._store = plan.job, Store(plan.job.store, plan.job.stores)
+        job = self._job
+        self._scorer = Scorer(
+            load_bundle(self._store, job.bundle, job.trust), job.device, job.precision, job.max_memory
+        )
+        cuda = self._scorer.observer.device.type == "cuda"
+        self.device = torch.cuda.get_device_name() if cuda else "CPU"
+
+    def count(self, shard: Shard) -> int:
+        """Images in a shard; 0 in one that cannot be read."""
+        with suppress(ShardUnreadable):
+            return READERS[self._job.input.kind].images_in(shard, self._store, self._job.input)
+        return 0
+
+    def rate(self, shards: Sequence[Shard], threads: int, cores: float) -> tuple[int, float, float]:
+        """Images scored (0: there is none), images per second of a worker of so many threads and cores, and `planning`.
+
+        A worker alone on a machine has its idle cores for reading and decoding; of many, each has no more than its own.
+        """
+        torch.set_num_threads(threads)
+        size = self._job.batch_size
+        images, wanted = 0, 2 * size
+        start = time.perf_counter()
+        first = self._score(shards, size, threads)
+        first_spent = time.perf_counter() - start
+        if not first:
+            return 0, 0.0, 0.0
+        while True:
+            start, busy = time.perf_counter(), time.process_time()
+            scored = self._score(shards, wanted, threads)
+            spent, busy = time.perf_counter() - start, time.process_time() - busy
+            if spent > SECONDS / 2 or scored <= images:
+                planning = max(0.0, first_spent - first * spent / scored)
+                return scored, min(scored / spent, scored * cores / busy), planning
+            images, wanted = scored, size * max(1, round(scored / spent * SECONDS / size))
+
+    def _score(self, shards: Sequence[Shard], count: int, threads: int) -> int:
+        """Rows of a part that is never put: of the first `count` images of the shards, an equal number of each."""
+        part = PartBuilder(shards[0], schema())
+        try:
+            for batch in self._batches(shards, count, threads):
+                part.add(scored_rows(self._scorer, batch))
+            part.flush()
+        finally:
+            part.close()
+        return part.counts["rows"]
+
+    def _batches(self, shards: Sequence[Shard], count: int, threads: int) -> Iterator[list[PreparedImage]]:
+        each = -(-count // len(shards))
+        images = islice(chain.from_iterable(self._images(shard, each) for shard in shards), count)
+        transform = self._scorer.bundle.manifest.transform
+        return prepared_batches(images, transform, self._job.max_pixels, self._job.batch_size, threads)
+
+    def _images(self, shard: Shard, count: int) -> Iterator[EncodedImage]:
+        with suppress(ShardUnreadable):
+            yield from islice(READERS[self._job.input.kind].read(shard, self._store, self._job.input, None), count)

@@ -1,0 +1,290 @@
+"""A scoring run from the outside: what is to be done, and what is left when it is. Needs neither Ray nor torch."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, TypeVar
+
+from gradosr.archive.image import DECODER, resolve_names
+from gradosr.archive.readers import READERS
+from gradosr.archive.shards import Shard, list_groups, list_shards, means
+from gradosr.bundle.manifest import Manifest, read_manifest
+from gradosr.config import LIBRARIES, Allowance, ImagesInput, ScoreJob
+from gradosr.errors import ConfigError, GradosrError, InputError, RunFailed
+from gradosr.results.folder import BAD_IMAGES, MARK, PART, Listing, RunFolder, merged
+from gradosr.results.outcome import Outcome, PartStats
+from gradosr.results.part import SCHEMA_VERSION
+from gradosr.store import Store
+from gradosr.versions import software
+
+T = TypeVar("T")
+
+
+@dataclass
+class Plan:
+    """A run that can start; nothing is written yet."""
+
+    job: ScoreJob
+    folder: RunFolder
+    fingerprint: dict[str, Any]
+    manifest: Manifest
+    """Of the bundle."""
+    shards: Sequence[Shard]
+    """The archive as listed."""
+    new_groups: Sequence[Sequence[str]]
+    """Groups of single images that are not recorded yet."""
+    listing: Listing
+    pending: Sequence[Shard]
+    """Shards without a part or a quarantine mark."""
+
+    def claim(self) -> None:
+        """Make the output folder ours, and say that its table is being changed.
+
+        Raises FingerprintMismatch or RunFailed when another driver was first, StoreError when it cannot be written.
+        """
+        if not self.listing.claimed:
+            self.folder.claim(self.fingerprint, self._about())
+        if self.new_groups and not self.folder.record_groups(self.listing, self.new_groups):
+            raise RunFailed(f"{self.folder.uri}: another driver recorded groups of images meanwhile; run this again")
+        if self.pending and self.listing.finished:
+            self.folder.reopen()
+
+    def _about(self) -> dict[str, Any]:
+        """What run.json tells beside the fingerprint, which covers it by the bundle's digest."""
+        facts = self.manifest.model_dump(mode="json", include={"classes", "false_alarm_rate", "calibration"})
+        return {**facts, "software": software()}
+
+    def facts(self) -> dict[str, Any]:
+        """What would be done."""
+        return {
+            "output": self.folder.uri,
+            "shards": len(self.shards),
+            "bytes": sum(shard.size for shard in self.shards),
+            "pending_shards": len(self.pending),
+            "pending_bytes": sum(shard.size for shard in self.pending),
+            "fingerprint": self.fingerprint,
+        }
+
+
+@dataclass(frozen=True)
+class Exceeded:
+    """A bound of the job that the table as a whole is beyond."""
+
+    bound: str
+    """max_bad_images or max_bad_shards."""
+    found: int
+    total: int
+    """Images, or shards of the archive."""
+    allowed: int
+
+
+@dataclass
+class Summary:
+    """What a run left."""
+
+    output: str
+    shards: int
+    scored: int
+    """Shards scored now."""
+    counts: dict[str, int]
+    """Of the whole table: rows, unknown, one per status."""
+    seconds: dict[str, float]
+    """Of the whole table, by stage; all workers added up."""
+    superseded: int
+    """Parts moved out of the table."""
+    quarantined: tuple[str, ...]
+    failed: dict[str, str]
+    """Shard -> reason."""
+    interrupted: bool
+    """Asked to end before every shard had its turn."""
+    exceeded: tuple[Exceeded, ...] = ()
+    """Of a run whose table is whole."""
+
+
+def prepare(job: ScoreJob) -> Plan:
+    """Check everything that can be checked before work starts, and list the archive. Writes nothing.
+
+    Raises ConfigError or InputError that lists every fault, one a line.
+    """
+    store = Store(job.store, job.stores)
+    folder = RunFolder(store, job.output)
+    attempt = _Attempts(store)
+    manifest, listing = _look(job, store, folder, attempt)
+    listed = attempt(job.input.uri, lambda: _shards(job, store, folder, listing))
+    if attempt.faults or manifest is None or listed is None:
+        raise attempt.fault()
+    fingerprint = _checked(job, manifest, folder, listing)
+    skipped = listing.parts | (set() if job.retry_quarantined else listing.quarantined)
+    pending = [shard for shard in listed[0] if shard.part not in skipped]
+    return Plan(job, folder, fingerprint, manifest[0], *listed, listing, pending)
+
+
+def check(job: ScoreJob) -> dict[str, Any]:
+    """What `prepare` checks without listing the archive, which takes long from afar: the fingerprint of the run.
+
+    Raises ConfigError or InputError that lists every fault, one a line.
+    """
+    store = Store(job.store, job.stores)
+    folder = RunFolder(store, job.output)
+    attempt = _Attempts(store)
+    manifest, listing = _look(job, store, folder, attempt)
+    if attempt.faults or manifest is None:
+        raise attempt.fault()
+    return _checked(job, manifest, folder, listing)
+
+
+class _Attempts:
+    """Steps that are all taken, so that every fault is told at once."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.faults: list[GradosrError] = []
+
+    def __call__(self, uri: str, step: Callable[[], T]) -> T | None:
+        """What a step makes of `uri`; a server that does not answer is given up soon, and told once for all steps."""
+        try:
+            self._store.reach(uri)
+            return step()
+        except (ConfigError, InputError) as error:
+            self.faults.append(error)
+            return None
+
+    def fault(self) -> GradosrError:
+        """All faults in one, of the first one's kind."""
+        return type(self.faults[0])("\n".join(dict.fromkeys(str(fault) for fault in self.faults)))
+
+
+def _look(
+    job: ScoreJob, store: Store, folder: RunFolder, attempt: _Attempts
+) -> tuple[tuple[Manifest, str] | None, Listing]:
+    """The bundle's manifest and digest, and the run folder as listed."""
+    names = job.input.label_names
+    manifest = attempt(job.bundle, lambda: _trusted(job, *read_manifest(store, job.bundle)))
+    attempt(names if isinstance(names, str) else job.input.uri, lambda: resolve_names(names, store))
+    return manifest, attempt(job.output, folder.look) or Listing()
+
+
+def _checked(job: ScoreJob, manifest: tuple[Manifest, str], folder: RunFolder, listing: Listing) -> dict[str, Any]:
+    """The run's fingerprint. Raises FingerprintMismatch when the folder is of another one."""
+    fingerprint = fingerprint_of(job, *manifest)
+    if listing.claimed:
+        folder.check(fingerprint)
+    return fingerprint
+
+
+def _trusted(job: ScoreJob, manifest: Manifest, digest: str) -> tuple[Manifest, str]:
+    source = manifest.arch.partition(":")[0]
+    if source not in LIBRARIES and manifest.arch not in job.trust:
+        raise ConfigError(
+            f"{job.bundle}: its architecture {manifest.arch} is code of its own; "
+            f"to import it, say so in the config: `trust: [{manifest.arch}]`"
+        )
+    return manifest, digest
+
+
+def _shards(job: ScoreJob, store: Store, folder: RunFolder, listing: Listing) -> tuple[list[Shard], list[list[str]]]:
+    if isinstance(job.input, ImagesInput):
+        return list_groups(job.input, store, folder.recorded_groups(listing))
+    shards = list_shards(job.input, store)
+    if means(job.input, folder.path("parts", "part.parquet"), store):
+        raise ConfigError(f"output {folder.uri}: lies inside the input, so that results would be scored as images")
+    if not listing.parts:  # those there are tell that the settings fit; so a night reads nothing of an old shard
+        _check_samples(job, store, shards)
+    return shards, []
+
+
+def _check_samples(job: ScoreJob, store: Store, shards: Sequence[Shard]) -> None:
+    """One bad shard is quarantined when its turn comes; settings that fit none of three are a mistake in the config."""
+    samples = {0, len(shards) // 2, len(shards) - 1}
+    faults: list[InputError] = []
+    for index in sorted(samples):
+        try:
+            READERS[job.input.kind].check(shards[index], store, job.input)
+        except InputError as error:
+            faults.append(error)
+    if len(faults) == len(samples):
+        raise faults[0]
+
+
+def fingerprint_of(job: ScoreJob, manifest: Manifest, digest: str) -> dict[str, Any]:
+    """What the scores of a run depend on; a folder holds runs of one fingerprint."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "bundle": digest,
+        "input": job.input.model_dump(mode="json", exclude={"group_size"}),
+        "transform": manifest.transform.model_dump(mode="json"),
+        "decoder": DECODER,
+        "max_pixels": job.max_pixels,
+        "precision": job.precision,
+        "features": job.features,
+        "representation": job.representation,
+    }
+
+
+def finish(plan: Plan, outcome: Outcome) -> Summary:
+    """Bring the table in line with the archive as listed; _SUCCESS last, and only when every shard has a verdict."""
+    folder, listing, current = plan.folder, plan.listing, {shard.part for shard in plan.shards}
+    stats = folder.stats((listing.parts | outcome.scored.keys()) & current, outcome.scored)
+    marks = ((listing.quarantined | set(outcome.quarantined)) - set(stats)) & current
+    outdated = {
+        ("parts", PART): listing.parts - current,
+        ("quarantine", MARK): listing.quarantined - marks,
+        ("quarantine", BAD_IMAGES): listing.bad_images - {part for part, one in stats.items() if _bad(one.counts)},
+    }
+    whole = not (outcome.failed or outcome.interrupted)
+    summary = _summary(plan, outcome, stats, marks, len(outdated["parts", PART]) if whole else 0)
+    if listing.finished and not plan.pending and not any(outdated.values()):
+        return summary  # nothing to do, nothing touched
+    if whole:
+        for (place, ending), names in outdated.items():
+            folder.supersede(place, names, ending)
+    document = {
+        "shards": summary.shards,
+        "counts": summary.counts,
+        "seconds": summary.seconds,
+        "images_per_second": _rates(summary),
+        "quarantined": sorted(marks),
+        "failed": outcome.failed,
+    }
+    folder.finish(document, stats, success=whole)
+    return summary
+
+
+def _summary(plan: Plan, outcome: Outcome, stats: Mapping[str, PartStats], marks: set[str], superseded: int) -> Summary:
+    counts = merged(part.counts for part in stats.values())
+    seconds = merged(part.seconds for part in stats.values())
+    return Summary(
+        output=plan.folder.uri,
+        shards=len(plan.shards),
+        scored=len(outcome.scored),
+        counts=counts,
+        seconds={stage: round(spent, 4) for stage, spent in seconds.items()},
+        superseded=superseded,
+        quarantined=tuple(shard.name for shard in plan.shards if shard.part in marks),
+        failed=outcome.failed,
+        interrupted=outcome.interrupted,
+        exceeded=() if outcome.failed or outcome.interrupted else _exceeded(plan, counts, len(marks)),
+    )
+
+
+def _rates(summary: Summary) -> dict[str, float]:
+    """Images per second of one worker (decode: of one thread) in each stage: the lowest is what holds a run up."""
+    return {stage: round(summary.counts["rows"] / spent, 1) for stage, spent in summary.seconds.items() if spent}
+
+
+def _bad(counts: Mapping[str, int]) -> int:
+    """Images without a score."""
+    return counts.get("rows", 0) - counts.get("ok", 0)
+
+
+def _exceeded(plan: Plan, counts: Mapping[str, int], quarantined: int) -> tuple[Exceeded, ...]:
+    """Of the table as a whole, not of what was scored now: a finished run asked again has the same exit code."""
+    rows, shards = counts.get("rows", 0), len(plan.shards)
+    images = Exceeded("max_bad_images", _bad(counts), rows, allowed(plan.job.max_bad_images, rows))
+    marks = Exceeded("max_bad_shards", quarantined, shards, allowed(plan.job.max_bad_shards, shards))
+    return tuple(bound for bound in (images, marks) if bound.found > bound.allowed)
+
+
+def allowed(allowance: Allowance, total: int) -> int:
+    """How many of `total`; a share as it is written: 0.58 of 50 is 29, of which binary fractions make 28.99."""
+    return allowance if isinstance(allowance, int) else int(Decimal(str(allowance)) * total)

@@ -1,0 +1,116 @@
+"""gradosr in somebody's own Ray Data pipeline, without its driver.
+
+`map_batches` takes any callable class, so that nothing here imports Ray.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gradosr.archive.decode import to_input_size
+from gradosr.archive.image import EMPTY, MAX_ENCODED, EncodedImage, Fault, too_large
+from gradosr.archive.loading import PreparedImage, decoding_threads, prepare
+from gradosr.bundle.bundle import load_bundle
+from gradosr.config import MAX_PIXELS, Precision, S3Settings, TransformSettings
+from gradosr.errors import ConfigError
+from gradosr.results.part import Row, schema
+from gradosr.scoring.rows import scored_rows
+from gradosr.scoring.scorer import Scorer
+from gradosr.store import Store
+
+_PLACE = ("key", "source", "shard", "row", "label")  # where in an archive: here the input's own columns say so
+_COLUMNS = {field.name: field.type.to_pandas_dtype() for field in schema() if field.name not in _PLACE}
+
+Batch = dict[str, NDArray[Any]]
+
+
+class BatchScorer:
+    """Scores batches of a `ray.data.Dataset`, in place of their image column; one per actor of the pool.
+
+        dataset.map_batches(BatchScorer, fn_constructor_args=("s3://models/animals-v3/",), concurrency=4, num_gpus=1)
+
+    Images are encoded bytes, Hugging Face's struct of bytes and path, or decoded uint8 arrays [height, width, 3]. The
+    image column gives way to the columns of a part from `status` on; of the struct its path remains, as `source`. An
+    image that cannot be scored is a row with a status and the reason; what a part has as null is None.
+    """
+
+    def __init__(
+        self,
+        bundle: str,
+        image_column: str = "image",
+        device: str = "auto",
+        precision: Precision = "float32",
+        *,
+        max_memory: float | None = None,
+        max_pixels: int = MAX_PIXELS,
+        threads: int | None = None,
+        trust: tuple[str, ...] = (),
+        store: S3Settings | None = None,
+    ) -> None:
+        """Settings as in ScoreJob; `threads` decode and, without a GPU, compute. None: as torch has them.
+
+        Raises BundleError, ClassifierError, ConfigError or StoreError, each in one line.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._column, self._max_pixels = image_column, max_pixels
+        self._scorer = Scorer(load_bundle(Store(store or S3Settings()), bundle, trust), device, precision, max_memory)
+        self._pool = decoding_threads(threads or torch.get_num_threads())
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The batch's other columns, and the scores. Raises ConfigError for columns that do not fit."""
+        images = self._checked(batch)
+        rows = list(scored_rows(self._scorer, list(self._pool.map(self._prepared, images))))
+        source = {"source": np.object_} if any(isinstance(image, Mapping) for image in images) else {}
+        others = {name: values for name, values in batch.items() if name != self._column}
+        return others | {name: _column(rows, name, kind) for name, kind in (source | _COLUMNS).items()}
+
+    def _checked(self, batch: Batch) -> NDArray[Any]:
+        if self._column not in batch:
+            raise ConfigError(f"no column {self._column!r} (columns: {', '.join(batch)}); set image_column")
+        if taken := sorted((batch.keys() - {self._column}) & {*_COLUMNS, "source"}):
+            raise ConfigError(f"the scores need the names of columns {', '.join(taken)}; Dataset.rename_columns first")
+        return batch[self._column]
+
+    def _prepared(self, image: Any) -> PreparedImage:
+        transform = self._scorer.bundle.manifest.transform
+        if isinstance(image, np.ndarray):
+            return _resized(image, transform)
+        path = None
+        if isinstance(image, Mapping):
+            image, path = image.get("bytes"), image.get("path")
+        return prepare(_encoded(image, path), transform, self._max_pixels)
+
+
+def _encoded(data: Any, path: str | None) -> EncodedImage:
+    fault: Fault | None = None
+    if data is None or data == b"":
+        fault = EMPTY
+    elif not isinstance(data, bytes):
+        fault = Fault("unsupported", f"{type(data).__name__}: neither encoded bytes nor an array of uint8")
+    elif len(data) > MAX_ENCODED:
+        fault = too_large(len(data))
+    return EncodedImage("", b"" if fault else data, source=path, fault=fault)
+
+
+def _resized(pixels_HWC: NDArray[Any], transform: TransformSettings) -> PreparedImage:
+    bare, shape = EncodedImage("", b""), pixels_HWC.shape
+    if pixels_HWC.dtype != np.uint8 or pixels_HWC.ndim != 3 or shape[2] != 3:
+        found = f"an array of {pixels_HWC.dtype} {list(shape)}"
+        fault = Fault("unsupported", f"{found}; expected uint8 [height, width, 3]")
+        return PreparedImage(bare, None, None, None, fault)
+    if not pixels_HWC.size:
+        return PreparedImage(bare, shape[1], shape[0], None, EMPTY)
+    pixels = torch.from_numpy(pixels_HWC.copy()).permute(2, 0, 1)  # Ray's arrays are read-only, which torch warns of
+    return PreparedImage(bare, shape[1], shape[0], to_input_size(pixels, transform), None)
+
+
+def _column(rows: list[Row], name: str, kind: type[np.generic]) -> NDArray[Any]:
+    """Of the part's type; of objects with None where there are nulls, which Arrow reads as the same type with nulls."""
+    values = [row.get(name) for row in rows]
+    if None not in values:
+        return np.array(values, kind)
+    return np.array([value if value is None else kind(value) for value in values], object)

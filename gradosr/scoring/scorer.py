@@ -1,0 +1,129 @@
+"""Images to scores: no Ray, no I/O.
+
+B batch, K classes, C coordinates of the representation (objectives * parameter tensors), F features.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradosr.bundle.bundle import Bundle
+from gradosr.config import Precision
+from gradosr.detectors import restore
+from gradosr.scoring.compute import pick_device
+from gradosr.scoring.observer import Observer
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One row per image, as in the result schema; on the CPU."""
+
+    finite: NDArray[np.bool_]
+    """False: a logit or a norm is not a finite number; unknown_score and p_value are nan, is_unknown is False."""
+    predicted_index: NDArray[np.int32]
+    confidence: Floats
+    """Highest softmax probability."""
+    max_logit: Floats
+    energy: Floats
+    """-logsumexp of the logits (Liu et al., NeurIPS 2020); higher = more unknown."""
+    unknown_score: Floats
+    """Higher = more unknown."""
+    p_value: Floats
+    """Split-conformal; small = unlike the known."""
+    is_unknown: NDArray[np.bool_]
+    representation_BC: Floats
+    features_BF: NDArray[np.float16] | None
+
+
+class Scorer:
+    """A bundle on a device: batches of images in, arrays out.
+
+        scorer = Scorer(load_bundle(Store(), "s3://models/animals-v3/"))
+        scores = scorer.score(images_BCHW)
+
+    `gradosr.archive.decode` makes such images of encoded bytes (`decode`, `to_input_size`).
+    """
+
+    def __init__(
+        self, bundle: Bundle, device: str = "auto", precision: Precision = "float32", max_memory: float | None = None
+    ) -> None:
+        """Device, precision and max_memory (GiB) as in ScoreJob; the bundle's classifier is moved, not copied."""
+        self.bundle = bundle
+        manifest = bundle.manifest
+        self.observer = Observer(
+            bundle.classifier, manifest.transform, manifest, pick_device(device), precision, max_memory
+        )
+        arrays = {name: array.to(self.observer.device) for name, array in bundle.detector.arrays().items()}
+        self._detector = restore(manifest.detector, arrays)
+        checked = self.observer.check(len(manifest.classes))
+        features = checked.observation.features_BF
+        self.feature_count = 0 if features is None else features.shape[1]
+
+    def score(self, images_BCHW: Tensor) -> Scores:
+        """Scores of uint8 images [B, 3, H, W] at the classifier's input size; B may be 0."""
+        return self.start(images_BCHW).wait()
+
+    def start(self, images_BCHW: Tensor) -> "Pending":
+        """The same, without waiting for the device: it works on while the caller prepares the next batch."""
+        observed = self.observer(images_BCHW)
+        logits_BK, features_BF = observed.observation.logits_BK, observed.observation.features_BF
+        unknown_score_B = self._detector.score(observed.observation).float()
+        confidence_B, predicted_B = logits_BK.softmax(1).max(1)
+        columns = [
+            (logits_BK.isfinite().all(1) & unknown_score_B.isfinite())[:, None],
+            predicted_B[:, None],  # exact in float32 up to 16,777,216 classes
+            confidence_B[:, None],
+            logits_BK.amax(1, keepdim=True),
+            -logits_BK.logsumexp(1, keepdim=True),
+            unknown_score_B[:, None],
+            observed.representation_BC,
+            *([] if features_BF is None else [features_BF]),
+        ]
+        together_BV = torch.cat([column.float() for column in columns], 1)
+        widths = [column.shape[1] for column in columns[6:]]
+        if together_BV.is_cuda:
+            values_BV = torch.empty(together_BV.shape, pin_memory=True).copy_(together_BV, non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record()
+            return Pending(values_BV, widths, self.bundle, copied)
+        return Pending(together_BV, widths, self.bundle)
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A batch that was given to the device; its scores come back in one copy."""
+
+    values_BV: Tensor
+    """Side by side: finite, predicted, confidence, max logit, energy, unknown score; representation, features."""
+    widths: Sequence[int]
+    """Columns of the representation, and of the features where there are any."""
+    bundle: Bundle
+    copied: torch.cuda.Event | None = None
+
+    def wait(self) -> Scores:
+        """The scores, once they are there."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        first_B6, representation_BC, *features = self.values_BV.split([6, *self.widths], 1)
+        finite, predicted, confidence, max_logit, energy, unknown_score = first_B6.T.contiguous().numpy()
+        finite = finite != 0
+        unknown_score = np.where(finite, unknown_score, np.float32(np.nan))
+        p_value = self.bundle.calibration.p_values(unknown_score)
+        return Scores(
+            finite=finite,
+            predicted_index=predicted.astype(np.int32),
+            confidence=confidence,
+            max_logit=max_logit,
+            energy=energy,
+            unknown_score=unknown_score,
+            p_value=p_value,
+            is_unknown=p_value <= self.bundle.manifest.false_alarm_rate,
+            representation_BC=representation_BC.numpy(),
+            features_BF=features[0].half().numpy() if features else None,
+        )

@@ -1,0 +1,193 @@
+import hashlib
+import json
+import os
+
+import pytest
+from hostile import png
+
+from gradosr.archive.shards import Shard, list_groups, list_shards
+from gradosr.config import ImagesInput, ParquetInput, TarInput
+from gradosr.errors import InputError, NotFound
+from gradosr.store import Store, join
+
+
+@pytest.fixture
+def store():
+    return Store()
+
+
+def fill(folder, *names, data=b"x"):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def names(uri, store, kind=TarInput):
+    return [shard.name for shard in list_shards(kind(uri=str(uri)), store)]
+
+
+def test_a_folder_gives_its_shards_sorted_each_with_its_version(tmp_path, store):
+    fill(tmp_path, "b.tar", "a/2.tgz", "a/1.TAR.GZ", "c.parquet", "readme.txt", data=b"four")
+    shards = list_shards(TarInput(uri=str(tmp_path)), store)
+    assert [shard.name for shard in shards] == ["a/1.TAR.GZ", "a/2.tgz", "b.tar"]
+    assert shards == list_shards(TarInput(uri=f"{tmp_path}/"), store)
+    last = shards[-1]
+    assert (last.uri, last.size, last.members) == (f"{tmp_path}/b.tar", 4, ())
+    assert last.stored == store.stat(last.uri)
+    assert names(tmp_path, store, ParquetInput) == ["c.parquet"]
+
+
+def test_hidden_and_underscored_names_are_no_data(tmp_path, store):
+    fill(tmp_path, "a.tar", "_b.tar", ".c.tar", "_old/d.tar", "x/.git/e.tar", "x/f_.tar")
+    assert names(tmp_path, store) == ["a.tar", "x/f_.tar"]
+    assert names(tmp_path / "_old", store) == ["d.tar"]  # named by the user: a base like any other
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*.tar", ["a-1.tar", "a-2.tar", "b-1.tar"]),
+        ("a-?.tar", ["a-1.tar", "a-2.tar"]),
+        ("[!a]-*.tar", ["b-1.tar"]),
+        ("[a-c]-1.tar", ["a-1.tar", "b-1.tar"]),
+        ("**/*.tar", ["a-1.tar", "a-2.tar", "b-1.tar", "x/a-1.tar", "x/y/a-1.tar"]),
+        ("*/a-1.tar", ["x/a-1.tar"]),
+        ("**", ["a-1.tar", "a-2.tar", "b-1.tar", "x/a-1.tar", "x/y/a-1.tar"]),
+        ("{x,y}/**/a-1.tar", ["x/a-1.tar", "x/y/a-1.tar"]),
+        ("{a,b}-{1,9}.tar", ["a-1.tar", "b-1.tar"]),
+        ("{a-1,a-*,[a]-1}.tar", ["a-1.tar", "a-2.tar"]),  # overlapping: each once
+        ("?/", ["x/a-1.tar", "x/y/a-1.tar"]),
+        ("a*", ["a-1.tar", "a-2.tar"]),
+    ],
+)
+def test_patterns(tmp_path, store, pattern, expected):
+    fill(tmp_path, "a-1.tar", "a-2.tar", "b-1.tar", "x/a-1.tar", "x/y/a-1.tar", "a-1.txt")
+    assert names(f"{tmp_path}/{pattern}", store) == expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("s-{000..010}.tar", ["s-000.tar", "s-009.tar", "s-010.tar"]),
+        ("s-{009..020}.tar", ["s-009.tar", "s-010.tar", "s-011.tar"]),
+        ("s-{8..11}.tar", ["s-11.tar", "s-9.tar"]),
+        ("s-{11..8}.tar", ["s-11.tar", "s-9.tar"]),
+        ("s-{0..99999999}{0,1}.tar", ["s-11.tar"]),
+        ("s-{s-,}{9..9}.tar", ["s-9.tar"]),
+    ],
+)
+def test_brace_ranges_count_in_numbers_of_their_width(tmp_path, store, pattern, expected):
+    fill(tmp_path, "s-000.tar", "s-009.tar", "s-010.tar", "s-011.tar", "s-9.tar", "s-11.tar", "s-.tar")
+    assert names(f"{tmp_path}/{pattern}", store) == expected
+
+
+def test_names_are_relative_to_the_last_folder_before_the_first_wildcard(tmp_path, store):
+    fill(tmp_path, "train/a/1.tar", "train-2/a/2.tar")
+    assert names(f"{tmp_path}/train*/a/*.tar", store) == ["train-2/a/2.tar", "train/a/1.tar"]
+    assert names(f"{tmp_path}/train/?/1.tar", store) == ["a/1.tar"]
+    assert names(f"{tmp_path}/train", store) == ["a/1.tar"]  # a folder, not every name that begins so
+
+
+def test_one_object_is_an_archive_of_one_shard(tmp_path, store):
+    fill(tmp_path, "a/1.tar", "a/2.tar", "a/folder.tar/3.tar")
+    assert names(tmp_path / "a/1.tar", store) == ["1.tar"]
+    assert names(tmp_path / "a/folder.tar", store) == ["3.tar"]
+
+
+def test_relative_paths_name_what_lies_there(tmp_path, store, monkeypatch):
+    fill(tmp_path, "a/1.tar")
+    monkeypatch.chdir(tmp_path)
+    for uri, expected in [("a", "1.tar"), (".", "a/1.tar"), ("*/1.tar", "a/1.tar"), ("a/1.tar", "1.tar")]:
+        assert names(uri, store) == [expected]
+
+
+def test_nothing_found_says_what_is_there_and_what_to_do(tmp_path, store):
+    fill(tmp_path, "a.zip", "b.zip", "_c.tar")
+    with pytest.raises(InputError) as caught:
+        list_shards(TarInput(uri=f"{tmp_path}/"), store)
+    assert str(caught.value) == (
+        f"{tmp_path}/: no .tar, .tar.gz, .tgz files there (3 other objects); "
+        "name the folder that holds them, or a pattern such as FOLDER/train-*.tar"
+    )
+    with pytest.raises(NotFound):
+        list_shards(TarInput(uri=f"{tmp_path}/nowhere"), store)
+    with pytest.raises(InputError, match=r"\[z-a\]\.tar: not a pattern"):
+        list_shards(TarInput(uri=f"{tmp_path}/[z-a].tar"), store)
+
+
+def test_a_name_that_is_not_utf8_is_text(tmp_path, store):
+    try:
+        (tmp_path / os.fsdecode(b"a\xff.tar")).write_bytes(b"x")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    (shard,) = list_shards(TarInput(uri=str(tmp_path)), store)
+    assert shard.name == "a\\xff.tar"
+    assert shard.part.startswith("part-a-xff.tar-")
+    with store.open(shard.stored) as file:
+        assert file.read() == b"x"
+
+
+def test_a_part_is_named_by_uri_and_version_alone():
+    shard = Shard("a/b c.tar", "s3://x/a/b c.tar", "etag", 5)
+    digest = hashlib.sha256(b"s3://x/a/b c.tar\netag").hexdigest()[:20]
+    assert shard.part == f"part-a-b-c.tar-{digest}"
+    assert shard.part != Shard("a/b c.tar", "s3://x/a/b c.tar", "etag2", 5).part
+
+
+def images(folder, size=2):
+    return ImagesInput(uri=str(folder), group_size=size)
+
+
+def test_images_form_groups_in_order_of_their_names(tmp_path, store):
+    fill(tmp_path, "b.jpg", "a.PNG", "c/d.webp", "notes.txt", "_e.jpg", data=png())
+    shards, new = list_groups(images(tmp_path), store, [])
+    assert new == [["a.PNG", "b.jpg"], ["c/d.webp"]]
+    assert [shard.name for shard in shards] == ["group-000001", "group-000002"]
+    assert [shard.uri for shard in shards] == [f"{tmp_path}/#group-000001", f"{tmp_path}/#group-000002"]
+    assert shards[0].members == (store.stat(f"{tmp_path}/a.PNG"), store.stat(f"{tmp_path}/b.jpg"))
+    assert shards[0].size == 2 * len(png())
+    versions = [[name, store.stat(join(str(tmp_path), name)).version] for name in new[0]]
+    assert shards[0].version == hashlib.sha256(json.dumps(versions).encode()).hexdigest()
+    assert list_groups(images(tmp_path), store, new) == (shards, [])
+
+
+def test_images_added_later_form_new_groups(tmp_path, store):
+    fill(tmp_path, "b.jpg", "d.jpg", "f.jpg")
+    before, recorded = list_groups(images(tmp_path), store, [])
+    fill(tmp_path, "a.jpg", "c.jpg", "e.jpg")
+    after, new = list_groups(images(tmp_path, size=3), store, recorded)
+    assert new == [["a.jpg", "c.jpg", "e.jpg"]]  # the half-full group of f.jpg is not topped up
+    assert after[:2] == before
+    assert after[2].name == "group-000003"
+
+
+def test_vanished_images_leave_their_group_and_an_empty_group_is_no_shard(tmp_path, store):
+    fill(tmp_path, *(f"{name}.jpg" for name in "abcdef"))
+    before, recorded = list_groups(images(tmp_path), store, [])
+    assert recorded == [["a.jpg", "b.jpg"], ["c.jpg", "d.jpg"], ["e.jpg", "f.jpg"]]
+    for name in "bcd":
+        (tmp_path / f"{name}.jpg").unlink()
+    after, new = list_groups(images(tmp_path), store, recorded)
+    assert new == []
+    assert [shard.name for shard in after] == ["group-000001", "group-000003"]
+    assert [stored.uri for stored in after[0].members] == [f"{tmp_path}/a.jpg"]
+    assert after[0].version != before[0].version
+    assert after[1] == before[2]
+
+
+def test_a_recorded_order_is_kept(tmp_path, store):
+    fill(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    (shard,), new = list_groups(images(tmp_path), store, [["c.jpg", "a.jpg", "b.jpg"]])
+    assert [stored.uri[-5:] for stored in shard.members] == ["c.jpg", "a.jpg", "b.jpg"]
+    assert new == []
+
+
+def test_a_changed_image_changes_its_groups_version_alone(tmp_path, store):
+    fill(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    before, recorded = list_groups(images(tmp_path), store, [])
+    fill(tmp_path, "a.jpg", data=b"longer")
+    after, _ = list_groups(images(tmp_path), store, recorded)
+    assert after[0].version != before[0].version
+    assert after[0].uri == before[0].uri
+    assert after[1] == before[1]

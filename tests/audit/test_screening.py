@@ -1,0 +1,388 @@
+"""Nights on an archive that grows: what is new, what is gone, which gates trip, and who is told."""
+
+import hashlib
+import hmac
+import io
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from fault_proxy import FaultProxy
+from hostile import tar
+from PIL import Image
+from tiny import ARCH, labelled_tar, local_job, make_bundle, write_archive
+
+from gradosr.audit import screening, webhook
+from gradosr.audit.gates import judge
+from gradosr.audit.nights import Counts, History, Night
+from gradosr.config import Gates, S3Settings, ScreenJob, Webhook, load_job
+from gradosr.errors import ConfigError, RunFailed
+from gradosr.lab.seaweedfs import SeaweedFS
+from gradosr.results.outcome import Outcome
+from gradosr.run.plan import Summary, prepare
+from gradosr.scoring.worker import ShardWorker
+from gradosr.store import Store, StoredObject
+
+# --- Gates ---
+
+QUIET = Counts(1000, 1000, 50)
+
+
+def night(counts: Counts = QUIET) -> Night:
+    return Night("2026-11-21", "2026-11-21T02:30:00+01:00", counts, 10, 1, (), ())
+
+
+def tripped(gates: Gates, counts: Counts = QUIET, before: tuple[Night, ...] = (night(),), **facts: Any) -> list[str]:
+    known: dict[str, Any] = {"missing": 0, "archive_before": 10, "new_classes": [], **facts}
+    return [verdict.gate for verdict in judge(gates, counts, before, **known) if verdict.tripped]
+
+
+def test_a_rate_trips_when_all_of_its_interval_lies_above() -> None:
+    assert tripped(Gates(unknown_rate=0.03)) == ["unknown_rate"]
+    assert tripped(Gates(unknown_rate=0.045)) == []  # .05 of 1,000 may be .038
+    assert tripped(Gates(unknown_rate=0.1), Counts(3, 3, 1)) == []  # a third, of three
+    assert tripped(Gates(unknown_rate=0.0), Counts(5, 0, 0)) == []
+
+
+def test_an_increase_is_measured_against_the_nights_before() -> None:
+    gates = Gates(rate_increase=0.02)
+    assert tripped(gates, Counts(1000, 1000, 120)) == ["rate_increase"]
+    assert tripped(gates, Counts(1000, 1000, 75)) == []  # .025 more, give or take .021
+    assert tripped(gates, Counts(1000, 1000, 500), ()) == []
+
+
+def test_counts_trip_beyond_their_allowance() -> None:
+    assert tripped(Gates(bad_images=0), Counts(10, 9, 0)) == ["bad_images"]
+    assert tripped(Gates(bad_images=0.1), Counts(10, 9, 0)) == []
+    assert tripped(Gates(shards_missing=0), missing=1) == ["shards_missing"]
+    assert tripped(Gates(shards_missing=0.1), missing=1) == []
+    assert tripped(Gates(new_candidate_class=20), new_classes=[3, 20]) == ["new_candidate_class"]
+    assert tripped(Gates(new_candidate_class=20), new_classes=[3, 19]) == []
+    assert tripped(Gates(new_candidate_class=20), before=(), new_classes=[20]) == []
+
+
+def test_a_gate_that_is_not_named_is_off_and_every_other_says_why() -> None:
+    assert judge(Gates(), QUIET, (), 5, 5, [5]) == ()
+    for verdict in judge(Gates(unknown_rate=0.5, rate_increase=0.5, shards_missing=3), QUIET, (night(),), 0, 10, []):
+        assert verdict.why
+        assert verdict.found is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gates": {}}, "gates: name one at least, or no night can trip: bad_images, new_candidate_class, "),
+        ({"timezone": "Mars/Base"}, "timezone: no time zone Mars/Base; expected a name such as Europe/Berlin"),
+        ({"timezone": "../etc/passwd"}, "timezone: no time zone ../etc/passwd;"),
+        (
+            {"features": "none", "gates": {"new_candidate_class": 9}},
+            "gates.new_candidate_class needs features: unknown",
+        ),
+    ],
+)
+def test_what_no_night_can_do_is_told_when_the_config_is_read(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    document = {"bundle": "b", "input": {"kind": "tar", "uri": "a"}, "output": "o", "gates": {"bad_images": 0}}
+    (tmp_path / "screen.yaml").write_text(yaml.safe_dump({**document, **changes}))
+    with pytest.raises(ConfigError, match=re.escape(f"screen.yaml: {message}")) as told:
+        load_job(ScreenJob, str(tmp_path / "screen.yaml"))
+    assert "\n" not in str(told.value)
+
+
+# --- Telling ---
+
+
+@contextmanager
+def listening(*answers: int) -> Iterator[tuple[str, list[tuple[dict[str, str], bytes]]]]:
+    """A real HTTP server that answers with these, and then with 204: its URL, and what it heard."""
+    heard: list[tuple[dict[str, str], bytes]] = []
+    left = list(answers)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.append((dict(self.headers), self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(left.pop(0) if left else 204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/hook?token=secret", heard
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def screen_job(folder: Path, **changes: Any) -> ScreenJob:
+    document = {**local_job(folder).model_dump(exclude={"features"}), "gates": {"bad_images": 0}}
+    return ScreenJob.model_validate({**document, **changes})
+
+
+def test_a_webhook_is_signed_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOOK_KEY", "a key")
+    monkeypatch.setattr(webhook, "PAUSE", 0.01)
+    with listening(503, 500) as (url, heard):
+        webhook.tell(screen_job(tmp_path, webhook=Webhook(url=url, key_env="HOOK_KEY")), night())
+    assert len(heard) == 3
+    assert len({headers["Idempotency-Key"] for headers, _ in heard}) == 1
+    headers, body = heard[-1]
+    assert headers["X-Gradosr-Signature"] == "sha256=" + hmac.new(b"a key", body, hashlib.sha256).hexdigest()
+    assert json.loads(body)["night"] == "2026-11-21"
+
+
+def test_a_webhook_that_stays_deaf_is_told_without_its_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhook, "PAUSE", 0.01)
+    with listening(*[500] * 9) as (url, heard):
+        job = screen_job(tmp_path, webhook=Webhook(url=url, attempts=2))
+        with pytest.raises(RunFailed, match=r"webhook .*/hook: .*500.* \(2 times\)") as told:
+            webhook.tell(job, night())
+    assert len(heard) == 2
+    assert "secret" not in str(told.value)
+
+
+def test_a_key_that_is_not_there_is_told_before_work_starts(tmp_path: Path) -> None:
+    job = screen_job(tmp_path, webhook=Webhook(url="http://127.0.0.1:1/", key_env="NO_SUCH_KEY"))
+    with pytest.raises(ConfigError, match="NO_SUCH_KEY"):
+        screening.check(job)
+
+
+def test_a_command_hears_the_night_on_its_standard_input(tmp_path: Path) -> None:
+    webhook.tell(screen_job(tmp_path, command=("tee", f"{tmp_path}/heard.json")), night())
+    assert json.loads((tmp_path / "heard.json").read_text())["counts"]["unknown"] == 50
+    with pytest.raises(RunFailed, match=r"command false: .*next screening"):
+        webhook.tell(screen_job(tmp_path, command=("false",)), night())
+
+
+# --- Nights ---
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> ScreenJob:
+    """Over an archive of two shards of six images; the network has never seen anything."""
+    for shard in range(2):
+        add_shard(tmp_path, f"{shard:05}.tar", shard)
+    gates = {"shards_missing": 0, "bad_images": 0, "new_candidate_class": 10, "rate_increase": 0.2}
+    return screen_job(tmp_path, gates=gates)
+
+
+def add_shard(folder: Path, name: str, first: int, images: int = 6) -> None:
+    Store().write(f"{folder}/archive/{name}", labelled_tar(100 * first, images))
+
+
+def one_night(job: ScreenJob) -> tuple[Summary, Night | None]:
+    """A screening in this process."""
+    plan, outcome = prepare(job), Outcome()
+    plan.claim()
+    if plan.pending:
+        worker = ShardWorker(job, plan.fingerprint, threads=1)
+        worker.ready()
+        outcome.scored = {shard.part: worker.process(shard) for shard in plan.pending}
+    return screening.close(job, plan, outcome, History(Store(), plan.folder))
+
+
+def history(job: ScreenJob) -> History:
+    return History(Store(), prepare(job).folder)
+
+
+def test_a_night_covers_what_is_new_or_changed(job: ScreenJob, tmp_path: Path) -> None:
+    summary, first = one_night(job)
+    assert first is not None
+    assert (summary.scored, first.counts.rows, first.shards, first.new_shards) == (2, 12, 2, 2)
+    add_shard(tmp_path, "00002.tar", 2)
+    add_shard(tmp_path, "00001.tar", 3, images=4)  # replaced
+    summary, second = one_night(job)
+    assert second is not None
+    assert (summary.scored, second.counts.rows, second.shards, second.new_shards) == (2, 10, 3, 2)
+    assert (second.missing, second.tripped) == ((), [])
+    folder = tmp_path / "results" / "screenings"
+    assert [night.night for night in history(job).nights(9)] == [first.night, second.night]
+    assert second.night.startswith(first.night[:10])
+    audited = json.loads((folder / second.night / "audit.json").read_text())
+    assert audited["rows"] == 10
+    assert (folder / second.night / "index.html").exists()
+    page = (folder / "index.html").read_text()
+    assert f'href="{second.night}/index.html"' in page
+    assert page.index(second.night) < page.index(f'href="{first.night}/index.html"')
+
+
+def test_a_night_without_news_is_a_night(job: ScreenJob, tmp_path: Path) -> None:
+    one_night(job)
+    summary, second = one_night(job)
+    assert second is not None
+    assert (summary.scored, second.counts, second.tripped) == (0, Counts(0, 0, 0), [])
+
+
+def test_a_shard_that_is_gone_trips_its_gate_once(job: ScreenJob, tmp_path: Path) -> None:
+    one_night(job)
+    (tmp_path / "archive" / "00001.tar").unlink()
+    _, second = one_night(job)
+    assert second is not None
+    assert (second.missing, [verdict.gate for verdict in second.tripped]) == (("00001.tar",), ["shards_missing"])
+    _, third = one_night(job)
+    assert third is not None
+    assert third.tripped == []
+
+
+def test_what_a_killed_night_scored_belongs_to_the_next(job: ScreenJob, tmp_path: Path) -> None:
+    one_night(job)
+    add_shard(tmp_path, "00002.tar", 2)
+    add_shard(tmp_path, "00003.tar", 3)
+    plan = prepare(job)
+    plan.claim()
+    worker = ShardWorker(job, plan.fingerprint, threads=1)
+    worker.ready()
+    worker.process(plan.pending[0])  # and no more
+    summary, night = one_night(job)
+    assert night is not None
+    assert (summary.scored, night.new_shards, night.counts.rows) == (1, 2, 12)
+
+
+def test_failed_shards_make_no_night(job: ScreenJob) -> None:
+    plan = prepare(job)
+    plan.claim()
+    _, night = screening.close(job, plan, Outcome(failed={"00001.tar": "the store was away"}), history(job))
+    assert night is None
+    assert history(job).nights(9) == []
+
+
+def test_a_tripped_night_is_told_once(job: ScreenJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhook, "PAUSE", 0.01)
+    one_night(job)
+    (tmp_path / "archive" / "00001.tar").unlink()
+    one_night(job)
+    with listening(500) as (url, heard):
+        deaf = job.model_copy(update={"webhook": Webhook(url=url, attempts=1)})
+        with pytest.raises(RunFailed):
+            screening.tell_all(deaf, history(job))
+        for _ in range(2):
+            screening.tell_all(deaf, history(job))
+    assert len(heard) == 2  # one of them in vain
+    assert json.loads(heard[-1][1])["tripped"] == ["shards_missing"]
+
+
+# --- Nights by the command, on a real store and a real Ray ---
+
+
+def yellow(number: int) -> bytes:
+    """A picture of a class that is in no archive before."""
+    pixels = np.array([250, 250, 0]) + np.random.default_rng(number).integers(0, 5, (16, 16, 3))
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+LISTED = ("_SUCCESS", "run.json", "parts/", "quarantine/", "groups/")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_nights_on_an_archive_that_grows(
+    seaweedfs: SeaweedFS, store: Store, bucket: str, s3_settings: S3Settings, tmp_path: Path
+) -> None:
+    """Night two reads the new and the changed alone; three is killed midway; four catches up, trips and tells."""
+    write_archive(store, f"{bucket}/archive", shards=6, images=40)
+    make_bundle(store, f"{bucket}/bundle")
+    with listening() as (url, heard), FaultProxy(seaweedfs.endpoint_url) as proxy:
+        job = {
+            "bundle": f"{bucket}/bundle",
+            "input": {"kind": "tar", "uri": f"{bucket}/archive/"},
+            "output": f"{bucket}/results",
+            "trust": [ARCH],
+            "workers": 1,
+            "gates": {"new_candidate_class": 30, "rate_increase": 0.05},
+            "webhook": {"url": url},
+            "store": {**s3_settings.model_dump(mode="json", exclude_none=True), "endpoint_url": proxy.endpoint_url},
+        }
+        config = tmp_path / "screen.yaml"
+        config.write_text(yaml.safe_dump(job))
+        command = [sys.executable, "-m", "gradosr.jobs.cli", "screen", str(config), "--json"]
+        path = f"/{bucket.removeprefix('s3://')}/archive/"
+
+        def screen() -> tuple[int, dict[str, Any]]:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
+            assert done.stdout, done.stderr
+            return done.returncode, json.loads(done.stdout)
+
+        def bytes_read() -> dict[str, int]:
+            """Of the bodies of the archive's shards since this was last asked."""
+            read = {name.removeprefix(path): size for name, size in proxy.read.items() if name.startswith(path)}
+            proxy.read.clear()
+            return read
+
+        def listed() -> list[str]:
+            """Prefixes below the results since this was last asked, without those that a run itself needs."""
+            queries = [parse_qs(seen.partition("?")[2]) for seen in proxy.seen if "list-type" in seen]
+            proxy.seen.clear()
+            prefixes = [query["prefix"][0].removeprefix("results/") for query in queries]
+            return [name for name in prefixes if name not in LISTED and not name.startswith("archive/")]
+
+        def archive() -> dict[str, StoredObject]:
+            return {stored.uri.rpartition("/")[2]: stored for stored in store.list(f"{bucket}/archive/")}
+
+        code, first = screen()
+        assert (code, first["new_shards"], first["counts"]["rows"]) == (0, 6, 240)
+        assert bytes_read().keys() == archive().keys()
+        assert listed() == ["screenings/"]  # all of it, so once
+
+        store.write(f"{bucket}/archive/00006.tar", labelled_tar(6000, 40))
+        store.write(f"{bucket}/archive/00005.tar", labelled_tar(99_000, 40))  # replaced
+        code, second = screen()
+        assert (code, second["new_shards"], second["counts"]["rows"]) == (0, 2, 80)
+        read = bytes_read()
+        assert read.keys() == {"00005.tar", "00006.tar"}  # of unchanged shards not a byte, pictures included
+        for name, size in read.items():  # once to score them, at most once more for pictures
+            assert archive()[name].size <= size <= 2 * archive()[name].size
+        assert listed() == ["screenings/"]
+        parts = {stored.uri: stored.version for stored in store.list(f"{bucket}/results/parts/")}
+
+        for shard in range(7, 46):
+            store.write(f"{bucket}/archive/{shard:05}.tar", labelled_tar(1000 * shard, 6))
+        store.write(f"{bucket}/archive/00004.tar", labelled_tar(98_000, 40))  # replaced
+        third = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 100
+        while len(list(store.list(f"{bucket}/results/parts/"))) < len(parts) + 3:
+            assert third.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        third.kill()
+        third.wait()
+
+        store.write(f"{bucket}/archive/90000.tar", tar((f"{n:03}.png", yellow(n)) for n in range(60)))
+        code, fourth = screen()
+        assert (code, fourth["new_shards"], fourth["counts"]["rows"]) == (6, 41, 334), fourth
+        assert set(fourth["tripped"]) == {"new_candidate_class", "rate_increase"}
+        unchanged = {f"{shard:05}.tar" for shard in (0, 1, 2, 3, 5, 6)}
+        assert bytes_read().keys() == archive().keys() - unchanged
+        code, fifth = screen()
+        assert (code, fifth["counts"]["rows"], fifth["tripped"]) == (0, 0, [])
+        assert bytes_read() == {}
+    (told,) = heard
+    assert json.loads(told[1])["night"] == fourth["night"]
+    after = {stored.uri: stored.version for stored in store.list(f"{bucket}/results/parts/")}
+    assert len(after) == 47
+    assert len(parts.items() & after.items()) == 6  # neither scored again nor touched; the replaced one is superseded
+    rows = [
+        pq.ParquetFile(io.BytesIO(store.read(uri)), pre_buffer=False).read(use_threads=False)["key"].to_pylist()
+        for uri in after
+    ]
+    keys = [key for part in rows for key in part]
+    assert len(keys) == len(set(keys)) == 7 * 40 + 39 * 6 + 60

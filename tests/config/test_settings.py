@@ -1,0 +1,66 @@
+"""A YAML document becomes strict settings, or a line per fault."""
+
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import Field, ValidationError
+
+from gradosr.config.settings import Settings, load_settings
+from gradosr.errors import ConfigError
+
+
+class Circle(Settings):
+    kind: Literal["circle"] = "circle"
+    radius: float
+
+
+class Square(Settings):
+    kind: Literal["square"] = "square"
+    side: Annotated[int, Field(gt=0)]
+
+
+class Drawing(Settings):
+    shape: Annotated[Circle | Square, Field(discriminator="kind")]
+    count: int | Literal["auto"] = "auto"
+    layers: dict[str, Square] = {}
+    names: tuple[str, ...] = ()
+    fill: Annotated[int, Field(gt=0)] | Literal["none"] | Square = "none"
+
+
+FAULTS = {
+    "shape: {kind: circle, radius: 1}\ncuont: 2": "d.yaml: cuont: unknown key; did you mean count? "
+    "(valid: count, fill, layers, names, shape)",
+    "shape: {kind: circle, radius: 1}\nfoo: 2": "d.yaml: foo: unknown key (valid: count, fill, layers, names, shape)",
+    "count: 3": "d.yaml: shape: required",
+    "shape: {kind: circle, radus: 2}": "d.yaml: shape.radius: required\n"
+    "d.yaml: shape.radus: unknown key; did you mean radius? (valid: kind, radius)",
+    "shape: {kind: square, side: 0}": "d.yaml: shape.side: Input should be greater than 0, found 0",
+    "shape: {kind: blob}": "d.yaml: shape: Input tag 'blob' found using 'kind' does not match any of the expected "
+    "tags: 'circle', 'square'",
+    "shape: {kind: circle, radius: 1}\ncount: many": "d.yaml: count: Input should be a valid integer, unable to parse "
+    "string as an integer or Input should be 'auto', found 'many'",
+    "shape: {kind: circle, radius: 1}\nlayers: {top: {side: x}}": "d.yaml: layers.top.side: Input should be a valid "
+    "integer, unable to parse string as an integer, found 'x'",
+    "shape: {kind: circle, radius: 1}\nfill: 0": "d.yaml: fill: Input should be greater than 0 or Input should be "
+    "'none' or Input should be a valid dictionary or instance of Square, found 0",
+    "shape: {kind: circle, radius: 1}\nfill: {side: 0}": "d.yaml: fill.side: Input should be greater than 0, found 0",
+}
+
+
+@pytest.mark.parametrize("text", FAULTS)
+def test_every_fault_is_a_line_with_its_place(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(Drawing, text, "d.yaml")
+    assert str(caught.value) == FAULTS[text]
+
+
+def test_overrides_are_yaml_and_come_last() -> None:
+    drawing = load_settings(
+        Drawing, "shape: {kind: circle, radius: 1}", "d.yaml", ["shape.radius=2.5", "count=3", "names=[a, b]"]
+    )
+    assert (drawing.shape, drawing.count, drawing.names) == (Circle(radius=2.5), 3, ("a", "b"))
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError):
+        Circle(radius=1.0).radius = 2.0  # type: ignore[misc]

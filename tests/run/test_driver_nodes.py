@@ -1,0 +1,81 @@
+"""The driver on several real Ray nodes: those that cannot load, that eat shards, that die."""
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import doomed
+import pytest
+from chaos import WORKERS, Nodes, nodes
+from tiny import local_job, write_archive
+
+from gradosr.config import RaySettings, ScoreJob, Workers
+from gradosr.results.outcome import Outcome, Progress
+from gradosr.run.driver import Driver, connected
+from gradosr.run.driver.actor import MakeWorker
+from gradosr.run.plan import finish, prepare
+from gradosr.store import Store
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Nodes]:
+    with nodes() as made, connected(RaySettings(address=made.address), {}):
+        yield made
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> ScoreJob:
+    write_archive(Store(), f"{tmp_path}/archive", shards=8)
+    return local_job(tmp_path, workers=Workers(max=WORKERS + 1))
+
+
+def drive(
+    job: ScoreJob, worker: MakeWorker, observe: Callable[[Progress], None] = lambda _: None
+) -> tuple[Outcome, list[str]]:
+    plan, notes = prepare(job), doomed.Noted()
+    plan.claim()
+    driver = Driver(job, plan.folder, plan.fingerprint, observe, notes, threading.Event(), worker)
+    outcome = driver.run(plan.pending)
+    assert finish(plan, outcome).counts["rows"] == 48
+    return outcome, notes.warnings
+
+
+def test_a_node_that_cannot_load_is_avoided_and_says_why_once(cluster: Nodes, job: ScoreJob) -> None:
+    cluster.add(GRADOSR_TEST_UNLOADABLE="1")
+    try:
+        _, said = drive(job, doomed.Unloadable)
+    finally:
+        cluster.settle()
+    assert len(said) == 1
+    assert "is avoided" in said[0]
+    assert "lacks a driver" in said[0]
+
+
+@pytest.mark.slow
+def test_a_node_that_eats_shards_is_avoided_and_they_are_scored_elsewhere(
+    cluster: Nodes, job: ScoreJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradosr.run.driver.NODE_DEATHS", 1)  # eight shards are few
+    cluster.add(GRADOSR_TEST_EATING="1")
+    try:
+        outcome, said = drive(job.model_copy(update={"max_attempts": 2}), doomed.Eating)
+    finally:
+        cluster.settle()
+    assert not outcome.quarantined
+    assert [line for line in said if "1 shards in a row lost their worker there" in line]
+
+
+def test_a_shard_is_not_blamed_for_the_death_of_its_node(cluster: Nodes, job: ScoreJob) -> None:
+    killed = threading.Event()
+
+    def kill(progress: Progress) -> None:
+        if progress.workers == WORKERS and not killed.is_set():
+            killed.set()
+            cluster.kill_one(random.Random(0))
+
+    outcome, _ = drive(job.model_copy(update={"max_attempts": 1}), doomed.Slow, kill)
+    assert killed.is_set()
+    assert not outcome.quarantined
