@@ -1,60 +1,60 @@
-"""Every fault a user can be told in one line: what, where, what to do.
+"""All errors that a user may see, each as one line that tells the problem, its place and a remedy.
 
 GradosrError
 ├── ConfigError             the config or the command line is wrong
-│   └── FingerprintMismatch the output folder belongs to a run of other settings
-├── InputError              something the config names cannot be used: missing, unreadable, unfit
-│   ├── BundleError         a bundle that is damaged, of another version, or names what may not be loaded
-│   ├── ClassifierError     an architecture, weights or forward pass that cannot serve
-│   ├── EmptyTable          a results folder whose table has no parts, or none of those asked for
-│   └── StoreError          the store did not do what was asked, after retries
-│       ├── NotFound        no such bucket, object or path
-│       ├── AccessDenied    wrong, missing or expired credentials, or a policy that forbids it
+│   └── FingerprintMismatch the output folder belongs to a run with other settings
+├── InputError              something named in the config cannot be used: missing, unreadable or unsuitable
+│   ├── BundleError         a bundle is damaged, of another version, or names code that may not be loaded
+│   ├── ClassifierError     an architecture, weights or a forward pass is unsuitable
+│   ├── EmptyTable          a results folder's table has no parts, or none of those requested
+│   └── StoreError          the store failed to do what was asked, after retries
+│       ├── NotFound        the bucket, object or path does not exist
+│       ├── AccessDenied    credentials are wrong, missing or expired, or a policy forbids access
 │       ├── ObjectChanged   the object was replaced or removed after it was listed
-│       └── NoConditionalWrites  the store cannot write on the condition that nobody else did
-├── ShardUnreadable         a verdict on a shard's content: nothing of it can be read, now or later
+│       └── NoConditionalWrites  the store cannot make a write fail if somebody else has written
+├── ShardUnreadable         a shard's content cannot be read, now or later
 ├── RunActive               the same run is already active
 └── RunFailed               the run stopped or ended with failed shards; the same command resumes it
 
-Foreign errors become one of these at one boundary each (`raise ... from error`). All carry one
-message and nothing else, so they survive pickling between Ray processes. jobs/ turns them into exit codes.
+Errors of other libraries are converted to one of these at a single boundary each (`raise ... from error`). All of them
+carry only a message, so they survive pickling between Ray processes. jobs/ turns them into exit codes.
 """
 
 
 class GradosrError(Exception):
-    """Anything a user can be told in one line."""
+    """Base class of all errors that are reported to the user in one line."""
 
 
 class ConfigError(GradosrError):
-    """The config or the command line is wrong."""
+    """An error in the config or on the command line."""
 
 
 class FingerprintMismatch(ConfigError):
-    """The output folder belongs to a run of other settings."""
+    """An output folder that belongs to a run with other settings."""
 
 
 class InputError(GradosrError):
-    """Something the config names cannot be used."""
+    """Something named in the config that cannot be used."""
 
 
 class BundleError(InputError):
-    """A bundle is damaged, of another version, or names what may not be loaded."""
+    """A bundle that is damaged, of another version, or names code that may not be loaded."""
 
 
 class ClassifierError(InputError):
-    """An architecture, its weights or its forward pass cannot serve."""
+    """An unsuitable architecture, weights or forward pass."""
 
 
 class EmptyTable(InputError):
-    """A results folder whose table has no parts yet, or none of those asked for."""
+    """A results folder whose table has no parts yet, or none of those requested."""
 
 
 class StoreError(InputError):
-    """The store did not do what was asked, after retries."""
+    """A failure of the store to do what was asked, after retries."""
 
 
 class NotFound(StoreError):
-    """No such bucket, object or path."""
+    """A bucket, object or path that does not exist."""
 
 
 class AccessDenied(StoreError):
@@ -62,32 +62,32 @@ class AccessDenied(StoreError):
 
 
 class ObjectChanged(StoreError):
-    """The object was replaced or removed after it was listed."""
+    """An object that was replaced or removed after it was listed."""
 
 
 class NoConditionalWrites(StoreError):
-    """The store cannot write on the condition that nobody else did."""
+    """A store that cannot make a write fail if somebody else has written."""
 
 
 class ShardUnreadable(GradosrError):
-    """Nothing of the shard can be read, now or later."""
+    """A shard whose content cannot be read, now or later."""
 
 
 class RunActive(GradosrError):
-    """The same run is already active."""
+    """A run that is already active elsewhere."""
 
 
 class RunFailed(GradosrError):
-    """The run stopped or ended with failed shards; the same command resumes it."""
+    """A run that stopped or ended with failed shards; the same command resumes it."""
 
 
 def first_line(error: BaseException) -> str:
-    """What a foreign error says, in one line; its type where it says nothing."""
+    """Return the first line of an error's message, or its type if it has no message."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def system_reason(error: BaseException) -> str | None:
-    """The operating system's word for what lies behind an error (`connection refused`), if it has one."""
+    """Return the operating system's reason behind an error (`connection refused`), or None if there is none."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:

@@ -1,4 +1,4 @@
-"""Versions of what scores may depend on."""
+"""Versions of the software that scores may depend on."""
 
 import platform
 from contextlib import suppress
@@ -6,9 +6,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def software() -> dict[str, str]:
-    """Versions that scores may depend on."""
+    """Return the version of each installed package that scores may depend on, and of Python."""
     found = {"python": platform.python_version()}
     for name in ("gradosr", "torch", "torchvision", "pyarrow", "pillow", "ray"):
-        with suppress(PackageNotFoundError):  # a checkout on the path; a machine that needs no Ray
+        with suppress(PackageNotFoundError):  # a checkout that is not installed, or a machine without Ray
             found[name] = version(name)
     return found

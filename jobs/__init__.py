@@ -1,1 +1,1 @@
-"""What to run: one file per kind of job, each one page that shows the whole job. Installed as gradosr.jobs."""
+"""The commands: one file per kind of job, each one page that shows the whole job. Installed as gradosr.jobs."""

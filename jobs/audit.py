@@ -1,4 +1,4 @@
-"""gradosr audit: what is in an archive that the classifier has never seen, from its results."""
+"""gradosr audit: report the images of an archive that the classifier has never seen, from its results."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ from .cli import json_flag, set_option
 def audit(
     results: str, out: Path, baseline: str | None, fdr: float | None, overrides: tuple[str, ...], as_json: bool
 ) -> None:
-    """Tell what in RESULTS (a folder or s3:// prefix of `gradosr score`) the classifier has never seen.
+    """Report the images in RESULTS (a folder or s3:// prefix of `gradosr score`) that the classifier has never seen.
 
     Writes a page (index.html), audit.json, the flagged images (flagged.parquet) and exports for labelling into --out.
     """

@@ -1,4 +1,4 @@
-"""gradosr bench: figures, from paired runs in one process."""
+"""gradosr bench: measure speed, in paired runs within one process."""
 
 import json
 from dataclasses import asdict
@@ -54,7 +54,7 @@ def engine(
     explain: bool,
     as_json: bool,
 ) -> int:
-    """Gradient engine against a forward pass, a training step, a batch-of-one loop and torch.func's vmap."""
+    """Compare the gradient engine with a forward pass, a training step, a batch-of-one loop and torch.func's vmap."""
     if explain and conformance:
         raise click.UsageError("--explain and --conformance: one at a time")
     if conformance:
@@ -97,7 +97,10 @@ def write_table(file: Path, runs: int, device: str) -> None:
 @click.option("--small", is_flag=True, help="Tiny sizes: to try the measuring itself, on anything.")
 @click.option("--device", default="cuda", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
 def bench_gpu(out: Path, seconds: float, device: str, *, small: bool) -> None:
-    """A CUDA device within minutes: speed, memory, accuracy, forms, whole jobs; OUT is JSON and grows as it goes."""
+    """Measure a CUDA device within minutes: speed, memory, accuracy, forms, whole jobs.
+
+    OUT is a JSON file to which results are added as they arrive.
+    """
     from gradosr.lab.benchmark.gpu import measure
 
     measure(out, seconds, device, lambda line: click.echo(line, err=True), small=small)
@@ -113,7 +116,10 @@ def bench_gpu(out: Path, seconds: float, device: str, *, small: bool) -> None:
 )
 @json_flag
 def bench_driver(shards: int, workers: int, folder: str | None, as_json: bool) -> None:
-    """The driver over shards that cost nothing: milliseconds per shard, memory, and seconds to see that all is done."""
+    """Measure the driver with shards that take no time to score.
+
+    Reports milliseconds per shard, memory, and the seconds needed to find that all shards are done.
+    """
     import tempfile
 
     from gradosr.lab.benchmark import driver
@@ -133,7 +139,7 @@ def bench_driver(shards: int, workers: int, folder: str | None, as_json: bool) -
 )
 @json_flag
 def bench_audit(rows: int, folder: str | None, as_json: bool) -> None:
-    """An audit of made-up results: seconds, and the memory of this process."""
+    """Measure an audit of generated results: seconds, and the memory of this process."""
     import tempfile
 
     from gradosr.lab.benchmark import audit
@@ -173,7 +179,10 @@ def bench_job(
     peer: bool,
     as_json: bool,
 ) -> None:
-    """A whole job beside the engine alone, reading and decoding alone, and a Ray Data pipeline with the same scorer."""
+    """Compare a whole job with its parts and with Ray Data.
+
+    Contenders are the engine alone, reading and decoding alone, and a Ray Data pipeline with the same scorer.
+    """
     import os
     import tempfile
 
@@ -190,7 +199,7 @@ def bench_job(
 
 
 def _conformance(library: str, *, as_json: bool) -> int:
-    """One line per architecture as it finishes, or one document at the end."""
+    """Print one line per architecture as it finishes, or one document at the end."""
     from gradosr.lab.benchmark.tables import conformance_line
     from gradosr.lab.conformance import conformance, facts
 

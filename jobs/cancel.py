@@ -13,9 +13,9 @@ from .status import job_report, run_of
 @address_option
 @json_flag
 def cancel(job: str, address: str | None, as_json: bool) -> None:
-    """Ask JOB to end, wait until it has, and tell what is left.
+    """Ask JOB to end, wait for it, and report the remaining work.
 
-    Shards that are being scored get `drain_timeout` seconds to finish. The same `gradosr submit` goes on from there.
+    Shards that are being scored get `drain_timeout` seconds to finish. The same `gradosr submit` continues from there.
     """
     from gradosr.run.submission import Cluster
 

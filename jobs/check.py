@@ -1,4 +1,4 @@
-"""gradosr check: a classifier as it was understood, before hours are spent on it."""
+"""gradosr check: report how a classifier was understood, before hours are spent on it."""
 
 import json
 
@@ -12,7 +12,7 @@ from .cli import json_flag, set_option
 @set_option
 @json_flag
 def check(target: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Load a bundle (folder or s3:// prefix), or what a fit or score CONFIG names, and run one batch."""
+    """Load a bundle (folder or s3:// prefix), or the classifier of a fit or score CONFIG, and run one batch."""
     from gradosr.config import FitJob, check_job
     from gradosr.fit.inspection import check_bundle, check_fit, report
     from gradosr.run.console import Notes

@@ -1,7 +1,7 @@
-"""The `gradosr` command: its group, the flags that jobs share, and errors as exit codes.
+"""The `gradosr` command: its group, the flags that jobs share, and the exit code of each error.
 
-Job modules import click alone at the top; the library is imported inside their bodies, so that
-`gradosr --help` answers at once.
+Job modules import only click at the top. The library is imported inside the commands, so that `gradosr --help` answers
+at once.
 """
 
 import importlib
@@ -26,18 +26,18 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived."""
+    """The exception raised on SIGTERM."""
 
 
 class Commands(click.Group):
-    """Imports the module of a command when it is needed."""
+    """A group that imports a command's module only when the command is needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order of a user's work, not of the alphabet."""
+        """List commands in the order in which a user needs them, not alphabetically."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The click command in the module of the same name."""
+        """Return the click command from the module of the same name."""
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = getattr(importlib.import_module(f".{cmd_name}", __package__), cmd_name)
@@ -49,11 +49,11 @@ class Commands(click.Group):
 def cli() -> None:
     """Find what an image classifier has never seen, in archives of any size.
 
-    A job is a YAML file; --set KEY=VALUE changes a field of it. stdout is data, stderr is messages.
+    A job is a YAML file; --set KEY=VALUE changes a field of it. Data is printed on stdout, messages on stderr.
 
-    Exit codes: 0 done, 1 failed (run it again to go on), 2 usage or config, 4 input or credentials,
-    5 finished with more bad images or quarantined shards than the job allows, 6 a gate of a screening tripped,
-    7 the same run is already active, 130 or 143 interrupted (run it again to go on).
+    Exit codes: 0 done, 1 failed (run it again to continue), 2 usage or config, 4 input or credentials, 5 finished with
+    more bad images or quarantined shards than the job allows, 6 a gate of a screening tripped, 7 the same run is
+    already active, 130 or 143 interrupted (run it again to continue).
     """
 
 
@@ -71,12 +71,12 @@ address_option = click.option(
 
 
 def job_flags(command: F) -> F:
-    """CONFIG, --set and --json."""
+    """Add CONFIG, --set and --json to a command."""
     return config_argument(set_option(json_flag(command)))
 
 
 def log_flags(command: F) -> F:
-    """--log-interval and --log-format: how a job tells of itself on stderr."""
+    """Add --log-interval and --log-format, which control a job's messages on stderr."""
     interval = click.option(
         "--log-interval",
         default=30.0,
@@ -98,13 +98,13 @@ def log_flags(command: F) -> F:
 
 
 def _remember_format(context: click.Context, _option: click.Parameter, value: str) -> str:
-    """For `run`, which outlives the command and tells its errors."""
+    """Store the format for `run`, which reports errors after the command has ended."""
     context.ensure_object(dict)["log_format"] = value
     return value
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code and leaves one line per fault on stderr."""
+    """Run the command line, print one line per fault on stderr, and return the exit code."""
     signal.signal(signal.SIGTERM, _terminate)
     flags: dict[str, str] = {}
     try:
@@ -152,7 +152,7 @@ def _as_json(flags: Mapping[str, str]) -> bool:
 
 @contextmanager
 def drained() -> Iterator[threading.Event]:
-    """Within, the first SIGTERM sets the event instead of ending the command; the second one ends it."""
+    """Let the first SIGTERM set the event instead of ending the command; a second one ends it."""
     stop = threading.Event()
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -172,7 +172,7 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Run as the console script."""
     sys.exit(run())
 
 

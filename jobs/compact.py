@@ -1,4 +1,4 @@
-"""gradosr compact: a finished run's table in few large Parquet files."""
+"""gradosr compact: rewrite a finished run's table as a few large Parquet files."""
 
 import json
 
@@ -16,7 +16,7 @@ from .cli import json_flag, set_option
 def compact(results: str, out: str, size: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Write the rows of RESULTS, a finished run, to Parquet files of a given size in a new folder.
 
-    They are read back and compared with the parts before anything is said to be done. Nothing of RESULTS changes.
+    The files are read back and compared with the original parts before success is reported. RESULTS is not changed.
     """
     from gradosr.config import StoreFields
     from gradosr.config.settings import load_settings

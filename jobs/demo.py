@@ -1,4 +1,4 @@
-"""gradosr demo: the whole way on a real S3 server and a real Ray, by the commands a user would type."""
+"""gradosr demo: run the whole workflow on a real S3 server and a real Ray, with the commands that a user would type."""
 
 import os
 import shlex
@@ -23,7 +23,7 @@ def demo(folder: Path) -> int:
     from gradosr.lab.demo_data import write_configs, write_digits
     from gradosr.lab.seaweedfs import SeaweedFS
 
-    for part in ("images", "s3", "bundle", "results"):  # of an earlier demo
+    for part in ("images", "s3", "bundle", "results"):  # left by an earlier demo
         shutil.rmtree(folder / part, ignore_errors=True)
     write_digits(folder / "images", KNOWN)
     write_configs(folder, KNOWN)
@@ -47,7 +47,7 @@ def demo(folder: Path) -> int:
 
 
 def _run(arguments: list[str], environment: Mapping[str, str]) -> int:
-    """Run one gradosr command as a user would; it dies with this process."""
+    """Run one gradosr command as a user would; it ends when this process does."""
     from gradosr.lab.seaweedfs import bound_to_parent
 
     click.echo(f"\n$ gradosr {shlex.join(arguments)}", err=True)
@@ -55,6 +55,6 @@ def _run(arguments: list[str], environment: Mapping[str, str]) -> int:
     process = subprocess.Popen(command, env=dict(environment))  # noqa: S603 - our own arguments
     try:
         return process.wait()
-    finally:  # interrupted: the command stops its own Ray
+    finally:  # when interrupted, the command stops its own Ray
         process.terminate()
         process.wait()

@@ -1,4 +1,4 @@
-"""gradosr evaluate: how well unknown images are found, in a run's rows or by a protocol."""
+"""gradosr evaluate: measure how well unknown images are found, from a run's rows or by a protocol."""
 
 import json
 from collections.abc import Mapping
@@ -19,8 +19,8 @@ from .cli import json_flag, set_option
 def evaluate(target: str, known: str, protocol: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Measure the scores in TARGET (a results folder or s3:// prefix) against the labels in it.
 
-    With --protocol osr TARGET is a config: every detector is fitted to every classifier, on known classes alone, and
-    tables (after each task), plots and all scores are written. The same command goes on where it was.
+    With --protocol osr, TARGET is a config: every detector is fitted to every classifier, on known classes only, and
+    tables (after each task), plots and all scores are written. The same command again continues where it stopped.
     """
     if protocol:
         _compare(target, overrides, as_json)

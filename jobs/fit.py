@@ -1,4 +1,4 @@
-"""gradosr fit: a classifier and known images to a bundle."""
+"""gradosr fit: make a bundle from a classifier and known images."""
 
 import json
 
@@ -10,7 +10,7 @@ from .cli import job_flags
 @click.command()
 @job_flags
 def fit(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Fit the unknown detector of CONFIG (and train its classifier, if it says so) and save the bundle."""
+    """Fit the unknown detector of CONFIG (and train its classifier, if requested) and save the bundle."""
     from gradosr.config import FitJob, load_job
     from gradosr.fit.fitting import fit as fit_bundle
     from gradosr.fit.fitting import record_job

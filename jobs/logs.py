@@ -1,4 +1,4 @@
-"""gradosr logs: what a submitted job has written."""
+"""gradosr logs: print the log of a submitted job."""
 
 import click
 
@@ -22,7 +22,7 @@ def logs(job: str, follow: bool, address: str | None) -> None:
 
 
 def say(line: str, *, err: bool = False) -> None:
-    """A line of a log on stdout or stderr."""
+    """Print one line of a log on stdout or stderr."""
     from gradosr.text import printable
 
     click.echo(printable(line.expandtabs()), err=err)

@@ -1,4 +1,4 @@
-"""gradosr pack: single images or Parquet rows to WebDataset tar shards."""
+"""gradosr pack: pack single images or Parquet rows into WebDataset tar shards."""
 
 import json
 
@@ -15,8 +15,8 @@ from .cli import json_flag, set_option
 def pack(source: str, target: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Pack the images of SOURCE into tar shards below TARGET.
 
-    SOURCE is a folder of images (the folder of an image is its label) or, with --set input.kind=parquet,
-    Parquet files; --set images_per_shard=N, --set input.label_column=NAME and the like change the rest.
+    SOURCE is a folder of images (an image's folder is its label) or, with --set input.kind=parquet, Parquet files.
+    Other settings are changed the same way: --set images_per_shard=N, --set input.label_column=NAME.
     """
     from gradosr.archive.packing import pack_shards
     from gradosr.config import pack_job

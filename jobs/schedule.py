@@ -1,4 +1,4 @@
-"""gradosr schedule: a screening every night, by cron, systemd or Kubernetes."""
+"""gradosr schedule: run a screening every night with cron, systemd or Kubernetes."""
 
 import json
 from typing import TYPE_CHECKING
@@ -32,9 +32,10 @@ def schedule(
     image: str | None,
     as_json: bool,
 ) -> int:
-    """Render `gradosr screen CONFIG` as a schedule on stdout, and tell the next five times.
+    """Print `gradosr screen CONFIG` as a schedule on stdout, and report the next five times.
 
-    A night that finds the one before still at work ends with exit code 7; a missed one is caught up by the next.
+    A night that starts while the one before is still running ends with exit code 7; the next night makes up for a
+    missed one.
     """
     from datetime import datetime
     from datetime import timezone as zones
@@ -53,7 +54,7 @@ def schedule(
         return DONE
     if cron is None:
         raise click.UsageError("--cron is required")
-    load_job(ScreenJob, config)  # now, and not in the night
+    load_job(ScreenJob, config)  # report faults now instead of at night
     wanted = make_schedule(config, cron, timezone, target, image)
     rendered = kind.render(wanted, datetime.now(zones.utc))
     done = kind.install(rendered, wanted.name) if install and kind.install else None
@@ -62,7 +63,7 @@ def schedule(
 
 
 def _tell(wanted: "Schedule", target: str, rendered: dict[str, str], done: str | None, *, as_json: bool) -> None:
-    """What was rendered on stdout, what is to be known on stderr; or all of it as one document."""
+    """Print the schedule on stdout and notes about it on stderr, or everything as one document."""
     from gradosr.schedules import TARGETS as KINDS
     from gradosr.schedules import next_times, warnings
     from gradosr.text import printable

@@ -1,4 +1,4 @@
-"""gradosr score: every image of an archive to a row of a results folder."""
+"""gradosr score: score every image of an archive into a row of a results folder."""
 
 import json
 from collections.abc import Callable
@@ -24,7 +24,7 @@ T = TypeVar("T")
 def score(
     config: str, overrides: tuple[str, ...], as_json: bool, dry_run: bool, log_interval: float, log_format: str
 ) -> int:
-    """Score the archive of CONFIG into its output folder; the same command again finishes a run."""
+    """Score the archive of CONFIG into its output folder; running the same command again completes a run."""
     from gradosr.config import ScoreJob, load_job
     from gradosr.results.outcome import Outcome
     from gradosr.run.console import Notes, plan_report
@@ -48,7 +48,10 @@ def score(
 
 
 def sampled(plan: "Plan") -> "dict[str, Any] | None":
-    """What the run would take, measured on this machine; None, and why on stderr, where it cannot be measured here."""
+    """Estimate time and cost of the run by scoring a sample on this machine.
+
+    If that is impossible, print the reason on stderr and return None.
+    """
     click.echo("gradosr: loading torch and scoring a sample, to estimate time and cost", err=True)
     from gradosr.errors import ConfigError
     from gradosr.run.estimate import estimate
@@ -57,14 +60,14 @@ def sampled(plan: "Plan") -> "dict[str, Any] | None":
         if found := estimate(plan):
             return asdict(found)
         reason = "no image in the sample"
-    except ConfigError as error:  # of a device that only the workers have
+    except ConfigError as error:  # about a device that only the workers have
         reason = str(error)
     click.echo(f"gradosr: no estimate: {reason}", err=True)
     return None
 
 
 def run(plan: "Plan", notes: "Notes", close: "Callable[[Plan, Outcome], T]") -> T:
-    """Score what is pending and close the run, alone on the folder."""
+    """Score the pending shards and close the run, holding the lease on the folder."""
     from gradosr.results.lease import Lease
     from gradosr.results.outcome import Outcome, Progress
     from gradosr.run.driver import Driver, check_local_uris, connected
@@ -82,7 +85,7 @@ def run(plan: "Plan", notes: "Notes", close: "Callable[[Plan, Outcome], T]") -> 
         notes.progress(progress)
 
     with Lease(Store(job.store, job.stores), job.output, facts, notes.say) as lease, drained() as stop:
-        if lease.waited:  # the other driver got further meanwhile, perhaps to the end
+        if lease.waited:  # meanwhile the other driver has made progress or finished
             plan = prepare(job)
         if not plan.pending:
             return close(plan, Outcome())

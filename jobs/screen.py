@@ -1,4 +1,4 @@
-"""gradosr screen: what is new in an archive since the night before, and whether somebody should look at it."""
+"""gradosr screen: report what is new in an archive since the last night, and whether someone should look at it."""
 
 import json
 
@@ -12,7 +12,7 @@ from .score import run
 @job_flags
 @log_flags
 def screen(config: str, overrides: tuple[str, ...], as_json: bool, log_interval: float, log_format: str) -> int:
-    """Score what is new in the archive of CONFIG, audit it, and exit with 6 when a gate trips."""
+    """Score what is new in the archive of CONFIG, audit it, and exit with 6 if a gate trips."""
     from gradosr.audit import screening
     from gradosr.audit.nights import History
     from gradosr.config import ScreenJob, load_job
@@ -28,7 +28,7 @@ def screen(config: str, overrides: tuple[str, ...], as_json: bool, log_interval:
     with Notes(interval=log_interval, as_json=log_format == "json") as notes:
         summary, night = run(plan, notes, lambda plan, outcome: screening.close(job, plan, outcome, history))
         notes.summary(summary)
-        if night is None:  # shards failed, or it was asked to end: the next screening covers what was scored
+        if night is None:  # shards failed or the run was asked to end; the next screening covers what was scored
             if summary.interrupted:
                 raise Terminated
             return FAILED

@@ -1,4 +1,4 @@
-"""gradosr status: where runs stand."""
+"""gradosr status: report the state of runs."""
 
 import json
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 @set_option
 @json_flag
 def status(target: str | None, address: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Tell where a run stands: done, missing, failed, quarantined, images/s, ETA.
+    """Report the state of a run: done, missing, failed, quarantined, images/s, ETA.
 
-    Of RUN_URI, a results folder, no cluster is asked (--set store.KEY=VALUE says how s3:// is reached); of JOB, a
-    job's id, its state on the cluster comes first. Of neither: all jobs that the cluster remembers.
+    For RUN_URI, a results folder, no cluster is contacted (--set store.KEY=VALUE configures access to s3://). For JOB,
+    a job's id, its state on the cluster is printed first. Without either, list all jobs that the cluster remembers.
     """
     if target is None:
         _list_jobs(address, as_json=as_json)
@@ -58,7 +58,7 @@ def _tell_job(name: str, address: str | None, overrides: Sequence[str], *, as_js
 
 
 def run_of(job: "SubmittedJob", overrides: Sequence[str]) -> "RunStatus | None":
-    """Where the job's run stands; None, and why on stderr, when its results folder does not say."""
+    """Return the state of the job's run; if its results folder has none, print the reason and return None."""
     from gradosr.errors import InputError
     from gradosr.text import printable
 
@@ -70,7 +70,7 @@ def run_of(job: "SubmittedJob", overrides: Sequence[str]) -> "RunStatus | None":
 
 
 def job_report(job: "SubmittedJob", run: "RunStatus | None") -> str:
-    """A job and its run, for people."""
+    """Format a job and its run for people."""
     from gradosr.results.status import status_report
     from gradosr.text import printable
 

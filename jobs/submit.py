@@ -1,4 +1,4 @@
-"""gradosr submit: the run of a config as a job of a Ray cluster."""
+"""gradosr submit: run a config as a job of a Ray cluster."""
 
 import json
 from functools import partial
@@ -18,7 +18,7 @@ from .logs import say
 def submit(
     config: str, overrides: tuple[str, ...], as_json: bool, address: str | None, name: str | None, wait: bool
 ) -> int:
-    """Run `gradosr score CONFIG` on a Ray cluster; the same command again goes on where the last attempt ended.
+    """Run `gradosr score CONFIG` on a Ray cluster; the same command again continues after an attempt that ended.
 
     Prints the job's id. Exits with 7 while the same run is active there.
     """
@@ -37,7 +37,7 @@ def submit(
     if wait:
         try:
             submitted = cluster.follow(submitted.id, partial(say, err=True))
-        except KeyboardInterrupt:  # of this command alone: the job goes on
+        except KeyboardInterrupt:  # stops only this command; the job continues
             return INTERRUPTED
     if submitted.exit_code:
         click.echo(f"gradosr: {submitted.id} {submitted.state}: {printable(submitted.message)}", err=True)

@@ -194,7 +194,6 @@ def document(rows: dict[str, list[dict[str, Any]]], folder: str) -> dict[str, An
             "expected_false": 214.6,
             "smallest_p_value": 1 / 20_001,
             "calibration_images": 20_000,
-            "needed_calibration_images": None,
             "reason": None,
         },
         "histograms": histograms(rng),

@@ -7,7 +7,10 @@ from pathlib import Path
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 # Ray workers and commands started by tests import the tests' own networks and workers.
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(room) for room in (Path(__file__).parent, *sorted(Path(__file__).parent.iterdir())) if room.is_dir()]
+    + [path for path in [os.environ.get("PYTHONPATH")] if path]
+)
 
 import uuid
 from collections.abc import Iterator

@@ -29,7 +29,7 @@ class Quick:
         self._folder.check(self._fingerprint)
 
     def expect(self, shard: Shard) -> None:
-        """Opens nothing ahead."""
+        """Prefetch nothing."""
 
     def process(self, shard: Shard) -> PartStats:
         part = PartBuilder(shard, schema())
@@ -66,7 +66,7 @@ class Poisoned(Quick):
 
 
 class PoisonedAhead(Quick):
-    """00001.tar kills every worker that opens it ahead of its turn, and is harmless when its turn comes."""
+    """00001.tar kills every worker that prefetches it, and is harmless when its turn comes."""
 
     def expect(self, shard: Shard) -> None:
         self._deadly = shard.name == "00001.tar"
@@ -78,10 +78,11 @@ class PoisonedAhead(Quick):
 
 
 class Hanging(Quick):
-    """00001.tar never ends."""
+    """00001.tar never ends; `hanging` lies beside the results once it began."""
 
     def process(self, shard: Shard) -> PartStats:
         while shard.name == "00001.tar":
+            (Path(self._job.output).parent / "hanging").touch()
             time.sleep(0.1)
         return super().process(shard)
 
@@ -102,35 +103,31 @@ class DyingAtStart(Quick):
         _kill()
 
 
-class Slow(Quick):
-    """Takes its time over every shard, so that a test can kill what it wants to."""
+class Held(Quick):
+    """Begins every shard, and finishes none before the test puts `go` beside the results."""
 
     def process(self, shard: Shard) -> PartStats:
-        time.sleep(0.5)
+        while not (Path(self._job.output).parent / "go").exists():
+            time.sleep(0.05)
         return super().process(shard)
 
 
-class Eating(Quick):
-    """Dies over every shard on a node of this environment, and takes its time on others."""
+class Eating(Held):
+    """Dies over every shard on a node of this environment."""
 
     def process(self, shard: Shard) -> PartStats:
         if "GRADOSR_TEST_EATING" in os.environ:
             _kill()
-        time.sleep(2)
         return super().process(shard)
 
 
-class Unloadable(Quick):
-    """Cannot load on a node of this environment, and takes its time on others."""
+class Unloadable(Held):
+    """Cannot load on a node of this environment."""
 
     def ready(self) -> None:
         if "GRADOSR_TEST_UNLOADABLE" in os.environ:
             raise ClassifierError("lacks a driver")
         super().ready()
-
-    def process(self, shard: Shard) -> PartStats:
-        time.sleep(2)
-        return super().process(shard)
 
 
 class Straggling(Quick):

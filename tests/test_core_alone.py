@@ -83,7 +83,7 @@ SOFTWARE = "['pillow', 'pyarrow', 'python', 'torch', 'torchvision']"
 def run(code: str, folder: Path) -> tuple[int, str, str]:
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]]),
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(
@@ -105,9 +105,9 @@ def test_a_detector_is_fitted_from_a_local_file(tmp_path: Path) -> None:
 
 def test_every_module_of_the_core_is_imported(tmp_path: Path) -> None:
     modules = (
-        *("gradients", "representations", "detectors", "scorer", "bundle", "training", "fitting", "loading", "rows"),
-        *("conformance", "evaluation.protocol", "evaluation.tables"),
-        *("benchmark.engine", "benchmark.memory", "benchmark.tables"),
+        *("gradients", "representations", "detectors", "bundle.bundle", "archive.loading", "classifier.training"),
+        *("scoring.scorer", "scoring.rows", "fit.fitting", "lab.conformance", "lab.evaluation.protocol"),
+        *("lab.evaluation.tables", "lab.benchmark.engine", "lab.benchmark.memory", "lab.benchmark.tables"),
     )
     code = f"import importlib\nfor name in {modules}: importlib.import_module(f'gradosr.{{name}}')"
     assert run(code, tmp_path) == (0, "", "")

@@ -26,20 +26,12 @@ from torchvision import models
 from gradosr.archive.image import EncodedImage
 from gradosr.archive.loading import PreparedImage
 from gradosr.bundle.bundle import load_bundle
-from gradosr.config import FitJob, OneClassWeights, Signals, TransformSettings
-from gradosr.detectors import BASELINES, DETECTORS, Known, OneClassDetector, TransferDetector, restore
+from gradosr.config import DETECTORS, FitJob, OneClassSettings, Signals, TransferSettings, TransformSettings
+from gradosr.detectors import ClassSplit, Known, TransferDetector, detector_class, restore
 from gradosr.errors import ClassifierError
 from gradosr.gradients import OBJECTIVES, RULES, GradientEngine, lay_channels_last
-from gradosr.gradients.convolution import (
-    FUSED_GRAM,
-    FUSED_PRODUCT,
-    GRAMS,
-    MATERIALISED,
-    bind_conv,
-    conv_forms,
-    conv_squared_norms,
-)
-from gradosr.gradients.geometry import geometry_of
+from gradosr.gradients.convolution import FUSED_GRAM, FUSED_PRODUCT, GRAMS, MATERIALISED, conv_forms, conv_squared_norms
+from gradosr.gradients.geometry import bind_conv, geometry_of
 from gradosr.gradients.kernels import fused_kernels
 from gradosr.gradients.rules import bind_linear, linear_forms, linear_squared_norms
 from gradosr.gradients.slow import slow_squared_norms
@@ -470,15 +462,13 @@ def fitted(kind, observation, head, of=slice(0, 140)):
     device = observation.logits_BK.device
     rows = torch.arange(len(observation), device=device)
     if kind == "transfer":
-        recipe = {"hidden": 16, "epochs": 5, "learning_rate": 0.01, "weight_decay": 0.01, "batch_size": 32, "seed": 0}
-        detector = TransferDetector.fit(observation, rows >= of.stop, observation[rows[of]], **recipe)
-        return detector.moved(observation[rows[of]])
+        settings = TransferSettings(hidden=16, epochs=5, learning_rate=0.01, weight_decay=0.01, batch_size=32)
+        split = ClassSplit(observation, rows >= of.stop, observation[rows[of]])
+        return TransferDetector.trained(split, settings).moved(observation[rows[of]])
     known = Known(observation[rows[of]], rows[of] % CLASSES, head)
-    if kind == "one_class":
-        return OneClassDetector.fit(known, OneClassWeights().model_dump(), 3)
     if kind.endswith("gradient_sum"):  # of one objective
         known = replace(known, observation=one_objective(known.observation))
-    return BASELINES[kind].fit(known)
+    return detector_class(kind).fit(known, OneClassSettings(objectives=("all_hot", "max_logit", "uniform")))
 
 
 def one_objective(observation):
@@ -487,7 +477,7 @@ def one_objective(observation):
 
 
 def on_the_cpu(observation):
-    return observation._of(torch.Tensor.cpu)
+    return observation._with_each(torch.Tensor.cpu)
 
 
 @pytest.mark.parametrize("kind", DETECTORS)

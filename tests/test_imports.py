@@ -29,7 +29,7 @@ ROOMS = {
     "botocore": {"store/s3.py", "store/s3_errors.py"},
     "rich": {"run/console.py"},
     "timm": {"classifier/architectures/timm.py"},
-    "triton": {"gradients/fused.py"},
+    "triton": {"gradients/fused.py", "gradients/triton_kernels.py"},
     "matplotlib": {"lab/evaluation/plots.py"},
     "transformers": {"classifier/architectures/transformers.py"},
     "jinja2": {"audit/report.py"},

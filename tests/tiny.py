@@ -16,7 +16,7 @@ from gradosr.bundle.bundle import Bundle
 from gradosr.bundle.calibration import Calibration
 from gradosr.bundle.manifest import Manifest
 from gradosr.classifier.build import build_classifier
-from gradosr.config import OneClassWeights, ScoreJob, Signals, TransformSettings
+from gradosr.config import OneClassSettings, ScoreJob, Signals, TransformSettings
 from gradosr.detectors import Known, OneClassDetector
 from gradosr.errors import GradosrError, ShardUnreadable
 from gradosr.results.outcome import Outcome
@@ -64,7 +64,7 @@ def fit_one_class(observed: Observed) -> OneClassDetector:
     """The default detector, fitted on what was seen; the predicted classes stand for labels."""
     seen = observed.observation
     known = Known(seen, seen.logits_BK.argmax(1), observed.head)
-    return OneClassDetector.fit(known, OneClassWeights().model_dump())
+    return OneClassDetector.fit(known, OneClassSettings(objectives=("all_hot",)))
 
 
 def make_bundle(store: Store, uri: str, *, seed: int = 0, arch: str = ARCH) -> Bundle:

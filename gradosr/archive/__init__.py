@@ -1,1 +1,1 @@
-"""Images in an archive: shards, readers, one encoded image, its pixels; and packing them into shards."""
+"""Images in an archive: shards, readers, encoded images and their pixels; and the packing of images into shards."""

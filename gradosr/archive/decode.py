@@ -1,10 +1,10 @@
-"""Bytes to pixels, or the reason why not; and pixels to the classifier's input size.
+"""Decoding of bytes to pixels, or to the reason for failing; and resizing of pixels to the classifier's input size.
 
-JPEG goes through libjpeg-turbo by torchvision (three times Pillow's speed), all else and CMYK through Pillow. Pillow
-reads every header first, without decoding, so that `max_pixels` holds before memory is asked for. The formats are
-opened by their own classes, not by Image.open: that keeps the exotic ones out (EPS would start Ghostscript), and
-leaves `max_pixels` the only limit, without a change to Pillow's process-wide one. Pillow keeps its own limit of
-179 million pixels for WebP and TIFF, and warns of TIFF from half of that.
+JPEG is decoded by torchvision's libjpeg-turbo (three times Pillow's speed), everything else and CMYK by Pillow. Pillow
+first reads every header without decoding, so that `max_pixels` applies before memory is allocated. The formats are
+opened by their own classes, not by Image.open. That excludes exotic formats (EPS would start Ghostscript), and makes
+`max_pixels` the only limit without changing Pillow's process-wide one. Pillow keeps its own limit of 179 million pixels
+for WebP and TIFF, and warns about TIFF from half of that.
 """
 
 import io
@@ -36,8 +36,8 @@ from gradosr.archive.image import EMPTY, Fault
 from gradosr.config import TransformSettings
 from gradosr.text import reason
 
-# What torchvision.io.decode_jpeg calls, less its deprecation warning with every image (which -W error would turn into
-# an unsupported image). Looked up here, so that a torchvision without it fails at once, not image by image.
+# torchvision.io.decode_jpeg calls this operator, but warns of deprecation with every image, which -W error would turn
+# into an unsupported image. It is looked up here so that a torchvision without it fails at once, not image by image.
 _decode_jpeg = torch.ops.image.decode_jpeg
 
 _FORMATS: tuple[tuple[re.Pattern[bytes], Callable[[io.BytesIO], ImageFile]], ...] = tuple(
@@ -54,10 +54,10 @@ _FORMATS: tuple[tuple[re.Pattern[bytes], Callable[[io.BytesIO], ImageFile]], ...
     )
 )
 _NO_DECODER = re.compile(rb"....ftyp(avif|avis|heic|heix|hevc|heim|mif1|msf1)", re.DOTALL)
-_CUT = re.compile(r"truncated|incomplete", re.IGNORECASE)  # as libjpeg by torchvision, and Pillow, say it
+_CUT = re.compile(r"truncated|incomplete", re.IGNORECASE)  # in the errors of libjpeg (through torchvision) and Pillow
 
 _ORIENTATION = 0x0112  # EXIF tag
-_UPRIGHT: dict[int, Callable[[Tensor], Tensor]] = {  # of [3, H, W]; what undoes each orientation (EXIF 2.3, 4.6.4.A)
+_UPRIGHT: dict[int, Callable[[Tensor], Tensor]] = {  # inverse of each orientation for [3, H, W] (EXIF 2.3, 4.6.4.A)
     1: lambda pixels: pixels,
     2: lambda pixels: pixels.flip(2),
     3: lambda pixels: pixels.flip(1, 2),
@@ -68,25 +68,28 @@ _UPRIGHT: dict[int, Callable[[Tensor], Tensor]] = {  # of [3, H, W]; what undoes
     8: lambda pixels: pixels.transpose(1, 2).flip(1),
 }
 _MAX_ASPECT = 100
-_LONGEST_SIDE = 2**31 - 1  # what the result table holds; a side of more is damage, not a size
+_LONGEST_SIDE = 2**31 - 1  # limit of the result table; a longer side means damaged data
 _MAX_SCANS = 100
-"""Of a JPEG; ten are usual. A scan of a few bytes goes over all pixels again: 50 KB kept the decoder busy for 10 s."""
+"""Most scans of a JPEG; ten are usual.
+
+A scan of a few bytes processes all pixels again: 50 KB kept the decoder busy for 10 s.
+"""
 _MAX_TILES = 2**14
-"""Of a JPEG 2000. OpenJPEG takes 12 KB for each, even of one pixel: 300 bytes took 750 MB."""
+"""Most tiles of a JPEG 2000. OpenJPEG allocates 12 KB for each, even for a single pixel: 300 bytes took 750 MB."""
 _MAX_RLE_PIXELS = 2**22
-"""Of a run-length encoded bitmap, which Pillow decodes in Python: 100 bytes took 34 s."""
-_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")  # of a JPEG segment; the others stand within a scan's data
+"""Most pixels of a run-length encoded bitmap, which Pillow decodes in Python: 100 bytes took 34 s."""
+_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")  # start of a JPEG segment; other markers occur within a scan's data
 _SCAN, _END = 0xDA, 0xD9
-_SIZ = re.compile(rb"\xff\x4f\xff\x51.{4}(.{24})", re.DOTALL)  # of JPEG 2000: sizes and offsets of image and tiles
+_SIZ = re.compile(rb"\xff\x4f\xff\x51.{4}(.{24})", re.DOTALL)  # in JPEG 2000: sizes and offsets of image and tiles
 
 
 class Decoded(NamedTuple):
-    """An image's pixels, or why there are none."""
+    """The pixels of an image, or the reason that there are none."""
 
     pixels: Tensor | None
-    """uint8 [3, height, width], RGB, upright."""
+    """Pixels as uint8 [3, height, width], RGB, upright."""
     width: int | None
-    """After EXIF orientation, below 2^31; known from the header on, also where decoding failed."""
+    """Width after applying the EXIF orientation, below 2^31; known from the header even if decoding failed."""
     height: int | None
     fault: Fault | None
 
@@ -98,9 +101,9 @@ class _Refused(Exception):
 
 
 def decode(data: bytes, max_pixels: int) -> Decoded:
-    """The image as RGB, or a fault: empty, truncated, not_an_image, unsupported or too_large. Raises nothing.
+    """Decode an image to RGB, or return a fault: empty, truncated, not_an_image, unsupported or too_large.
 
-    Alpha is dropped, 16 bits become 8 by scaling, of an animation the first frame counts.
+    Alpha is dropped, 16 bits are scaled to 8, and an animation is represented by its first frame. Nothing is raised.
     """
     width, height = None, None
     try:
@@ -117,9 +120,10 @@ def decode(data: bytes, max_pixels: int) -> Decoded:
 
 
 def to_input_size(pixels: Tensor, transform: TransformSettings) -> Tensor:
-    """uint8 [3, H, W] resized and centre-cropped to uint8 [3, h, w]; normalising is left to the device.
+    """Resize and centre-crop uint8 [3, H, W] to uint8 [3, h, w]; normalising is left to the device.
 
-    Bytes, not floats, go to the device: a quarter of the copy, and a fast integer kernel for the resize.
+    Bytes instead of floats are sent to the device, which makes the copy a quarter as large and allows a fast integer
+    kernel for the resize.
     """
     if transform.resize is not None:
         size = [transform.resize] if isinstance(transform.resize, int) else list(transform.resize)
@@ -135,12 +139,15 @@ def to_input_size(pixels: Tensor, transform: TransformSettings) -> Tensor:
 
 
 def _cropped(pixels: Tensor, size: list[int]) -> Tensor:
-    """Unless it has that size: torchvision finds out in as long as a small image takes to decode."""
+    """Crop to `size`, unless that is the size already.
+
+    torchvision takes as long to find that out as decoding a small image takes.
+    """
     return pixels if list(pixels.shape[1:]) == size else functional.center_crop(pixels, size)
 
 
 def _open(data: bytes) -> ImageFile:
-    """The image with its header read and no pixel decoded."""
+    """Open an image with its header read and no pixel decoded."""
     if not data:
         raise _Refused(EMPTY)
     opened = next((opened for magic, opened in _FORMATS if magic.match(data)), None)
@@ -163,7 +170,7 @@ def _riff_size(data: bytes) -> int:
 
 
 def _orientation(image: ImageFile) -> int:
-    if "exif" not in image.info:  # of a TIFF, Pillow applies the tag itself
+    if "exif" not in image.info:  # in a TIFF, Pillow applies the tag itself
         return 1
     try:
         orientation = image.getexif().get(_ORIENTATION)
@@ -191,7 +198,7 @@ def _pixels(image: ImageFile, data: bytes, max_pixels: int) -> Tensor:
 
 
 def _scans(data: bytes) -> int:
-    """Scans of a JPEG up to its end mark: behind that, phones put films, whose bytes may look like anything."""
+    """Count the scans of a JPEG up to its end mark; phones append films, whose bytes can look like anything."""
     scans, at = 0, 2
     while (found := _MARKER.search(data, at)) and found[0][-1] != _END:
         scans += found[0][-1] == _SCAN
@@ -200,7 +207,7 @@ def _scans(data: bytes) -> int:
 
 
 def _tiles(data: bytes) -> int:
-    """Tiles of a JPEG 2000 by its codestream, 0 where there is none."""
+    """Count the tiles of a JPEG 2000 from its codestream; 0 if there is none."""
     if not (found := _SIZ.search(data)):
         return 0
     width, height, _, _, tile_width, tile_height = struct.unpack(">6I", found[1])
@@ -209,10 +216,10 @@ def _tiles(data: bytes) -> int:
 
 
 def _rgb(image: ImageFile) -> NDArray[np.uint8]:
-    """[H, W, 3] by Pillow."""
+    """Decode an image with Pillow to RGB [H, W, 3]."""
     image.load()
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        # Pillow's own conversion clips at 255, which leaves white.
+        # Pillow's own conversion clips at 255, which leaves a white image.
         grey = ((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)
         return np.repeat(grey[:, :, np.newaxis], 3, axis=2)
     if image.mode in ("I", "F"):

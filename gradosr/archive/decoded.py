@@ -1,4 +1,4 @@
-"""All images of an input, decoded; those of several readings once, as far as they fit."""
+"""All images of an input, decoded; pixels are kept between several readings as far as memory allows."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ BATCH = 128
 
 
 class DecodedImages:
-    """Reads inputs, and keeps up to `most` bytes of pixels for the next reading with the same transform."""
+    """A reader of inputs that keeps up to `most` bytes of pixels for the next reading with the same transform."""
 
     def __init__(self, store: Store, most: int = 0) -> None:
         self._store, self._left = store, most
@@ -25,9 +25,9 @@ class DecodedImages:
     def read(
         self, source: Input, transform: TransformSettings, max_pixels: int, takes: Callable[[EncodedImage], bool]
     ) -> Iterator[PreparedImage]:
-        """In input order the images that `takes`, which is asked before they are decoded.
+        """Yield, in input order, the images that `takes` accepts; it is called before an image is decoded.
 
-        Raises what listing and reading raise.
+        Raises the errors of listing and reading.
         """
         kept = self._kept.setdefault((source, transform, max_pixels), {})
         wanted: deque[str] = deque()

@@ -1,4 +1,4 @@
-"""One image of an archive, not decoded yet, or why there is none."""
+"""A single image of an archive, not yet decoded, or the reason that there is none."""
 
 import json
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from gradosr.errors import InputError
 from gradosr.store import Store
 
 DECODER = "torchvision.io+pillow/1"
-"""How images become pixels: part of a run's fingerprint, counted up when the same bytes give other pixels."""
+"""Version of the decoding, part of a run's fingerprint; it increases when the same bytes give other pixels."""
 
 MAX_ENCODED = 256 * 2**20
-"""Bytes of one encoded image beyond which it is not read into memory."""
+"""Bytes above which an encoded image is not read into memory."""
 
 
 class Fault(NamedTuple):
-    """Why an image has no score: a status of the result schema, and the reason as text."""
+    """The reason that an image has no score: a status of the result schema, and a text."""
 
     status: str
     error: str
@@ -26,31 +26,31 @@ EMPTY = Fault("empty", "no bytes")
 
 @dataclass(frozen=True, slots=True)
 class EncodedImage:
-    """One image member of a shard, not decoded yet."""
+    """An image of a shard, not yet decoded."""
 
     key: str
     data: bytes
     label: str | None = None
     source: str | None = None
-    """The path a Parquet row carries."""
+    """Path stored in a Parquet row."""
     fault: Fault | None = None
-    """Set when the reader already knows that no image can be had."""
+    """Fault found by the reader, if it already knows that the image is not usable."""
 
 
 def too_large(size: int) -> Fault:
-    """The fault of an image whose encoded bytes are too many."""
+    """Return the fault of an image with too many encoded bytes."""
     return Fault("too_large", f"{size} encoded bytes are more than {MAX_ENCODED}")
 
 
 def label_of(text: str | None, label_names: tuple[str, ...] | None) -> str | None:
-    """The label as it stands, or where it spells an index into `label_names`, the name there."""
+    """Return the label as it is or, if it is an index into `label_names`, the name at that index."""
     if text and label_names and text.isdecimal() and len(text) < 10 and int(text) < len(label_names):
         return label_names[int(text)]
     return text
 
 
 def resolve_names(names: str | tuple[str, ...] | None, store: Store) -> tuple[str, ...] | None:
-    """A list of names as it is, or the JSON list at a URI. Raises InputError when it is not a list of strings."""
+    """Return a list of names as it is, or read it from a URI as JSON. Raises InputError if it is no list of strings."""
     if not isinstance(names, str):
         return names
     try:

@@ -1,14 +1,15 @@
-"""Encoded images in, prepared batches out: decoding on threads, ahead of whoever consumes them."""
+"""Turns encoded images into prepared batches, on threads that work ahead of the consumer."""
 
 import functools
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from threadpoolctl import ThreadpoolController
@@ -20,12 +21,12 @@ from gradosr.config import TransformSettings
 
 T = TypeVar("T")
 AHEAD_BYTES = 32 * 2**20
-"""Of pixels in prepared batches that wait to be scored; one more batch is in the making."""
+"""Bytes of pixels in prepared batches that wait to be scored; one more batch is in the making."""
 MAX_HELD = 64 * 2**20
 """Bytes of images that wait to be decoded, the newest not counted; a batch of the largest is many times that."""
 HELD_PER_THREAD = 4  # tasks that wait to be decoded or to be put into a batch
 TASK_BYTES = 32 * 2**10
-"""Of encoded images that one task decodes: to hand a task to a thread takes as long as to decode a kilobyte."""
+"""Bytes of encoded images that one task decodes: handing a task to a thread takes as long as decoding a kilobyte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +34,14 @@ class PreparedImage:
     """An image at the classifier's input size, or the reason why there is none."""
 
     encoded: EncodedImage
-    """Without its bytes."""
+    """Key, label and source of the image; its bytes are left out."""
     width: int | None
     height: int | None
     pixels: Tensor | None
-    """uint8 [3, h, w]."""
+    """Pixels as uint8 [3, h, w]; None beside a fault."""
     fault: Fault | None
     seconds: float = 0.0
-    """Spent on decoding, resizing and cropping."""
+    """Seconds spent on decoding, resizing and cropping."""
 
 
 def prepare(encoded: EncodedImage, transform: TransformSettings, max_pixels: int) -> PreparedImage:
@@ -57,43 +58,51 @@ def prepare(encoded: EncodedImage, transform: TransformSettings, max_pixels: int
 
 def prepared_batches(
     images: Iterable[EncodedImage], transform: TransformSettings, max_pixels: int, size: int, threads: int
-) -> Iterator[list[PreparedImage]]:
-    """Batches of `size` images in input order; an error of the reader ends them, at most one batch early.
+) -> "Prefetcher[list[PreparedImage]]":
+    """Prepare batches of `size` images in input order; an error of the reader ends them, at most one batch early.
 
     They are prepared on threads, which begin at once and hold no more than the bounds above and one batch.
     """
+    prepared = _prepared(images, functools.partial(_prepare_all, transform, max_pixels), size, threads)
+    return Prefetcher(_batches(prepared, size), _pixel_bytes, AHEAD_BYTES)
 
-    def prepared() -> Iterator[PreparedImage]:
-        pool = decoding_threads(threads)
-        running: deque[tuple[Future[list[PreparedImage]], int]] = deque()
-        held, most = 0, min(size, HELD_PER_THREAD * threads)
-        try:
-            for task in _tasks(images, size // most):
-                length = sum(len(encoded.data) for encoded in task)
-                while running and (len(running) == most or held + length > MAX_HELD):
-                    oldest, ended = running.popleft()
-                    yield from oldest.result()
-                    held -= ended
-                running.append((pool.submit(prepare_all, task), length))
-                held += length
-            while running:
-                yield from running.popleft()[0].result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
-    def prepare_all(task: list[EncodedImage]) -> list[PreparedImage]:
-        return [prepare(encoded, transform, max_pixels) for encoded in task]
+def _prepared(
+    images: Iterable[EncodedImage],
+    work: Callable[[list[EncodedImage]], list[PreparedImage]],
+    size: int,
+    threads: int,
+) -> Iterator[PreparedImage]:
+    """Do the work on threads and yield its results in input order; what waits for a thread is bounded."""
+    pool = decoding_threads(threads)
+    running: deque[tuple[Future[list[PreparedImage]], int]] = deque()
+    held, most = 0, min(size, HELD_PER_THREAD * threads)
+    try:
+        for task in _tasks(images, size // most):
+            length = sum(len(encoded.data) for encoded in task)
+            while running and (len(running) == most or held + length > MAX_HELD):
+                oldest, ended = running.popleft()
+                yield from oldest.result()
+                held -= ended
+            running.append((pool.submit(work, task), length))
+            held += length
+        while running:
+            yield from running.popleft()[0].result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
-    def batches() -> Iterator[list[PreparedImage]]:
-        source = prepared()
-        while batch := list(islice(source, size)):
-            yield batch
 
-    return ahead(batches(), _pixel_bytes, AHEAD_BYTES)
+def _prepare_all(transform: TransformSettings, max_pixels: int, task: list[EncodedImage]) -> list[PreparedImage]:
+    return [prepare(encoded, transform, max_pixels) for encoded in task]
+
+
+def _batches(prepared: Iterator[PreparedImage], size: int) -> Iterator[list[PreparedImage]]:
+    while batch := list(islice(prepared, size)):
+        yield batch
 
 
 def decoding_threads(threads: int) -> ThreadPoolExecutor:
-    """Threads for images, one each: a resize that spread over all cores would hold up those that decode on them.
+    """Make threads that decode on one core each: a resize spread over all cores would hold up the other threads.
 
     With 16 threads of 16 each on 16 cores, 1,809 images/s were decoded; one core alone decodes 1,363.
     """
@@ -111,7 +120,7 @@ def _thread_pools() -> ThreadpoolController:
 
 
 def _tasks(images: Iterable[EncodedImage], most: int) -> Iterator[list[EncodedImage]]:
-    """Neighbours together, up to TASK_BYTES or `most` images."""
+    """Group neighbours, up to TASK_BYTES or `most` images."""
     task: list[EncodedImage] = []
     length = 0
     for encoded in images:
@@ -128,57 +137,89 @@ def _pixel_bytes(batch: list[PreparedImage]) -> int:
     return sum(image.pixels.nbytes for image in batch if image.pixels is not None)
 
 
-def ahead(items: Iterator[T], weigh: Callable[[T], int], budget: int) -> Iterator[T]:
-    """The same items, made on a thread that begins at once and rests as long as `budget` of them wait.
+class Prefetcher(Iterator[T]):
+    """Items of an iterator, in order, made ahead on a thread that begins at once and rests while enough of them wait.
 
-    Weights are those of `weigh`; an item is begun whatever it will weigh. Dropping or closing this iterator ends the
-    thread.
+    At least `budget` by `weigh` is enough; an item is begun whatever it will weigh. An error of the iterator is raised
+    in its place. Closing this, or dropping it, ends the thread and waits for the item it is making.
     """
-    made: deque[tuple[T | None, BaseException | None]] = deque()
-    changed, waiting, stopped = threading.Condition(), 0, False
 
-    def offer(item: T | None, weight: int, error: BaseException | None = None) -> bool:
-        """Whether more is wanted, once it is."""
-        nonlocal waiting
-        with changed:
-            made.append((item, error))
-            waiting += weight
-            changed.notify_all()
-            changed.wait_for(lambda: stopped or waiting < budget)
-            return not stopped
+    def __init__(self, items: Iterator[T], weigh: Callable[[T], int], budget: int) -> None:
+        self._queue = queue = _Queue[T](budget)
+        # The thread knows the queue and not this object, which can therefore be dropped while it runs.
+        thread = threading.Thread(target=_fill, args=(queue, items, weigh), name="prefetch", daemon=True)
+        thread.start()
+        self._finish = weakref.finalize(self, _end, queue, thread)
+        self._finish.atexit = False
 
-    def produce() -> None:
+    def __next__(self) -> T:
         try:
-            for item in items:
-                if not offer(item, weigh(item)):
-                    return
-            offer(None, 0, StopIteration())
-        except BaseException as error:  # handed to the consumer, whatever it is
-            offer(None, 0, error)
+            return self._queue.get()
+        except BaseException:
+            self.close()
+            raise
 
-    def consume() -> Iterator[T | None]:
-        nonlocal waiting, stopped
-        try:
-            yield None
-            while True:
-                with changed:
-                    changed.wait_for(lambda: made)
-                    item, error = made.popleft()
-                    waiting -= weigh(item) if error is None else 0  # type: ignore[arg-type]  # None only beside an error
-                    changed.notify_all()
-                if isinstance(error, StopIteration):
-                    return
-                if error is not None:
-                    raise error
-                yield item
-        finally:
-            with changed:
-                stopped = True
-                changed.notify_all()
-            thread.join()
+    def close(self) -> None:
+        """End the thread and drop what waits; nothing more comes. Harmless when repeated."""
+        self._finish()
 
-    thread = threading.Thread(target=produce, name="ahead", daemon=True)
-    thread.start()
-    taken = consume()
-    next(taken)  # into its `try`: a generator that never began would be dropped without it
-    return taken  # type: ignore[return-value]
+
+class _Queue(Generic[T]):
+    """Items with their weights between one thread that makes them and one that takes them."""
+
+    def __init__(self, budget: int) -> None:
+        self._budget, self._weight = budget, 0
+        self._items = deque[tuple[T, int]]()
+        self._end: BaseException | None = None  # raised when all items are taken
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def put(self, item: T, weight: int) -> bool:
+        """Add an item and wait until more is wanted; answer False once nothing ever is."""
+        with self._changed:
+            self._items.append((item, weight))
+            self._weight += weight
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._closed or self._weight < self._budget)
+            return not self._closed
+
+    def end(self, error: BaseException) -> None:
+        """Let this be raised once all items are taken."""
+        with self._changed:
+            if not self._closed:
+                self._end = error
+            self._changed.notify_all()
+
+    def get(self) -> T:
+        """Wait for the next item and take it; raise what ended them, or StopIteration once this is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._items or self._end is not None or self._closed)
+            if not self._items:
+                raise StopIteration if self._end is None else self._end
+            item, weight = self._items.popleft()
+            self._weight -= weight
+            self._changed.notify_all()
+            return item
+
+    def close(self) -> None:
+        """Drop what waits, and want nothing more."""
+        with self._changed:
+            self._closed, self._end = True, None  # whose traceback would keep this queue
+            self._items.clear()
+            self._changed.notify_all()
+
+
+def _fill(queue: _Queue[T], items: Iterator[T], weigh: Callable[[T], int]) -> None:
+    """Make items until there are no more or nobody wants them."""
+    try:
+        for item in items:
+            if not queue.put(item, weigh(item)):
+                return
+        queue.end(StopIteration())
+    except BaseException as error:  # handed to the consumer, whatever it is
+        queue.end(error)
+
+
+def _end(queue: _Queue[T], thread: threading.Thread) -> None:
+    queue.close()
+    thread.join()

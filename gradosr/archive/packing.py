@@ -1,4 +1,4 @@
-"""Images to WebDataset tar shards: `KEY.jpg` beside `KEY.cls`, keys made of the image's path or row."""
+"""Packing of images into WebDataset tar shards: `KEY.jpg` beside `KEY.cls`, with keys from the image's path or row."""
 
 import io
 import re
@@ -17,7 +17,7 @@ _FORMATS = ((b"\xff\xd8\xff", ".jpg"), (b"\x89PNG", ".png"), (b"GIF8", ".gif"), 
 
 
 def pack_shards(job: PackJob, step: Callable[[str], object]) -> dict[str, int]:
-    """Write shards of `images_per_shard` images, copied as they are; returns counts of images and shards."""
+    """Write shards of `images_per_shard` images, copied unchanged; return the numbers of images and shards."""
     store = Store(job.store, job.stores)
     images, counts, times = every_image(job.input, store), Counter[str](), Counter[str]()
     while batch := list(islice(images, job.images_per_shard)):
@@ -40,7 +40,10 @@ def _tar(images: Iterable[EncodedImage], times: Counter[str]) -> bytes:
 
 
 def _member(image: EncodedImage, times: Counter[str]) -> tuple[str, str]:
-    """Key and suffix; a WebDataset key ends at the first dot, so dots inside a name become underscores."""
+    """Return an image's member name as key and suffix.
+
+    A WebDataset key ends at the first dot, so dots inside a name become underscores.
+    """
     path = PurePosixPath(image.source or image.key.replace("#", "-"))
     suffix = next((suffix for magic, suffix in _FORMATS if image.data.startswith(magic)), path.suffix or ".bin")
     stem = re.sub(r"[.\s]+", "_", path.stem) or "image"

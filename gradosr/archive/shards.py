@@ -1,4 +1,4 @@
-"""Shards: what the archive holds, which version of it, and the name of the part each one becomes."""
+"""Shards: which objects an archive consists of, in which version, and the name of the part that each one becomes."""
 
 import hashlib
 import json
@@ -7,18 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from gradosr.config import ImagesInput, ParquetInput, TarInput
+from gradosr.config import ImagesInput
+from gradosr.config.inputs import InputSettings
 from gradosr.errors import InputError, NotFound
 from gradosr.store import Store, StoredObject, join
 
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".jp2", ".j2k", ".avif", ".heic", ".heif"),
-)
-"""What counts as an image by its name, in any case; formats that nothing here decodes still get their row."""
-
-SUFFIXES = {"parquet": (".parquet",), "tar": (".tar", ".tar.gz", ".tgz"), "images": IMAGE_SUFFIXES}
-"""By input kind: the names that belong to it."""
+IMAGE_SUFFIXES = ImagesInput.suffixes
+"""Endings of the names of image files, in lower case. Images in formats that cannot be decoded here get a row, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,20 +21,20 @@ class Shard:
     """One unit of work: an input object, or a recorded group of single images."""
 
     name: str
-    """Relative to the input URI; the first half of its images' keys."""
+    """Path relative to the input URI, with which the keys of its images begin; for a group, its number."""
     uri: str
     version: str
     size: int
-    """Bytes."""
+    """Size in bytes."""
     members: tuple[StoredObject, ...] = ()
-    """The images of a group, in order; empty for a tar or Parquet shard."""
+    """Images of a group, in order; empty for a shard that is one object."""
     modified: int | None = field(default=None, compare=False)
-    """When its object was last modified, in seconds since 1970. None for a group, whose images have a time each."""
+    """Time its object was last modified, in seconds since 1970; None for a group, whose images each have their own."""
     part: str = field(init=False, compare=False)
-    """Name of its part without ending: derived from URI and version, never from its place in the listing."""
+    """Name of its part without the ending, derived from URI and version and never from the position in the listing."""
 
     def __post_init__(self) -> None:
-        """Name the part."""
+        """Derive the name of the part."""
         identity = f"{self.uri}\n{self.version}".encode(errors="surrogateescape")
         digest = hashlib.sha256(identity).hexdigest()[:20]
         stem = re.sub(r"[^A-Za-z0-9.-]+", "-", self.name)[-60:].strip(".-")
@@ -47,17 +42,17 @@ class Shard:
 
     @property
     def stored(self) -> StoredObject:
-        """The object to open, of a shard that is one."""
+        """Object to open; only for a shard that is one object."""
         return StoredObject(self.uri, self.size, self.version)
 
 
 def as_text(name: str) -> str:
-    r"""A file name as valid Unicode: bytes that are not UTF-8 (kept by Python as surrogates) become `\xNN`."""
+    r"""Return a file name as valid Unicode: bytes that are not UTF-8 (surrogates in Python) become `\xNN`."""
     return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
-def list_shards(source: ParquetInput | TarInput, store: Store) -> list[Shard]:
-    """The archive's files, sorted by name. Raises InputError where there are none."""
+def list_shards(source: InputSettings, store: Store) -> list[Shard]:
+    """List the archive's files, sorted by name, as one shard each. Raises InputError if there are none."""
     found, _ = _find(source, store)
     return [
         Shard(as_text(name), stored.uri, stored.version, stored.size, modified=stored.modified)
@@ -68,11 +63,12 @@ def list_shards(source: ParquetInput | TarInput, store: Store) -> list[Shard]:
 def list_groups(
     source: ImagesInput, store: Store, recorded: Sequence[Sequence[str]]
 ) -> tuple[list[Shard], list[list[str]]]:
-    """The archive's images as groups, and the groups that `recorded` does not hold yet; both hold names, in order.
+    """List the archive's images in groups, as one shard each, and the new groups, which are not recorded yet.
 
-    Recorded groups keep their images and their order, less those that vanished; one with none left is no shard.
-    Other images form new groups, to be recorded behind the old ones: a group's number is its place in the record.
-    Raises InputError where there is no image.
+    `recorded` and the new groups hold the names of their images, in order. A recorded group keeps its images and their
+    order; images that no longer exist are left out, and a group without any image left is not listed. All other images
+    form new groups, to be recorded after the existing ones: a group's number is its position in the record.
+    Raises InputError if there are no images.
     """
     found, folder = _find(source, store)
     known = {name for group in recorded for name in group}
@@ -85,13 +81,13 @@ def list_groups(
     return shards, new
 
 
-def locate(source: ParquetInput | TarInput | ImagesInput, name: str, store: Store) -> StoredObject:
-    r"""The object of the archive whose name, as text, is `name`: a shard's, or of single images the key.
+def locate(source: InputSettings, name: str, store: Store) -> StoredObject:
+    """Find the object of the archive whose name, as text, is `name`: the name of a shard or the key of a single image.
 
-    Raises NotFound when there is none, or none that belongs to the archive: names come from tables of results, which
-    may say anything.
+    Raises NotFound if there is no such object or if it does not belong to the archive: names come from tables of
+    results, whose content cannot be trusted.
     """
-    suffixes = SUFFIXES[source.kind]
+    suffixes = source.suffixes
     folder, _, chosen = _listing(source.uri, suffixes, store)
     for real in dict.fromkeys((name, _BYTES.sub(_byte, name))):
         steps = real.split("/")
@@ -105,15 +101,16 @@ _BYTES = re.compile(r"\\x([89a-f][0-9a-f])")
 
 
 def _byte(match: re.Match[str]) -> str:
-    """Undoes `as_text`."""
+    """Turn an escape that `as_text` wrote back into the byte it stands for."""
     return bytes.fromhex(match[1]).decode("ascii", "surrogateescape")
 
 
-def means(source: ParquetInput | TarInput | ImagesInput, uri: str, store: Store) -> bool:
-    """Whether an object at `uri` would be a part of the archive."""
-    suffixes = SUFFIXES[source.kind]
-    folder, _, chosen = _listing(source.uri, suffixes, store)
-    return uri.startswith(folder) and uri.endswith(suffixes) and chosen(uri.removeprefix(folder))
+def means(source: InputSettings, uri: str, store: Store) -> bool:
+    """Tell whether an object at `uri` would belong to the archive."""
+    if not uri.endswith(source.suffixes):
+        return False
+    folder, _, chosen = _listing(source.uri, source.suffixes, store)
+    return uri.startswith(folder) and chosen(uri.removeprefix(folder))
 
 
 def _group(name: str, folder: str, members: dict[str, StoredObject]) -> Shard:
@@ -127,9 +124,9 @@ def _group(name: str, folder: str, members: dict[str, StoredObject]) -> Shard:
     )
 
 
-def _find(source: ParquetInput | TarInput | ImagesInput, store: Store) -> tuple[dict[str, StoredObject], str]:
-    """The objects that `source` means, by name and sorted by it, and the folder that names are relative to."""
-    suffixes = SUFFIXES[source.kind]
+def _find(source: InputSettings, store: Store) -> tuple[dict[str, StoredObject], str]:
+    """Find the objects that `source` selects, sorted by name, and the folder that their names are relative to."""
+    suffixes = source.suffixes
     folder, listing, chosen = _listing(source.uri, suffixes, store)
     found, others = {}, 0
     for stored in listing():
@@ -148,9 +145,9 @@ def _find(source: ParquetInput | TarInput | ImagesInput, store: Store) -> tuple[
 def _listing(
     uri: str, suffixes: tuple[str, ...], store: Store
 ) -> tuple[str, Callable[[], Iterable[StoredObject]], Callable[[str], bool]]:
-    """The folder of `uri` ("" or ending in /), what lists all that may match, and whether a name there does.
+    """Split `uri` into a folder ("" or ending in /), a function that lists candidates, and a test of their names.
 
-    One LIST, of the longest prefix without wildcards: also of a brace range, however many names it spells.
+    Candidates are found by one LIST of the longest prefix without wildcards, even for a long brace range.
     """
     if wildcard := re.search(r"[*?\[{]", uri):
         prefix = uri[: wildcard.start()]
@@ -168,7 +165,7 @@ def _listing(
 
 
 def _is_hidden(name: str) -> bool:
-    """As other readers of folders have it: _SUCCESS, .git and what lies below such folders is no data."""
+    """Tell whether a step of the path begins with _ or a dot (_SUCCESS, .git): by convention, that is not data."""
     return any(step.startswith(("_", ".")) for step in name.split("/"))
 
 
@@ -177,7 +174,7 @@ _DASH = re.escape("-")
 
 
 def _matcher(pattern: str) -> Callable[[str], bool]:
-    """Whether a name matches `pattern`: * ? [abc] [!abc] within a folder, ** across, {00..99} and {a,b}."""
+    """Compile `pattern` into a test of names: * ? [abc] [!abc] within a folder, ** across folders, {00..99}, {a,b}."""
     ranges: list[tuple[int, int]] = []
     if pattern.endswith("/"):
         pattern += "**"
@@ -197,7 +194,7 @@ def _matcher(pattern: str) -> Callable[[str], bool]:
 
 
 def _expression(pattern: str, ranges: list[tuple[int, int]]) -> str:
-    """The regular expression of `pattern`, with one group per numeric range, whose bounds are added to `ranges`."""
+    """Translate `pattern` into a regular expression with a group per numeric range; append their bounds to `ranges`."""
 
     def translate(token: re.Match[str]) -> str:
         folders, deep, star, one, negated, letters, first, last, choices, literal = token.groups()

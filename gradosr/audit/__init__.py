@@ -1,6 +1,6 @@
-"""What is in an archive that the classifier has never seen, how much of it, where, since when, and since last time.
+"""Audits: how much of an archive the classifier has never seen, where it lies, since when, and what has changed.
 
-`audit` reads a results folder and nothing else: two passes over its parts, each in bounded memory.
+`audit` reads a results folder and nothing else, in two passes over its parts, each in bounded memory.
 """
 
 import json
@@ -26,7 +26,7 @@ from gradosr.errors import InputError
 from gradosr.store import Store
 
 MOST_PICTURED = 500
-"""Flagged images that are exported with a picture, beside those on the page."""
+"""Number of flagged images that are exported with a picture, in addition to those shown on the page."""
 _INPUT: TypeAdapter[Input] = TypeAdapter(Input)
 UNCALIBRATED = (
     "the run does not record its calibration (it was scored before runs did so): "
@@ -42,11 +42,12 @@ def audit(
     out: Path | None = None,
     only: Collection[str] | None = None,
 ) -> dict[str, Any]:
-    """The document of audit.json; with `out`, a folder, it is written there, with the page and the lists of images.
+    """Audit a run and return the document of audit.json.
 
-    `only` are names of parts that alone are audited, of all in the run's table. Raises InputError where there is
-    nothing to audit, FingerprintMismatch for parts of mixed settings, ConfigError for a baseline of another bundle,
-    StoreError when `out` cannot be written.
+    If `out` (a folder) is given, write the document there together with the page and the lists of images. If `only` is
+    given, audit just the parts with these names instead of the whole table of the run. Raises InputError if there is
+    nothing to audit, FingerprintMismatch if parts were scored with different settings, ConfigError if the baseline was
+    scored with another bundle, and StoreError if `out` cannot be written.
     """
     table = RunTable(store, uri, only)
     compared = RunTable(store, baseline) if baseline else None
@@ -93,11 +94,11 @@ def _calibration(table: RunTable) -> CalibrationSummary | None:
 
 
 def _figures(tally: Tally, settings: AuditSettings) -> tuple[Prevalence, Flags]:
-    """None of either, and why, where p-values cannot be counted exactly."""
+    """Compute the prevalence and the flags; without exactly countable p-values, return both empty with the reason."""
     if tally.p_values is None or tally.p_values.strange:
         reason = UNCALIBRATED
         if tally.p_values:
             reason = f"{tally.p_values.strange} p-values are not of the recorded calibration; score into a new output"
         return no_prevalence(reason, settings.confidence), no_flags(reason, settings.fdr)
     share = share_of_unknown(tally.p_values.counts, settings.confidence)
-    return share, certified(tally.p_values.counts, settings.fdr, 1 - (share.estimate or 0.0))
+    return share, certified(tally.p_values.counts, settings.fdr)

@@ -1,4 +1,4 @@
-"""Charts as inline SVG, made here: shapes with classes, which the page's style sheet colours; every text is escaped."""
+"""Charts as inline SVG built here: shapes with classes that the page's style sheet colours; every text is escaped."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,14 +9,14 @@ from markupsafe import Markup
 from gradosr.audit.text import percent
 
 Scale = Callable[[float], float]
-"""From a value to its place in the chart."""
+"""A function from a value to its position in the chart."""
 
 WIDTH, HEIGHT = 420, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 8, 10, 26
 
 
 def shares(counts: Sequence[float]) -> list[float]:
-    """Counts as shares of their sum."""
+    """Return each count as a share of the sum of all counts."""
     total = sum(counts) or 1
     return [count / total for count in counts]
 
@@ -24,7 +24,7 @@ def shares(counts: Sequence[float]) -> list[float]:
 def histogram(
     edges: Sequence[float], bars: Sequence[float], line: Sequence[float] | None, flat: float | None, title: str
 ) -> Markup:
-    """Shares per bin: `bars` filled, `line` as an outline of steps, `flat` as one level across."""
+    """Draw shares per bin: `bars` as filled bars, `line` as a stepped outline, `flat` as one horizontal line."""
     top = _ceiling(max([*bars, *(line or ()), flat or 0.0, 1e-9]))
     low, high = edges[0], edges[-1]
     span = (high - low) or 1.0
@@ -55,7 +55,7 @@ def histogram(
 
 
 def over_time(rates: Sequence[dict[str, Any]], overall: float, title: str) -> Markup:
-    """A dot and an interval for each day, days apart as they are counted; the whole archive's rate as a level."""
+    """Draw a dot and an interval for each rate, equally spaced, and the rate of the whole archive as a level line."""
     top = _ceiling(max([*(rate["high"] for rate in rates), overall, 1e-9]))
     step = (WIDTH - _LEFT - _RIGHT) / max(1, len(rates))
 
@@ -78,7 +78,7 @@ def over_time(rates: Sequence[dict[str, Any]], overall: float, title: str) -> Ma
 
 
 def span(rate: float, low: float, high: float, top: float, overall: float | None = None) -> Markup:
-    """A rate and its interval in a row of a table, on the scale 0 to `top`; hidden from readers of the figures."""
+    """Draw a rate and its interval for one table row, on a scale from 0 to `top`; hidden from screen readers."""
 
     def x(value: float) -> float:
         return 2 + 96 * min(max(value, 0.0), top) / (top or 1.0)
@@ -94,7 +94,7 @@ def span(rate: float, low: float, high: float, top: float, overall: float | None
 
 
 def scale(rates: Sequence[dict[str, Any]]) -> float:
-    """The upper end of a scale that holds every interval."""
+    """Return the upper end of a scale on which every interval fits."""
     return _ceiling(max([*(rate["high"] for rate in rates), 1e-9]))
 
 
@@ -112,7 +112,7 @@ def _y_axis(top: float, y: Scale) -> Markup:
 
 
 def _x_axis(low: float, high: float, x: Scale) -> list[Markup]:
-    """Round numbers along the axis; none where there is no room."""
+    """Return labels at round numbers along the x axis."""
     step = _nice((high - low) / 6 or 1.0)
     digits = max(0, -math.floor(math.log10(step)))
     marks = [step * number for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
@@ -135,11 +135,11 @@ def _label(x: float, y: float, anchor: str, text: str) -> Markup:
 
 
 def _nice(step: float) -> float:
-    """1, 2 or 5 times a power of ten, at least `step`."""
+    """Return the smallest of 1, 2 or 5 times a power of ten that is at least `step`."""
     power: float = 10.0 ** math.floor(math.log10(step))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * 0.999)
 
 
 def _ceiling(value: float) -> float:
-    """A round upper end for shares, at most a whole."""
+    """Return a round upper end for a scale of shares, at most 1."""
     return min(1.0, max(value, _nice(value / 4) * math.ceil(value / _nice(value / 4) - 1e-9)))

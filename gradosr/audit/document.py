@@ -1,4 +1,4 @@
-"""The document of audit.json: what was counted and found, put in order, bounded, and what the bounds left out."""
+"""The document of audit.json: the counts and findings in order, with bounded lists, and notes on what was cut."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,13 +28,13 @@ MOST_QUARANTINED = 1000
 
 @dataclass(frozen=True)
 class Found:
-    """All that an audit found of one run."""
+    """Everything that an audit found in one run."""
 
     table: RunTable
     tally: Tally
     calibration: CalibrationSummary | None
     counts_N: NDArray[np.integer] | None
-    """By p-value (j + 1) / N; None where they are not of the recorded calibration."""
+    """Number of images with the p-value (j + 1) / N; None if the p-values do not belong to the recorded calibration."""
     share: Prevalence
     flags: Flags
     groups: Groups
@@ -42,7 +42,7 @@ class Found:
 
 
 def document(found: Found, changed: Mapping[str, Any] | None, notes: Sequence[str]) -> dict[str, Any]:
-    """Plain data; `changed` since the baseline, `notes` to begin with."""
+    """Return the document as plain data, with `changed` as its baseline section and `notes` first among its notes."""
     tally, table = found.tally, found.table
     return {
         "schema": SCHEMA,
@@ -60,7 +60,7 @@ def document(found: Found, changed: Mapping[str, Any] | None, notes: Sequence[st
         },
         **_rates(table, tally),
         "groups": _grouped(found.groups),
-        # Both the flagged rows and those over the threshold are the ones of the highest scores.
+        # Both the flagged rows and those over the threshold are the rows with the highest scores.
         "highest": tally.highest[: found.flags.count or tally.unknown],
         "quarantined": _quarantined(table),
         "bad_images": tally.bad_images,
@@ -133,7 +133,7 @@ def _quarantined(table: RunTable) -> list[dict[str, Any]]:
 
 
 def _left_out(found: Found) -> list[str]:
-    """One line each on what was left out or bounded."""
+    """Return one note for each list or sample that was cut short."""
     tally = found.tally
     notes = []
     if not found.flags.count and tally.unknown:

@@ -1,4 +1,4 @@
-"""What changed since a baseline run of the same bundle."""
+"""Changes since a baseline run that was scored with the same bundle."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +13,14 @@ from gradosr.audit.tally import Tally
 from gradosr.errors import ConfigError
 
 MOST_KEYS = 10_000_000
-"""Hashes of keys that are held at once of either run; of more, those below a bound stand for all."""
+"""Most hashes of keys held at once for either run; beyond it, the hashes below a bound are used as a sample."""
 
 
 def check_baseline(table: RunTable, baseline: RunTable) -> list[str]:
-    """Lines on what else differs. Raises ConfigError when the bundles do: their scores do not compare."""
+    """Return notes on the settings in which the runs differ.
+
+    Raises ConfigError if the bundles differ, because their scores cannot be compared.
+    """
     ours, theirs = table.fingerprint, baseline.fingerprint
     if ours["bundle"] != theirs["bundle"]:
         raise ConfigError(
@@ -25,7 +28,7 @@ def check_baseline(table: RunTable, baseline: RunTable) -> list[str]:
             "score the baseline's archive with this bundle into a folder of its own"
         )
     notes = [] if baseline.listing.finished else ["the baseline run is not finished: compared with the parts there are"]
-    kept = ("features", "representation")  # these store more, and change no score
+    kept = ("features", "representation")  # these add columns and do not change scores
     if ours != theirs and (
         other := differing(*({k: v for k, v in f.items() if k not in kept} for f in (theirs, ours)))
     ):
@@ -34,10 +37,10 @@ def check_baseline(table: RunTable, baseline: RunTable) -> list[str]:
 
 
 def changes(table: RunTable, now: Tally, baseline: RunTable, before: Tally) -> tuple[dict[str, Any], list[str]]:
-    """The document's `baseline`, and notes.
+    """Compare two runs; return the `baseline` section of the document, and notes.
 
-    Tests take the two runs for samples of their own. Images that are in both make the runs more alike than that, so
-    that an archive that grew is called changed too rarely, not too often.
+    The tests treat the two runs as independent samples. Images that are in both runs make them more alike than that, so
+    an archive that has grown is called changed too rarely rather than too often.
     """
     classes = table.about["classes"]
     change, low, high = difference(now.unknown, now.images, before.unknown, before.images)
@@ -74,9 +77,10 @@ def changes(table: RunTable, now: Tally, baseline: RunTable, before: Tally) -> t
 
 
 def _moved(table: RunTable, now: Tally, baseline: RunTable, before: Tally) -> tuple[int, int, bool]:
-    """Images that appeared and vanished, and whether that is exact.
+    """Count the images that appeared and those that vanished; also return whether the counts are exact.
 
-    A part that is in both runs is the same shard version with the same images: only keys of the other ones are read.
+    A part that is in both runs is the same shard version with the same images, so only the keys of other parts are
+    read.
     """
     fresh = sorted(now.part_rows.keys() - before.part_rows.keys())
     gone = sorted(before.part_rows.keys() - now.part_rows.keys())
@@ -90,7 +94,7 @@ def _moved(table: RunTable, now: Tally, baseline: RunTable, before: Tally) -> tu
 
 @dataclass
 class _Keys:
-    """Hashes of keys below a bound that falls as they grow too many."""
+    """Hashes of keys below a bound that is lowered whenever there are too many."""
 
     hashes: list[NDArray[np.uint64]]
     held: int = 0
@@ -106,7 +110,7 @@ class _Keys:
             self.held = len(self.hashes[0])
 
     def below(self, bound: int) -> NDArray[np.uint64]:
-        """Each once."""
+        """Return the hashes below `bound`, each once."""
         return np.unique(_below(np.concatenate([np.zeros(0, np.uint64), *self.hashes]), bound))
 
 

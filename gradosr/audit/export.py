@@ -1,10 +1,10 @@
-"""The flagged images for labelling: Label Studio, FiftyOne, a spreadsheet, and the pictures as files.
+"""Export of the flagged images for labelling: Label Studio, FiftyOne, a spreadsheet, and the pictures as files.
 
-flagged.csv        every flagged row; open it in any spreadsheet, no cell is a formula
-images/ID.jpg      the pictures; ID is a hash of the key, so that no key can say where a file goes
-labelstudio.json   tasks of those with a picture, which is in the task: Label Studio needs no storage set up for them.
-labelstudio.xml    the labelling configuration for them: the known classes, and none of these
-fiftyone.json      the same as samples: fiftyone.Dataset.from_json("OUT/fiftyone.json", rel_dir="OUT")
+flagged.csv        every flagged row; it opens in any spreadsheet, and no cell is a formula
+images/ID.jpg      the pictures; ID is a hash of the key, so no key can choose where a file is written
+labelstudio.json   one task per row with a picture; tasks contain the picture, so Label Studio needs no storage
+labelstudio.xml    the labelling configuration for them: the known classes, and "none of these"
+fiftyone.json      the same rows as samples: fiftyone.Dataset.from_json("OUT/fiftyone.json", rel_dir="OUT")
 """
 
 import base64
@@ -23,7 +23,7 @@ from gradosr.audit.pictures import Pictures
 from gradosr.audit.text import shortened
 
 COLUMNS = ("id", "key", "shard", "row", "label", "predicted_class", "confidence", "unknown_score", "p_value", "group")
-"""Of flagged.parquet and flagged.csv."""
+"""Columns of flagged.parquet and flagged.csv."""
 LABELLING = """<View>
   <Image name="image" value="$image"/>
   <Text name="about" value="$about"/>
@@ -31,9 +31,9 @@ LABELLING = """<View>
 {choices}
   </Choices>
 </View>"""
-"""Label Studio's labelling configuration, less the classes."""
+"""Template of Label Studio's labelling configuration; the classes are filled in."""
 
-_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # full-width ones too
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # including full-width forms
 _BATCH = 10_000
 _FIELDS = {
     "image_id": "String",
@@ -49,7 +49,7 @@ _CLASSIFICATION = "fiftyone.core.fields.EmbeddedDocumentField(fiftyone.core.labe
 
 
 def flagged_rows(out: Path, limit: int | None = None) -> Iterator[dict[str, Any]]:
-    """Rows of OUT/flagged.parquet, in bounded memory; for `pictures.fetch` after those of the page."""
+    """Yield the rows of OUT/flagged.parquet in bounded memory, at most `limit` of them."""
 
     def rows() -> Iterator[dict[str, Any]]:
         with pq.ParquetFile(out / "flagged.parquet") as file:
@@ -60,9 +60,9 @@ def flagged_rows(out: Path, limit: int | None = None) -> Iterator[dict[str, Any]
 
 
 def write(out: Path, pictures: Pictures, classes: Iterable[str] = ()) -> dict[str, int]:
-    """All of the above, from OUT/flagged.parquet and what pictures there are; how many rows, and how many pictured.
+    """Write all files of the export from OUT/flagged.parquet and `pictures`; return the numbers of rows and pictures.
 
-    `classes` are the known ones, to choose from when labelling.
+    `classes` are the known classes, offered as choices for labelling.
     """
     rows = 0
     tasks: list[dict[str, Any]] = []
@@ -83,7 +83,7 @@ def write(out: Path, pictures: Pictures, classes: Iterable[str] = ()) -> dict[st
                 stale.discard(name)
                 tasks.append(_task(row, picture.larger, name))
                 samples.append(_sample(row, name))
-    for name in stale:  # of an earlier audit into the same folder
+    for name in stale:  # left by an earlier audit in the same folder
         (folder / name).unlink()
     (out / "labelstudio.xml").write_text(labelling(classes), encoding="utf-8")
     _dump(out / "labelstudio.json", tasks)
@@ -92,7 +92,7 @@ def write(out: Path, pictures: Pictures, classes: Iterable[str] = ()) -> dict[st
 
 
 def cell(value: Any) -> str:
-    """A value as a cell that no spreadsheet takes for a formula; a text that looks like one begins with '."""
+    """Return a value as a cell that no spreadsheet takes for a formula: text that looks like one gets a leading '."""
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -102,7 +102,7 @@ def cell(value: Any) -> str:
 
 
 def labelling(classes: Iterable[str]) -> str:
-    """Label Studio's labelling configuration for the known classes, and for what is none of them."""
+    """Return Label Studio's labelling configuration for the known classes and for images of none of them."""
     from xml.sax.saxutils import quoteattr
 
     names = ["none of these", *(shortened(name, 200) for name in classes)]
@@ -149,14 +149,14 @@ def _dataset(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A value that JSON and a database take: no lone surrogates, no NaN."""
+    """Return a value that JSON and databases accept: without lone surrogates, and with None for NaN and infinity."""
     if isinstance(value, str):
         return as_text(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _checked(name: str) -> str:
-    """An id as a file name: the table beside it could say anything."""
+    """Return an id as a file name; raise ValueError if it is not alphanumeric, as the table could contain anything."""
     if not (name.isascii() and name.isalnum()):
         raise ValueError(f"not an id: {name!r}")
     return name

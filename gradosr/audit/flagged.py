@@ -1,4 +1,4 @@
-"""flagged.parquet: the flagged rows of a table, in its order, in a second pass of constant memory."""
+"""flagged.parquet: the flagged rows of a table in its order, written in a second pass with constant memory."""
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,11 +24,11 @@ SCHEMA = pa.schema(
     ]
 )
 LARGE = 200_000
-"""Rows beyond which a part is read row group by row group when its turn comes, not ahead of it."""
+"""Number of rows above which a part is not read ahead, but one row group at a time when its turn comes."""
 
 
 def check_folder(folder: Path) -> None:
-    """Make it if it is not there. Raises StoreError before any work when it cannot be written."""
+    """Create the folder if needed, and raise StoreError before any work starts if it cannot be written."""
     probe = folder / "probe.writing"
     with _told(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def check_folder(folder: Path) -> None:
 
 
 def write_flagged(table: RunTable, cut: float | None, group_of: Mapping[str, str], target: Path) -> None:
-    """Write the rows with p_value <= cut (None: those with is_unknown), at once when all are there."""
+    """Write the rows with p_value <= cut (or, if it is None, those with is_unknown); the file appears once complete."""
     temporary = target.with_suffix(".writing")
     try:
         with _told(target), pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
@@ -58,7 +58,7 @@ def _told(path: Path) -> Iterator[None]:
 
 
 def _in_order(table: RunTable, cut: float | None) -> Iterator[pa.Table]:
-    """Flagged rows, part by part; the next few parts are read meanwhile."""
+    """Yield the flagged rows part by part while the next few parts are being read."""
     with ThreadPoolExecutor(THREADS, "flagged") as pool:
         ahead: list[tuple[str, Future[list[pa.Table] | None]]] = []
         for part in [*table.parts, *[""] * (2 * THREADS)]:
@@ -71,7 +71,7 @@ def _in_order(table: RunTable, cut: float | None) -> Iterator[pa.Table]:
 
 
 def _read_ahead(table: RunTable, part: str, cut: float | None) -> list[pa.Table] | None:
-    """None: too large to be held."""
+    """Return the flagged rows of a part, or None if the part is too large to hold in memory."""
     with table.open(part) as opened:
         return list(_flagged(opened, cut)) if opened.file.metadata.num_rows <= LARGE else None
 

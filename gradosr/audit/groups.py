@@ -1,9 +1,10 @@
-"""Images over the threshold, grouped by what they look like to the classifier: candidates for new classes.
+"""Clusters of look-alike images among those over the threshold: candidates for new classes.
 
-HDBSCAN (Campello et al. 2013, scikit-learn's) on penultimate features, scaled to unit length and projected on their
-principal components. A group is named by the smallest id of its members, so that it keeps its name when others join.
+HDBSCAN (Campello et al. 2013, in scikit-learn's implementation) runs on the penultimate features, scaled to unit length
+and projected onto their principal components. A cluster is named after the smallest id of its members, so that it keeps
+its name when images join it.
 
-N images of the sample, F features, D principal components, G images of a group.
+N images of the sample, F features, D principal components, G images of a cluster.
 """
 
 from collections import Counter
@@ -19,9 +20,9 @@ from gradosr.audit.tally import Sample
 
 COMPONENTS = 16
 BLOB = 0.8
-"""A group of more of the images tells nothing: it may be a class, or all that there is."""
+"""A cluster with more than this share of the images is not informative: it may be one class, or simply everything."""
 FEWEST = 10
-"""Images of a group, at least; of a large sample one in 200."""
+"""Minimum number of images in a cluster; in a large sample the minimum is one image in 200."""
 TYPICAL, BORDERLINE, PLACES = 12, 6, 10
 HOW = "score with `features: unknown` (--set features=unknown, into a new output) to have groups"
 
@@ -30,36 +31,36 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Groups:
-    """Of the images over the threshold."""
+    """The clusters found among the images over the threshold."""
 
     reason: str | None
-    """Why there are none."""
+    """The reason that there are no clusters; None if there are some."""
     considered: int = 0
     left_over: int = 0
-    """Images like no other ones."""
+    """Number of images that belong to no cluster."""
     items: tuple[dict[str, Any], ...] = ()
-    """As in audit.json, largest first."""
+    """The clusters as they appear in audit.json, largest first."""
     group_of: dict[str, str] = field(default_factory=dict)
-    """Id of an image -> id of its group."""
+    """The id of each clustered image, mapped to the id of its cluster."""
 
 
 @dataclass(frozen=True)
 class FalseAlarms:
-    """How many of the images with a p-value are known ones, on average over the archive.
+    """A model of how likely an image with a given p-value is to be known, averaged over the archive.
 
-    Of known images, every p-value is had by the same share; what there is more of a p-value is unknown. Within a
-    group it is counted as everywhere: known images that come near the threshold may gather in some groups more than in
-    others, which p-values do not tell.
+    The p-values of known images are uniform, so any excess over a uniform distribution comes from unknown images. The
+    same shares are used in every cluster. Known images near the threshold may in fact concentrate in some clusters more
+    than in others, which p-values cannot show.
     """
 
     edges: NDArray[np.float64]
-    """Ascending p-values, from 0."""
+    """Ascending p-values, starting at 0."""
     shares: NDArray[np.float64]
-    """Known images among those between two edges, 0 to 1; never falling."""
+    """Share of known images between two neighbouring edges, from 0 to 1; it never decreases."""
 
     @classmethod
     def of(cls, counts_N: NDArray[np.integer], known: float, threshold: float) -> "FalseAlarms":
-        """Of counts by p-value (j + 1) / N, up to the threshold; `known`: share of known images in the archive."""
+        """Fit the model to counts by p-value (j + 1) / N up to the threshold; `known` is the share of known images."""
         last = max(1, int(threshold * len(counts_N) + 1e-6))
         ranks = np.unique(np.concatenate([[0], np.geomspace(1, last, 12).astype(int), [last]]))
         found = np.add.reduceat(counts_N[:last].astype(np.int64), ranks[:-1])
@@ -67,13 +68,13 @@ class FalseAlarms:
         return cls(ranks / len(counts_N), _never_falling(expected, found))
 
     def __call__(self, p_values: Sequence[float]) -> Floats:
-        """The chance of each image to be a known one."""
+        """Return the probability that each image is known."""
         cells = np.searchsorted(self.edges, np.asarray(p_values) - 1e-9) - 1
         return np.asarray(self.shares[np.clip(cells, 0, len(self.shares) - 1)])
 
 
 def _never_falling(expected: Floats, found: NDArray[np.integer]) -> Floats:
-    """Shares expected / found, neighbours pooled where they fall (pool adjacent violators), at most 1."""
+    """Return expected / found as shares of at most 1, pooling neighbours where they fall (pool adjacent violators)."""
     pooled: list[list[float]] = []  # expected, found, cells
     for one, two in zip(expected.tolist(), found.tolist(), strict=True):
         pooled.append([one, two, 1])
@@ -84,7 +85,7 @@ def _never_falling(expected: Floats, found: NDArray[np.integer]) -> Floats:
 
 
 def group(sample: Sample, without_features: int, false_alarms: FalseAlarms | None, most: int, kind: str) -> Groups:
-    """Groups of a sample; `most` of them are told, the largest. `kind` of the input."""
+    """Cluster a sample and return the `most` largest clusters; `kind` is that of the input."""
     rows, features_NF = sample.settled()
     if features_NF is None:
         return Groups(_why_none(without_features))
@@ -116,7 +117,7 @@ def _why_none(without_features: int) -> str:
 
 
 def principal(features_NF: NDArray[np.float16]) -> Floats:
-    """Features of unit length, projected on their first principal components [N, D]; the same for the same features."""
+    """Project features, scaled to unit length, onto their first principal components [N, D]; deterministic."""
     x_NF = np.nan_to_num(features_NF.astype(np.float32), nan=0.0, posinf=65504.0, neginf=-65504.0)
     x_NF /= np.maximum(np.linalg.norm(x_NF, axis=1, keepdims=True), 1e-12)
     x_NF -= x_NF.mean(0)
@@ -126,12 +127,12 @@ def principal(features_NF: NDArray[np.float16]) -> Floats:
 
 
 def cluster(points_ND: Floats) -> tuple[NDArray[np.integer], Floats]:
-    """Group of each point (-1: none) and how firmly it belongs to it, 0 to 1.
+    """Return the cluster of each point (-1 for none) and its membership strength, from 0 to 1.
 
-    Where nearly all points are one group, the directions in which they differ most may hide those that matter: with
-    all components weighted alike, unknown classes near the known ones come apart (six-class CIFAR-10 networks, the four
-    other classes: of 40 % of the images, in groups of .45 purity instead of one of .25). Such groups are taken if they
-    hold a third of the points; a single class falls into fewer splinters.
+    If nearly all points form one cluster, the directions of largest variance may hide the ones that matter. With all
+    components weighted alike, unknown classes near the known ones come apart (six-class CIFAR-10 networks, the four
+    other classes: clusters that hold 40 % of the images with a purity of .45, instead of one cluster with a purity of
+    .25). The finer clusters are used if they hold a third of the points; a single class splits into fewer pieces.
     """
     labels_N, strength_N = _hdbscan(points_ND)
     if np.bincount(labels_N[labels_N >= 0], minlength=1).max() > BLOB * len(labels_N):
@@ -144,7 +145,7 @@ def cluster(points_ND: Floats) -> tuple[NDArray[np.integer], Floats]:
 
 
 def _hdbscan(points_ND: Floats) -> tuple[NDArray[np.integer], Floats]:
-    from sklearn.cluster import HDBSCAN  # a second that other audits need not wait for
+    from sklearn.cluster import HDBSCAN  # takes a second, which only this function needs
 
     fewest = max(FEWEST, len(points_ND) // 200)
     found = HDBSCAN(min_cluster_size=fewest, min_samples=fewest // 5, copy=True).fit(points_ND)
@@ -180,5 +181,5 @@ def _places(names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _most(names: Sequence[str]) -> list[tuple[str, int]]:
-    """Most frequent first; of equals the first in the alphabet."""
+    """Return names and their counts, most frequent first; ties are in alphabetical order."""
     return sorted(Counter(names).items(), key=lambda item: (-item[1], item[0]))

@@ -1,4 +1,4 @@
-"""Unknown scores of an archive beside those of the calibration, on the same evenly spaced edges."""
+"""Histograms of the unknown scores of an archive and of the calibration, on the same evenly spaced edges."""
 
 from typing import Any
 
@@ -10,11 +10,14 @@ from gradosr.bundle.manifest import CalibrationSummary
 
 MOST_BINS = 120
 OUTSIDE = 0.001
-"""Share of the images at either end that may lie in one wide bin, so that a few scores do not flatten all others."""
+"""Share of images at either end that may fall into one wide bin, so that a few scores do not flatten the rest."""
 
 
 def score_histogram(cells: ScoreCells, calibration: CalibrationSummary | None) -> dict[str, Any]:
-    """Edges [n + 1], archive [n], calibration [n] or None; the outermost bins reach as far as there are images."""
+    """Return edges [n + 1], archive counts [n], and calibration counts [n] or None.
+
+    The two outermost bins extend as far as there are images.
+    """
     scores, counts = cells.counted()
     if not len(scores):
         return {"edges": [], "archive": [], "calibration": None}
@@ -32,7 +35,7 @@ def score_histogram(cells: ScoreCells, calibration: CalibrationSummary | None) -
 def _edges(
     scores: NDArray[np.float64], counts: NDArray[np.int64], calibration: CalibrationSummary | None
 ) -> NDArray[np.float64]:
-    """Those of the calibration, carried on over the archive's scores; wider where that makes too many."""
+    """Extend the calibration's edges over the archive's scores, with wider bins if there would be too many."""
     below = np.cumsum(counts) / counts.sum()
     low, high = (float(scores[np.searchsorted(below, share)]) for share in (OUTSIDE, 1 - OUTSIDE))
     if calibration is None:
@@ -51,7 +54,11 @@ def _rebinned(calibration: CalibrationSummary, edges: NDArray[np.float64]) -> ND
 
 
 def p_value_histogram(counts_N: NDArray[np.integer] | None, twentieths: NDArray[np.integer]) -> dict[str, Any]:
-    """Edges [n + 1], archive [n]: of counts by p-value (j + 1) / N, as finely as N allows; else in twentieths."""
+    """Return edges [n + 1] and archive counts [n] of the p-values.
+
+    `counts_N` counts images with the p-value (j + 1) / N, and bins are as fine as N allows. If it is None, the counts
+    in `twentieths` are used.
+    """
     if counts_N is None:
         return {"edges": np.linspace(0, 1, 21).tolist(), "archive": twentieths.tolist()}
     ranks = np.unique(np.linspace(0, len(counts_N), min(len(counts_N), 100) + 1).astype(int))

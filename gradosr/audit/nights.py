@@ -1,4 +1,4 @@
-"""The nights of an archive: what each screening found, and where it is kept."""
+"""The nights of an archive: the result of each screening, and where it is stored."""
 
 import gzip
 import json
@@ -17,68 +17,68 @@ FOLDER, NIGHT, ARCHIVE, TOLD = "screenings", "screening.json", "archive.json.gz"
 
 @dataclass(frozen=True)
 class Counts:
-    """Of the rows that a night added."""
+    """Counts of the rows that a night added."""
 
     rows: int
     images: int
-    """With a score."""
+    """Number of rows with a score."""
     unknown: int
 
     @property
     def bad(self) -> int:
-        """Without a score."""
+        """The number of rows without a score."""
         return self.rows - self.images
 
 
 class Seen(NamedTuple):
-    """A shard version of the archive."""
+    """A shard version of the archive, and the night in which it was first seen."""
 
     shard: str
     night: str
-    """In which it was new."""
+    """The night in which this version was new."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One gate."""
+    """The result of one gate."""
 
     gate: str
     bound: float
     found: float | None
-    """None where there is nothing to measure it on, which `why` says."""
+    """The measured value; None if there was nothing to measure, for the reason given in `why`."""
     tripped: bool
     why: str
 
 
 @dataclass(frozen=True)
 class Night:
-    """One screening, as screening.json keeps it."""
+    """One screening, as stored in screening.json."""
 
     night: str
-    """Its date, with a number behind it where it is not the date's first."""
+    """The date of the night, with a number appended if it is not the first night of that date."""
     made: str
-    """ISO 8601."""
+    """The time at which the screening was made, in ISO 8601."""
     counts: Counts
     shards: int
-    """Of the archive."""
+    """Number of shards in the archive."""
     new_shards: int
-    """New or changed since the night before."""
+    """Number of shards that are new or changed since the night before."""
     missing: tuple[str, ...]
-    """Shards of the night before that are gone."""
+    """Names of shards of the night before that no longer exist."""
     verdicts: tuple[Verdict, ...]
 
     @property
     def tripped(self) -> list[Verdict]:
-        """The gates to be told of."""
+        """The verdicts of the gates that tripped."""
         return [verdict for verdict in self.verdicts if verdict.tripped]
 
     def document(self) -> dict[str, Any]:
-        """screening.json, and what a webhook gets."""
+        """Return the content of screening.json, which is also the body sent to a webhook."""
         return {"schema": 1, **asdict(self), "tripped": [verdict.gate for verdict in self.tripped]}
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> "Night":
-        """What `document` was made of."""
+        """Rebuild a night from its document."""
         facts = {name: document[name] for name in ("night", "made", "shards", "new_shards")}
         return cls(
             **facts,
@@ -89,36 +89,36 @@ class Night:
 
 
 class History:
-    """The nights of one results folder, which is listed once: all files of all nights lie there."""
+    """The nights of one results folder; the folder is listed once, since it holds every file of every night."""
 
     def __init__(self, store: Store, folder: RunFolder) -> None:
         self._store, self._folder = store, folder
 
     def nights(self, last: int) -> list[Night]:
-        """The last ones, oldest first."""
+        """Read the last nights, oldest first; `last` is their number at most."""
         return [Night.of(json.loads(self._store.read(self.path(name, NIGHT)))) for name in self._names[-last:]]
 
     def archive(self) -> dict[str, Seen]:
-        """By part, as of the last night; empty before the first."""
+        """Read the shard versions of the last night by part name; the mapping is empty before the first night."""
         if not self._names:
             return {}
         document = json.loads(gzip.decompress(self._store.read(self.path(self._names[-1], ARCHIVE))))
         return {part: Seen(*seen) for part, seen in document.items()}
 
     def next_name(self, now: datetime) -> str:
-        """Of a night that begins now: in order behind all others."""
+        """Return a name for a night that starts at `now`; it sorts after all existing names."""
         date = now.date().isoformat()
         of_today = [name for name in self._names if name[: len(date)] == date]
         return f"{date}.{len(of_today) + 1:02}" if of_today else date
 
     def commit(self, night: Night, archive: Mapping[str, Seen]) -> None:
-        """Keep a night."""
+        """Store a night and the archive as it was then."""
         self._store.write(self.path(night.night, ARCHIVE), gzip.compress(json.dumps(archive).encode(), mtime=0))
         self._store.write(self.path(night.night, NIGHT), json.dumps(night.document(), indent=2).encode())
         self._names.append(night.night)
 
     def untold(self, night: Night) -> bool:
-        """Whether its tripped gates are still to be told."""
+        """Return whether the tripped gates of a night have still to be reported."""
         if not night.tripped:
             return False
         try:
@@ -128,11 +128,11 @@ class History:
         return False
 
     def mark_told(self, night: Night) -> None:
-        """They were."""
+        """Record that the tripped gates of a night were reported."""
         self._store.write(self.path(night.night, TOLD), b"{}")
 
     def path(self, *names: str) -> str:
-        """URI of something among the screenings."""
+        """Return the URI of a file in the screenings folder."""
         return self._folder.path(FOLDER, *names)
 
     @cached_property
@@ -142,4 +142,4 @@ class History:
         try:
             return sorted(stored.uri[start:].removesuffix(end) for stored in listed if stored.uri.endswith(end))
         except NotFound:
-            return []  # a local folder that is not there yet
+            return []  # a local folder that does not exist yet

@@ -1,7 +1,7 @@
-"""Pictures of rows, out of the archive itself: each shard is opened once, and no more of it read than leads to them.
+"""Pictures of rows, read from the archive itself: each shard is opened once and read only as far as necessary.
 
-Whatever happens to one (its object is gone, replaced, unreadable, gigantic) it becomes a placeholder with the reason:
-an audit is worth having without its pictures.
+If a picture cannot be made (its object is gone, replaced, unreadable or gigantic), a placeholder with the reason takes
+its place: an audit is useful without its pictures.
 """
 
 import io
@@ -17,23 +17,23 @@ from PIL import Image
 
 from gradosr.archive.decode import decode
 from gradosr.archive.image import MAX_ENCODED, EncodedImage, Fault, too_large
-from gradosr.archive.readers import READERS
+from gradosr.archive.readers import READERS, keys_of
 from gradosr.archive.shards import Shard, locate
-from gradosr.config import ImagesInput, Input
+from gradosr.config import Input
 from gradosr.errors import NotFound, ObjectChanged, ShardUnreadable, StoreError
 from gradosr.store import Store, StoredObject
 from gradosr.text import reason as first_words
 
 SIDE, LARGER = 160, 480
-"""Pixels of the longer side: on the page, and exported for labelling."""
+"""Pixels of the longer side of a picture: on the page, and exported for labelling."""
 LIMIT = 1000
-"""Pictures fetched at most."""
+"""Most pictures that are fetched."""
 MAX_PIXELS = 50_000_000
-"""Of an image that is decoded for a picture; memory of 150 MB, and only one at a time."""
+"""Most pixels of an image decoded for a picture. That takes 150 MB, and only one image is decoded at a time."""
 SECONDS = 600.0
-"""After which no more shards are opened."""
+"""Seconds after which no further shard is opened."""
 _THREADS = 4
-_QUALITY = 82  # of the JPEGs: 160 pixels take about 5 KB
+_QUALITY = 82  # JPEG quality; a picture of 160 pixels takes about 5 KB
 
 REASONS = {
     "deleted": "no longer in the archive",
@@ -43,46 +43,46 @@ REASONS = {
     "too_large": "too large for a picture",
     "not_fetched": "not fetched",
 }
-"""Kinds of placeholders, in words."""
+"""The kinds of placeholders, described in words."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What there is to see of a row, or why there is nothing."""
+    """The picture of a row, or the reason that there is none."""
 
     id: str
     thumbnail: bytes | None = None
-    """JPEG of at most SIDE pixels, upright."""
+    """JPEG with a longer side of at most SIDE pixels, upright."""
     larger: bytes | None = None
-    """JPEG of at most LARGER pixels; never enlarged."""
+    """JPEG with a longer side of at most LARGER pixels; smaller images are not enlarged."""
     width: int = SIDE
     height: int = SIDE
-    """Of the thumbnail."""
+    """Height of the thumbnail in pixels."""
     kind: str | None = None
-    """Of the reason; see REASONS."""
+    """The kind of placeholder, a key of REASONS; None if there is a picture."""
     reason: str | None = None
-    """May hold text from the archive."""
+    """The reason in detail; it may contain text from the archive."""
 
 
 @dataclass
 class Pictures:
-    """Of all rows that were asked for, by id."""
+    """The pictures of all requested rows, by row id."""
 
     by_id: dict[str, Picture] = field(default_factory=dict)
 
     @property
     def missing(self) -> dict[str, int]:
-        """Placeholders by kind, the most frequent first."""
+        """The number of placeholders of each kind, the most frequent first."""
         return dict(Counter(one.kind for one in self.by_id.values() if one.kind).most_common())
 
     @property
     def shown(self) -> int:
-        """Pictures that are there."""
+        """The number of rows that have a picture."""
         return sum(1 for one in self.by_id.values() if one.thumbnail)
 
 
 def rows_of(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The rows that the page of an audit.json shows, each once, the most telling first."""
+    """Return the rows shown on the page of an audit.json, each once, the most informative first."""
     groups = document["groups"]["items"]
     shown = [row for group in groups for row in group["typical"]]
     shown += document["highest"]
@@ -100,17 +100,17 @@ def fetch(
     seconds: float = SECONDS,
     tell: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> Pictures:
-    """Pictures of `rows` (each with id, key, shard, width and height), in whose order they are worth having.
+    """Fetch the pictures of `rows`, whose order is that of priority; each row has id, key, shard, width and height.
 
-    `source` is the input of the run's fingerprint. With `parts`, the names of the run's parts, a shard that was
-    replaced since is told apart; single images are told so only when their size changed. `tell` hears of shards done
-    and shards in all. Raises nothing that the archive can bring about.
+    `source` is the input in the run's fingerprint. If `parts` (the names of the run's parts) is given, a shard that was
+    replaced since is recognised; single images are recognised as replaced only if their size changed. `tell` is called
+    with the number of shards done and the number of all shards. No content of the archive makes this function raise.
     """
     wanted = list({row["id"]: row for row in rows}.values())
     found = {row["id"]: _placeholder(row, "not_fetched", f"more than {limit} pictures") for row in wanted[limit:]}
     shards: dict[str, list[Mapping[str, Any]]] = {}
     for row in wanted[:limit]:
-        shards.setdefault(row["key"] if isinstance(source, ImagesInput) else row["shard"], []).append(row)
+        shards.setdefault(row["key"] if keys_of(source.kind) == "path" else row["shard"], []).append(row)
     work = _Work(store, source, parts, time.monotonic() + seconds)
     with ThreadPoolExecutor(_THREADS, "pictures") as pool:
         for done, pictures in enumerate(pool.map(work, shards.items()), start=1):
@@ -121,7 +121,7 @@ def fetch(
 
 @dataclass
 class _Work:
-    """The pictures of one shard, in any thread."""
+    """A callable that makes the pictures of one shard, from any thread."""
 
     store: Store
     source: Input
@@ -143,7 +143,7 @@ class _Work:
                     break
             if time.monotonic() > self.until:
                 kind, why = "not_fetched", "the time for pictures was over"
-        except Exception as error:  # a foreign library may raise anything over foreign bytes
+        except Exception as error:  # libraries may raise anything on foreign bytes
             kind, why = _kind(error), first_words(error)
         return {row["id"]: found.get(row["id"]) or _placeholder(row, kind, why) for row in rows}
 
@@ -151,7 +151,7 @@ class _Work:
         if time.monotonic() > self.until:
             return
         stored = locate(self.source, name, self.store)
-        if isinstance(self.source, ImagesInput):
+        if keys_of(self.source.kind) == "path":
             yield self._single(name, stored)
             return
         shard = Shard(name, stored.uri, stored.version, stored.size)
@@ -167,7 +167,7 @@ class _Work:
 
 
 def _kind(error: Exception) -> str:
-    """Which kind of placeholder an error makes."""
+    """Return the kind of placeholder for an error."""
     kinds = {NotFound: "deleted", ObjectChanged: "changed", StoreError: "unreadable", ShardUnreadable: "unreadable"}
     return next((kind for error_type, kind in kinds.items() if isinstance(error, error_type)), "unreadable")
 
@@ -196,7 +196,7 @@ def _faulty(row: Mapping[str, Any], fault: Fault) -> Picture:
 
 
 def _fitted(image: Image.Image, side: int) -> Image.Image:
-    """A copy within side x side pixels; of a strip at least one pixel is left."""
+    """Return a copy that fits into side x side pixels; a very thin strip keeps at least one pixel."""
     copy = image.copy() if max(image.size) <= side else image.reduce(max(1, max(image.size) // (3 * side)))
     copy.thumbnail((side, side), Image.Resampling.LANCZOS)
     return copy

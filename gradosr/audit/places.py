@@ -1,4 +1,4 @@
-"""Where in an archive images lie, and when they came to be, as far as their keys and shards tell."""
+"""The location of images in an archive and their dates, derived from their keys and shards."""
 
 import re
 from datetime import date, datetime, timezone
@@ -8,48 +8,50 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from gradosr.archive.readers import keys_of
+
 MOST_PREFIXES = 20_000
-"""Folders that are told apart; with more of them, only their first steps are."""
+"""Most folders that are counted separately; if there are more, only their first steps are distinguished."""
 NAME_LETTERS = 300
-"""Of a folder's name."""
+"""Most letters kept of a folder's name."""
 TOP = "/"
-"""Name of the place of keys without a folder."""
+"""Name used for keys that have no folder."""
 _DAY = (
     r"(?:^|[^0-9])(?:[a-z]+=)?(?P<year>(?:19|20)[0-9][0-9])[-_/.]?(?:month=|m=)?(?P<month>0[1-9]|1[0-2])[-_/.]?"
     r"(?:day=|d=)?(?P<day>0[1-9]|[12][0-9]|3[01])(?:[^0-9]|$)"
 )
-"""2026/11/22, 2026-11-22, 20261122, dt=2026-11-22, year=2026/month=11/day=22."""
+"""A date such as 2026/11/22, 2026-11-22, 20261122, dt=2026-11-22 or year=2026/month=11/day=22."""
 
 
 def shard_folder(kind: str, shard: str) -> str | None:
-    """The shard's name, of which its images' keys are made; None for single images, whose groups are no places."""
-    return None if kind == "images" else shard
+    """Return the shard's name, with which its images' keys begin; None for single images: groups are not places."""
+    return None if keys_of(kind) == "path" else shard
 
 
 def folder_of(kind: str, shard: str, key: str) -> str:
-    """The folder of one image: as `Prefixes` counts them, at full depth."""
-    if kind == "images":
+    """Return the folder of one image as `Prefixes` counts it, at full depth."""
+    if keys_of(kind) == "path":
         return key.rpartition("/")[0] or TOP
     return "/".join(filter(None, (shard.rpartition("/")[0], key[len(shard) + 1 :].rpartition("/")[0]))) or TOP
 
 
 class Prefixes:
-    """Images and unknown ones by folder: of the shard and, within it, of the member; of a single image its own."""
+    """Counts of images and of unknown images by folder: the shard's folder joined with that of the member within it."""
 
     def __init__(self, kind: str) -> None:
-        """`kind` of the input."""
-        self.kind = kind
+        """Start without counts; `kind` is that of the input."""
+        self.kind, self._keys = kind, keys_of(kind)
         self.depth: int | None = None
-        """Steps of a folder that are told apart; None: all."""
+        """Number of steps of a folder that are distinguished; None for all."""
         self._counts: dict[str, list[int]] = {}
 
     def add(self, keys: pa.ChunkedArray, shard: str, unknown: NDArray[np.bool_]) -> None:
         """Count the rows of one shard."""
-        outer = "" if self.kind == "images" else shard.rpartition("/")[0]
-        if self.kind == "parquet":  # its members are row numbers
+        outer = "" if self._keys == "path" else shard.rpartition("/")[0]
+        if self._keys == "shard#row":
             self._bump(outer, len(unknown), int(unknown.sum()))
             return
-        members = keys if self.kind == "images" else pc.utf8_slice_codeunits(keys, len(shard) + 1)
+        members = keys if self._keys == "path" else pc.utf8_slice_codeunits(keys, len(shard) + 1)
         folders = pc.replace_substring_regex(members, r"(?s)(^|/)[^/]*$", "").combine_chunks().dictionary_encode()
         codes = folders.indices.to_numpy()
         images = np.bincount(codes, minlength=len(folders.dictionary))
@@ -58,7 +60,7 @@ class Prefixes:
             self._bump("/".join(filter(None, (outer, inner))), one, two)
 
     def counts(self) -> list[tuple[str, int, int]]:
-        """Name, images and unknown ones."""
+        """Return the name, number of images and number of unknown images of each folder."""
         return [(name or TOP, images, unknown) for name, (images, unknown) in self._counts.items()]
 
     def _bump(self, name: str, images: int, unknown: int) -> None:
@@ -70,7 +72,7 @@ class Prefixes:
             self._shorten()
 
     def _shorten(self) -> None:
-        """To as many steps as leave few enough folders: the same number in whatever order they came."""
+        """Reduce the folders to as many steps as MOST_PREFIXES allows; the result does not depend on their order."""
         depth = max(name.count("/") + 1 for name in self._counts)
         while len({_first_steps(name, depth) for name in self._counts}) > MOST_PREFIXES:
             depth -= 1
@@ -84,19 +86,19 @@ def _first_steps(name: str, steps: int) -> str:
 
 
 class Days:
-    """Images and unknown ones by the first date in their key; without one, by the day their shard was last modified."""
+    """Counts of images and of unknown images by day: the first date in the key, or else when the shard was modified."""
 
     def __init__(self) -> None:
         self._counts: dict[int, list[int]] = {}
         self.from_keys = self.from_shards = self.undated = 0
-        """Images whose day is known by either, or by none."""
+        """Images whose day comes from the key, from the shard, or is not known."""
 
     def add(
         self, keys: pa.ChunkedArray, shard: str | None, unknown: NDArray[np.bool_], modified: int | None = None
     ) -> None:
-        """Count rows of one shard, modified then (seconds since 1970).
+        """Count the rows of one shard that was last modified at `modified` (seconds since 1970).
 
-        Its name, where keys begin with it, may hold the date of them all.
+        If keys begin with the shard's name, a date in that name applies to all of them.
         """
         days, places = np.unique(_days_in(keys, shard), return_inverse=True)
         images, found = np.bincount(places), np.bincount(places[unknown], minlength=len(days))
@@ -111,7 +113,7 @@ class Days:
                 self.undated += one
 
     def counts(self) -> list[tuple[str, int, int]]:
-        """Day as YYYY-MM-DD, images and unknown ones, in order."""
+        """Return the day (YYYY-MM-DD), number of images and number of unknown images, in order of days."""
         return [(str(_date(code)), images, unknown) for code, (images, unknown) in sorted(self._counts.items())]
 
     def _bump(self, code: int, images: int, unknown: int) -> None:
@@ -121,7 +123,7 @@ class Days:
 
 
 def _days_in(keys: pa.ChunkedArray, shard: str | None) -> NDArray[np.int64]:
-    """YYYYMMDD of each key, 0 where there is none; also what looks like a date and is none."""
+    """Return the first date in each key as YYYYMMDD, or 0; the date need not exist in the calendar."""
     codes = np.zeros(len(keys), np.int64)
     if shard is not None and (found := re.search(_DAY, shard, re.IGNORECASE)):
         codes[:] = int("".join(found.group("year", "month", "day")))
@@ -135,18 +137,18 @@ def _days_in(keys: pa.ChunkedArray, shard: str | None) -> NDArray[np.int64]:
 
 
 def _utc_day(seconds: int | None) -> int | None:
-    """YYYYMMDD; None for what no calendar holds."""
+    """Return the day in UTC as YYYYMMDD; None for a time that no calendar holds."""
     if seconds is None:
         return None
     try:
         day = datetime.fromtimestamp(seconds, timezone.utc)
-    except (OverflowError, OSError, ValueError):  # file systems take any time
+    except (OverflowError, OSError, ValueError):  # file systems accept any time
         return None
     return day.year * 10_000 + day.month * 100 + day.day
 
 
 def _date(code: int) -> date | None:
-    """None for the 31st of February."""
+    """Convert YYYYMMDD to a date; None for one that does not exist, such as 31 February."""
     try:
         return date(code // 10_000, code // 100 % 100, code % 100)
     except ValueError:

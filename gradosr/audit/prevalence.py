@@ -1,30 +1,31 @@
-"""How many images of an archive are unknown, from split-conformal p-values alone.
+"""Estimation of the share of unknown images in an archive from split-conformal p-values alone.
 
 With a share pi of unknown images, the share of the archive with p <= t is
 
     R(t) = (1 - pi) K(t) + pi G(t)
 
-where K and G are those shares of known and of unknown images. K(t) = t up to the luck of the calibration: with n
-calibration images, K at t = j / (n + 1) is Beta(j, n + 1 - j) distributed. Two samples are small then, the archive and
-the calibration, and both are in the band around R(t) - t: simulated archives (multinomial) and calibrations
-(Dirichlet: the spacings of n uniform order statistics) deviate by no more.
+where K and G are those shares among known and among unknown images. K(t) = t up to the luck of the calibration: with n
+calibration images, K at t = j / (n + 1) follows Beta(j, n + 1 - j). The archive and the calibration are both finite
+samples, and the band around R(t) - t covers both. It is simulated: archives are drawn from a multinomial, calibrations
+from a Dirichlet distribution (the spacings of n uniform order statistics).
 
-Low end: G <= 1, so pi >= (R - K) / (1 - K) at every t. The best t counts, and the band holds for all of them at once.
-Nothing is assumed but that the archive's known images are like those of the calibration.
+Low end: G <= 1, so pi >= (R - K) / (1 - K) at every t. The best t counts, and the band holds for all t at once. The
+only assumption is that the archive's known images are like those of the calibration.
 
-Estimate and high end: unknown images that score like known ones cannot be counted by anybody, so something must be
-assumed of G. The tail estimate (Storey 2002), (R - t) / (1 - t) at a lambda of t, assumes G(lambda) = 1: with a small
-lambda it is biased, with a large one it is noise. Lambda is fixed at .4, for a sentence that can be checked: unknown
-images score above three known images of five. A lambda chosen by the data trusts that a bias which noise hides is
-small. Where the data show that the sentence is only nearly true, because there are still more images between p-values
-of .1 and .4 than beyond, the high end is raised by a quarter of that fall, less its standard error: all that unknown
-images add beyond lambda if they are a fifth as dense there as just before.
+Estimate and high end: unknown images that score like known ones cannot be counted, so something must be assumed about
+G. The tail estimate (Storey 2002), (R - t) / (1 - t) at t = lambda, assumes G(lambda) = 1. A small lambda makes it
+biased, a large one noisy. Lambda is fixed at .4, which states a condition that can be checked: unknown images score
+above three known images out of five. A lambda chosen from the data would rely on a bias being small merely because
+noise hides it. The data may show that the condition holds only nearly: the density of images between p-values of .1 and
+.4 is still higher than beyond. Then the high end is raised by a quarter of that fall, less its standard error. This
+covers all unknown images beyond lambda if they are a fifth as dense there as just before it.
 
-The default detector on four six-class CIFAR-10 networks, 2,250 calibration images, an archive of 4,000 known images and
-1,000 of the four other classes, all drawn anew 40 times: on each network the interval covers the truth 39 or 40 times
-and is .12 to .14 wide; with images made by code instead (digits, noise, textures) 38 or 39 times, and .05 to .08 wide.
-Where unknown images hide among the known ones (digits and noise by the max logit of one of the networks, the four
-classes by the distance to the nearest features) only the lower bound holds.
+Measured with the default detector on four six-class CIFAR-10 networks, 2,250 calibration images, an archive of 4,000
+known images and 1,000 of the four other classes, all drawn anew 40 times: on each network the interval covers the truth
+39 or 40 times and is .12 to .14 wide. With images made by code instead (digits, noise, textures) it covers the truth 38
+or 39 times and is .05 to .08 wide. If unknown images hide among the known ones (digits and noise scored by the max
+logit of one of the networks, the four classes scored by the distance to the nearest features), only the lower bound
+holds.
 
 T thresholds of the grid, C = T + 1 cells between them, B simulations.
 """
@@ -37,15 +38,18 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 GRID = (*(1e-5, 1e-4, 1e-3, 0.01, 0.03), *(0.06, 0.1, 0.2, 0.3, 0.4))
-"""p-values at which archive and calibration are held against each other; the last one is lambda."""
+"""The p-values at which archive and calibration are compared; the last one is lambda."""
 BEFORE = GRID.index(0.1) - len(GRID)
-"""Place, from the end, of the threshold where the stretch before lambda begins."""
+"""Index, from the end of the grid, of the threshold at which the stretch before lambda begins."""
 RAISE = 0.25
-"""Of the fall: beyond lambda unknown images are at most RAISE / (1 + RAISE) as dense as just before."""
+"""Share of the fall in density by which the high end is raised.
+
+Beyond lambda, unknown images are then assumed to be at most RAISE / (1 + RAISE) as dense as just before it.
+"""
 FEWEST = 10
-"""Calibration images below the smallest threshold of the grid."""
+"""Minimum number of calibration images below the smallest threshold of the grid."""
 FEWEST_IN_ALL = 100
-"""So that the grid reaches from BEFORE to lambda."""
+"""Minimum number of calibration images; with fewer, the grid would not reach from BEFORE to lambda."""
 SIMULATIONS = 4000
 METHOD = (
     "tail of the conformal p-values (Storey) at lambda = 0.4; low end and lower bound from a band over all thresholds "
@@ -55,14 +59,14 @@ METHOD = (
 
 @dataclass(frozen=True)
 class Prevalence:
-    """Share of unknown images among those that have a score, 0 to 1; no figure where `reason` says why."""
+    """The share of unknown images among those with a score, from 0 to 1; without figures, `reason` says why."""
 
     estimate: float | None
     low: float | None
     high: float | None
-    """Two-sided, at `confidence`."""
+    """High end of the two-sided interval at `confidence`; `low` is its low end."""
     lower_bound: float | None
-    """One-sided, at `confidence`; nothing assumed of the unknown images."""
+    """One-sided lower bound at `confidence`; it assumes nothing about the unknown images."""
     confidence: float
     method: str
     tuning: str
@@ -70,12 +74,15 @@ class Prevalence:
 
 
 def no_prevalence(reason: str, confidence: float) -> Prevalence:
-    """Without figures."""
+    """Return a prevalence without figures, with the reason."""
     return Prevalence(None, None, None, None, confidence, METHOD, "", reason)
 
 
 def share_of_unknown(counts_N: NDArray[np.integer], confidence: float) -> Prevalence:
-    """Of an archive where `counts_N[j]` images have the p-value (j + 1) / N; N - 1 calibration images."""
+    """Estimate the share of unknown images in an archive where `counts_N[j]` images have the p-value (j + 1) / N.
+
+    N is the number of calibration images plus one.
+    """
     images, calibration = int(counts_N.sum()), len(counts_N) - 1
     if not images:
         return no_prevalence("no image has a score", confidence)
@@ -85,7 +92,7 @@ def share_of_unknown(counts_N: NDArray[np.integer], confidence: float) -> Preval
     archive = _Excess.of(counts_N)
     half = (1 - confidence) / 2
     known = 1 - archive.lowest(archive.deviations(1.0), 1 - half)
-    deviation_BT = archive.deviations(known)  # there are fewer known images, and so is their error
+    deviation_BT = archive.deviations(known)  # fewer known images have a smaller error
     low = archive.lowest(deviation_BT, 1 - half)
     tail = 1 - archive.grid_T[-1]
     estimate = archive.excess_t[-1] / tail
@@ -109,17 +116,20 @@ def share_of_unknown(counts_N: NDArray[np.integer], confidence: float) -> Preval
 
 @dataclass(frozen=True)
 class _Excess:
-    """What an archive has more of p-values up to each threshold than known images alone would have."""
+    """The excess of an archive's p-values up to each threshold over what known images alone would have."""
 
     images: int
     n_plus_1: int
     grid_T: Floats
     shares_C: Floats
-    """Of the archive."""
+    """Share of the archive's images in each cell."""
 
     @classmethod
     def of(cls, counts_N: NDArray[np.integer]) -> "_Excess":
-        """At the thresholds j / N next below those of GRID that FEWEST calibration images lie below."""
+        """Compute the excess at the thresholds j / N next below those of GRID.
+
+        Thresholds with fewer than FEWEST calibration images below them are left out.
+        """
         ranks = np.unique([int(t * len(counts_N)) for t in GRID])
         ranks = ranks[ranks >= FEWEST]
         cells_C = np.add.reduceat(counts_N.astype(np.int64), [0, *ranks])
@@ -127,32 +137,32 @@ class _Excess:
 
     @property
     def excess_t(self) -> Floats:
-        """R(t) - t [T]."""
+        """The excess R(t) - t at each threshold [T]."""
         return np.asarray(np.cumsum(self.shares_C)[:-1] - self.grid_T)
 
     def deviations(self, known: float) -> Floats:
-        """Sampling errors of the excess [B, T], simulated, with a share `known` of known images."""
+        """Simulate sampling errors of the excess [B, T], given the share `known` of known images."""
         rng = np.random.default_rng(0)  # the same table gives the same figures
         widths_C = np.diff([0, *self.grid_T, 1])
-        # A cell that happens to be empty need not be so in the next sample: half an image more in each.
+        # A cell that happens to be empty may not be in another sample, so each gets half an image more.
         shares_C = (self.shares_C * self.images + 0.5) / (self.images + 0.5 * len(self.shares_C))
         archive_BC = rng.multinomial(self.images, shares_C, SIMULATIONS) / self.images - shares_C
         known_BC = rng.dirichlet(widths_C * self.n_plus_1, SIMULATIONS) - widths_C
         return np.asarray(np.cumsum(archive_BC + known * known_BC, 1)[:, :-1])
 
     def lowest(self, deviation_BT: Floats, confidence: float) -> float:
-        """The smallest share of unknown images that agrees with the excess at all thresholds; one-sided."""
+        """Return the smallest share of unknown images that agrees with the excess at all thresholds; one-sided."""
         scale_T = deviation_BT.std(0)
         width_T = np.quantile((deviation_BT / scale_T).max(1), confidence) * scale_T
         return max(0.0, float(((self.excess_t - width_T) / (1 - self.grid_T)).max()))
 
     def hidden(self, deviation_BT: Floats) -> float:
-        """Share of unknown images that may lie beyond lambda without being seen there."""
+        """Return the share of unknown images that may lie beyond lambda without being visible there."""
         fall = self._fall(self.excess_t) - self._fall(deviation_BT).std()
         return float(RAISE * max(0.0, fall))
 
     def _fall(self, excess_t: Floats) -> Floats:
-        """Density between BEFORE and lambda, less that beyond lambda, of excesses [..., T]."""
+        """Return the density between BEFORE and lambda less that beyond lambda, for excesses [..., T]."""
         before, last = self.grid_T[BEFORE], self.grid_T[-1]
         between = (excess_t[..., -1] - excess_t[..., BEFORE]) / (last - before)
         return np.asarray(between + excess_t[..., -1] / (1 - last))

@@ -1,4 +1,4 @@
-"""Shares, how sure they are, and whether two of them differ."""
+"""Proportions, their confidence intervals, and tests of whether two of them differ."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ Z = float(norm.ppf(0.5 + CONFIDENCE / 2))
 
 
 def wilson(found: int, total: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927); 0 to 1 where there is nothing to count."""
+    """Return the 95 % interval of a proportion (Wilson 1927); 0 to 1 if `total` is 0."""
     if not total:
         return 0.0, 1.0
     share, weight = found / total, Z * Z / total
@@ -20,7 +20,7 @@ def wilson(found: int, total: int) -> tuple[float, float]:
 
 
 def difference(found: int, total: int, before: int, total_before: int) -> tuple[float, float, float]:
-    """Share now less share before, with a 95 % interval (Newcombe 1998, his method 10)."""
+    """Return the proportion now minus the one before, and its 95 % interval (Newcombe 1998, method 10)."""
     low, high = wilson(found, total)
     low_before, high_before = wilson(before, total_before)
     share, share_before = found / max(1, total), before / max(1, total_before)
@@ -33,7 +33,7 @@ def difference(found: int, total: int, before: int, total_before: int) -> tuple[
 
 
 def p_of_difference(found: int, total: int, before: int, total_before: int) -> float:
-    """Two-sided p-value that two shares are one (pooled z test); 1 where there is nothing to compare."""
+    """Return the two-sided p-value for two equal proportions (pooled z test); 1 if there is nothing to compare."""
     pooled = (found + before) / max(1, total + total_before)
     variance = pooled * (1 - pooled) * (1 / max(1, total) + 1 / max(1, total_before))
     if not (total and total_before and variance):
@@ -42,7 +42,10 @@ def p_of_difference(found: int, total: int, before: int, total_before: int) -> f
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values: the chance that any of those below a bound is there by accident is at most the bound."""
+    """Return p-values adjusted by Holm's method, which controls the family-wise error rate.
+
+    The probability that any of those below a bound is there by chance is at most the bound.
+    """
     adjusted, largest = [0.0] * len(p_values), 0.0
     for done, index in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
         largest = max(largest, min(1.0, (len(p_values) - done) * p_values[index]))

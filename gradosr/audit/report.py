@@ -1,8 +1,8 @@
 """index.html: an audit.json and its pictures as one file that needs neither network nor server.
 
-A content security policy lets nothing run or load but the style sheet and the script that stand in the page, by their
-hashes; no attribute carries style or script. Every value goes through jinja2's autoescape, every text from an archive
-through `foreign` as well. The script adds sorting and filters; without it everything is shown.
+A content security policy allows only the style sheet and the script in the page, by their hashes; no attribute carries
+style or script. Every value passes through jinja2's autoescape, and every text from an archive through `foreign` as
+well. The script adds sorting and filters; without it, everything is shown.
 """
 
 import base64
@@ -27,11 +27,11 @@ _RATES = (
     ("by_shard", "By shard", "Shard"),
 )
 _ENOUGH = 12
-"""Rows of a table that are shown before a button shows the rest (with the script off: all of them)."""
+"""Rows of a table shown before a button reveals the rest; with the script off, all rows are shown."""
 
 
 def write(document: Mapping[str, Any], pictures: Pictures, out: Path) -> Path:
-    """OUT/index.html from an audit.json and the pictures of its rows (`pictures.rows_of`). The file's path."""
+    """Write OUT/index.html from an audit.json and the pictures of its rows (`pictures.rows_of`); return its path."""
     path = out / "index.html"
     partial = out / ".index.html.new"
     partial.write_text(render(document, pictures), encoding="utf-8")
@@ -39,7 +39,7 @@ def write(document: Mapping[str, Any], pictures: Pictures, out: Path) -> Path:
 
 
 def render(document: Mapping[str, Any], pictures: Pictures) -> str:
-    """The page."""
+    """Render the page of one audit."""
     style, script = _resource("page.css"), _resource("page.js")
     return _template("page.html").render(
         policy=_policy(style, f"'{_hash(script)}'"),
@@ -65,7 +65,10 @@ def render(document: Mapping[str, Any], pictures: Pictures) -> str:
 
 
 def render_nights(output: str, nights: Sequence[Mapping[str, Any]]) -> str:
-    """The page of a folder's screenings, the newest first; `nights` are as screening.json, the oldest first."""
+    """Render the page of a folder's screenings, newest first.
+
+    `nights` are the contents of screening.json, oldest first.
+    """
     rows = [_night(night) for night in nights]
     images, unknown = (sum(row[name] for row in rows) for name in ("images", "unknown"))
     overall, measured = unknown / max(1, images), [row for row in rows if row["images"]]
@@ -101,7 +104,7 @@ def _night(night: Mapping[str, Any]) -> dict[str, Any]:
 def _headline(night: Mapping[str, Any]) -> str:
     if tripped := len(night["tripped"]):
         return f"{night['name']}: {tripped} {'gate' if tripped == 1 else 'gates'} tripped"
-    return f"{night['name']}: nothing to wake anybody for"
+    return f"{night['name']}: no gate tripped"
 
 
 def _policy(style: str, scripts: str) -> str:
@@ -145,7 +148,7 @@ def _hash(content: str) -> str:
 
 
 def _tile(picture: Picture | None, alt: str) -> Markup:
-    """A thumbnail, or a placeholder with its reason."""
+    """Return the markup of a thumbnail, or of a placeholder with its reason."""
     if picture is None or picture.thumbnail is None:
         kind = REASONS.get(picture.kind or "", "") if picture else REASONS["not_fetched"]
         why = text.shortened(picture.reason or "", 300) if picture else ""
@@ -164,7 +167,7 @@ def _group(group: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, A
 
 
 def _headline_chart(document: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The interval on a scale of its own."""
+    """Draw the interval of the prevalence on a scale of its own; None if there is no estimate."""
     prevalence = document["prevalence"]
     if prevalence["estimate"] is None:
         return None
@@ -198,7 +201,7 @@ def _p_value_chart(document: Mapping[str, Any]) -> dict[str, Any]:
 
 def _day_chart(document: Mapping[str, Any]) -> Markup | None:
     days = document["by_day"]
-    if len(days) < 2:  # one is the whole archive
+    if len(days) < 2:  # a single day is the whole archive
         return None
     title = f"Share over the threshold by day, {days[0]['name']} to {days[-1]['name']}"
     return charts.over_time(days, document["unknown_rate"] or 0.0, text.neutral(title))

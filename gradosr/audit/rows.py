@@ -1,7 +1,7 @@
-"""The table of a run, streamed: parts on a few threads, row group after row group, only the columns asked for.
+"""Streaming access to the table of a run: a few parts at a time, by row group, and only the requested columns.
 
-Read with pyarrow's Parquet reader through the store, so that S3 is reached by the same settings, retries and versions
-as everywhere; a database engine would need its own.
+Parts are read with pyarrow's Parquet reader through the store, so that S3 is reached with the same settings, retries
+and versions as everywhere else; a database engine would need its own.
 """
 
 import hashlib
@@ -23,45 +23,51 @@ from gradosr.store import Store
 
 THREADS = 4
 SHOWN_LETTERS = 4096
-"""Of a key, label or reason that is shown; what an archive names can be of any length."""
+"""Most letters shown of a key, label or reason; names in an archive can have any length."""
 
 
 @dataclass
 class OpenPart:
-    """One part while it is read; for one thread."""
+    """One part that is open for reading; to be used by one thread."""
 
     file: pq.ParquetFile
 
     @property
     def columns(self) -> Sequence[str]:
-        """Their names."""
+        """The names of the part's columns."""
         return list(self.file.schema_arrow.names)
 
     @property
     def modified(self) -> int | None:
-        """When the shard was, in seconds since 1970; None for a group, and where the footer is older than the fact."""
+        """The time at which the shard was last modified, in seconds since 1970.
+
+        None for a group of single images, and for a part written before footers recorded it.
+        """
         shard = json.loads((self.file.metadata.metadata or {}).get(b"gradosr.shard", b"{}"))
         modified: int | None = shard.get("modified")
         return modified
 
     def groups(self, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
-        """Number and rows of each row group."""
+        """Yield the number and the rows of each row group."""
         for number in range(self.file.num_row_groups):
             yield number, self.group(number, columns)
 
     def group(self, number: int, columns: Sequence[str]) -> pa.Table:
-        """Rows of one row group."""
+        """Read the rows of one row group."""
         return self.file.read_row_group(number, columns=list(columns), use_threads=False)
 
 
 class RunTable:
-    """The parts that make up a run's table: those that _SUCCESS names, of an unfinished run those there are."""
+    """The parts that make up a run's table: those named by _SUCCESS, or in an unfinished run all parts so far."""
 
     def __init__(self, store: Store, uri: str, only: Collection[str] | None = None) -> None:
-        """With `only`, those of these names. Raises InputError without a run, EmptyTable without one of its parts."""
+        """Open the table of a run; if `only` is given, keep just the parts with these names.
+
+        Raises InputError if there is no run, EmptyTable if no part is left.
+        """
         self.folder = RunFolder(store, uri)
         self.lock = threading.Lock()
-        """For what `each` calls to change what it shares."""
+        """Lock for functions passed to `each` that change shared state."""
         self.about = self.folder.about()
         self.listing = self.folder.look()
         self.parts = [part for part in self.folder.table_parts(self.listing) if only is None or part in only]
@@ -70,17 +76,17 @@ class RunTable:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """Of run.json, and of every part."""
+        """The fingerprint in run.json, which every part has to match."""
         fingerprint: dict[str, Any] = self.about["fingerprint"]
         return fingerprint
 
     @property
     def kind(self) -> str:
-        """Of the input: parquet, tar or images."""
+        """The kind of input: parquet, tar or images."""
         return str(self.fingerprint["input"]["kind"])
 
     def each(self, work: Callable[[str, OpenPart], None], parts: Sequence[str] | None = None) -> None:
-        """Call `work` with every part, several at once, in no order. Raises what it raises, and as `open`."""
+        """Call `work` with every part, several at once and in no order. Raises what `work` and `open` raise."""
 
         def one(part: str) -> None:
             with self.open(part) as opened:
@@ -95,7 +101,7 @@ class RunTable:
 
     @contextmanager
     def open(self, part: str) -> Iterator[OpenPart]:
-        """One part. Raises InputError when it is damaged, FingerprintMismatch when it is of other settings."""
+        """Open one part. Raises InputError if it is damaged, FingerprintMismatch if its settings are different."""
         with self.folder.open_part(part) as body:
             try:
                 opened = OpenPart(pq.ParquetFile(body, pre_buffer=False))
@@ -121,7 +127,7 @@ class RunTable:
 
 
 def differing(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
-    """What two fingerprints differ in: `other bundle (... against ...)`."""
+    """Describe how two fingerprints differ, for example `other bundle (... against ...)`."""
     keys = [key for key in sorted({*theirs, *ours}) if theirs.get(key) != ours.get(key)]
     return "other " + ", ".join(f"{key} ({theirs.get(key)!r} against {ours.get(key)!r})" for key in keys)
 
@@ -133,15 +139,15 @@ def _why_empty(listing: Listing) -> str:
 
 
 def key_hash(key: str) -> bytes:
-    """SHA-256 of a key."""
+    """Return the SHA-256 digest of a key."""
     return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
 
 
 def id_of(key: str) -> str:
-    """The id of a row: also a file name, whatever the key says."""
+    """Return the id of a row, which is safe as a file name whatever the key contains."""
     return key_hash(key).hex()[:16]
 
 
 def shown(text: str | None) -> str | None:
-    """A text from the archive, cut where it is longer than anybody reads."""
+    """Return a text from the archive, cut if it is longer than anybody would read."""
     return text if text is None or len(text) <= SHOWN_LETTERS else text[: SHOWN_LETTERS - 1] + "…"

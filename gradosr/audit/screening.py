@@ -1,13 +1,13 @@
-"""What is new in an archive since the night before, and whether somebody should be woken for it.
+"""Nightly screening: what is new in an archive since the night before, and whether it should alert somebody.
 
-RUN/screenings/NIGHT/archive.json.gz   the shards of the archive that night: part -> name, and the night it was new
+RUN/screenings/NIGHT/archive.json.gz   the shards of the archive that night: part -> name and the night it was new
 RUN/screenings/NIGHT/...               the audit of what was new
-RUN/screenings/NIGHT/screening.json    put last: it makes the night
-RUN/screenings/NIGHT/told.json         that its tripped gates were told
+RUN/screenings/NIGHT/screening.json    written last; its presence completes the night
+RUN/screenings/NIGHT/told.json         marks that the tripped gates were reported
 RUN/screenings/index.html              the trend, and a line for each of the last nights
 
-A night that was killed has no screening.json, so that the next one covers what it scored. Nights are told at least
-once: a receiver knows one again by its Idempotency-Key.
+A night that was killed has no screening.json, so the next night covers what it scored. A tripped night is reported at
+least once; a receiver recognises repetitions by the Idempotency-Key.
 """
 
 import tempfile
@@ -18,7 +18,7 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from gradosr.audit import audit, report
-from gradosr.audit.gates import judge
+from gradosr.audit.gates import NightFacts, judge
 from gradosr.audit.groups import group
 from gradosr.audit.nights import Counts, History, Night, Seen
 from gradosr.audit.rows import RunTable
@@ -30,19 +30,22 @@ from gradosr.results.outcome import Outcome
 from gradosr.run.plan import Plan, Summary, finish
 from gradosr.store import Store, join
 
-SHOWN = 90  # nights on the index page
-MOST_GROUPED = 20_000  # images over the threshold that are grouped
-MOSTLY = 0.5  # share of new images from which on a group is new
+SHOWN = 90  # nights shown on the index page
+MOST_GROUPED = 20_000  # most images over the threshold that are clustered
+MOSTLY = 0.5  # share of new images above which a cluster counts as new
 
 
 def check(job: ScreenJob) -> None:
-    """Raise ConfigError for what can be known to be missing before work starts."""
+    """Raise ConfigError if something that the job will need is known to be missing before work starts."""
     if job.webhook:
         signing_key(job.webhook)
 
 
 def close(job: ScreenJob, plan: Plan, outcome: Outcome, history: History) -> tuple[Summary, Night | None]:
-    """Finish the run, and make a night of what is new in its table; none where shards failed or wait for their turn."""
+    """Finish the run and store a night for what is new in its table.
+
+    No night is stored if shards failed or were interrupted.
+    """
     summary = finish(plan, outcome)
     if summary.failed or summary.interrupted:
         return summary, None
@@ -55,7 +58,7 @@ def close(job: ScreenJob, plan: Plan, outcome: Outcome, history: History) -> tup
     window = [part for part, one in archive.items() if one.night in {night.night for night in before}]
     counts = _audited(job, store, plan.folder.uri, fresh, history.path(name))
     sizes = _new_classes(job, store, plan.folder.uri, fresh, window)
-    verdicts = judge(job.gates, counts, before, len(missing), len(seen), sizes)
+    verdicts = judge(job.gates, NightFacts(counts, before, len(missing), len(seen), sizes))
     night = Night(
         name, now.isoformat(timespec="seconds"), counts, len(plan.shards), len(fresh), tuple(missing), verdicts
     )
@@ -66,7 +69,7 @@ def close(job: ScreenJob, plan: Plan, outcome: Outcome, history: History) -> tup
 
 
 def tell_all(job: ScreenJob, history: History) -> None:
-    """Tell of the last night, and of one before that could not be told. Raises RunFailed where that fails."""
+    """Report the last night, and the one before if it has not been reported. Raises RunFailed if that fails."""
     for night in history.nights(2):
         if (job.webhook or job.command) and history.untold(night):
             tell(job, night)
@@ -74,7 +77,7 @@ def tell_all(job: ScreenJob, history: History) -> None:
 
 
 def _audited(job: ScreenJob, store: Store, uri: str, fresh: Collection[str], out_uri: str) -> Counts:
-    """Audit these parts into `out_uri`; what they count."""
+    """Audit the parts `fresh`, upload the audit to `out_uri`, and return the counts."""
     settings = AuditSettings(store=job.store, stores=job.stores, fdr=job.fdr)
     with tempfile.TemporaryDirectory() as place:
         out = Path(place)
@@ -90,7 +93,10 @@ def _audited(job: ScreenJob, store: Store, uri: str, fresh: Collection[str], out
 
 
 def _new_classes(job: ScreenJob, store: Store, uri: str, fresh: Collection[str], window: Collection[str]) -> list[int]:
-    """New images of each group that is mostly made of them, among the images over the threshold of both."""
+    """Return the number of new images in each cluster that consists mostly of new images.
+
+    Clusters are formed among the images over the threshold in the parts of both `fresh` and `window`.
+    """
     if job.gates.new_candidate_class is None or not window:
         return []
     try:

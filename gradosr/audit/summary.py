@@ -1,4 +1,4 @@
-"""A few lines of an audit's document, for a terminal."""
+"""A summary of an audit in a few lines, for a terminal."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from gradosr.text import printable
 
 
 def summary(document: Mapping[str, Any]) -> str:
-    """How much is unknown, what can be flagged, which groups there are, what changed."""
+    """Summarise how much is unknown, what can be flagged, which clusters there are, and what changed."""
     bad, parts = document["rows"] - document["images"], document["results"]["parts"]
     lines = [
         f"images          {document['images']:,} scored, {bad:,} without a score, in {parts:,} parts",

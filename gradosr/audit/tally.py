@@ -1,6 +1,6 @@
-"""What is counted and kept of a run's table in one pass, in memory that does not grow with it.
+"""Counting of a run's table in one pass, with memory that does not grow with the table.
 
-Counts are exact. Lists are bounded and chosen by the rows themselves (highest score, smallest hash of the key, first in
+Counts are exact. Lists are bounded; their rows are chosen by content (highest score, smallest hash of the key, first in
 their shard), never by the order in which threads read parts, so that the same table gives the same audit.
 """
 
@@ -24,25 +24,25 @@ DESCRIBED = ("key", "shard", "row", "label", "predicted_class", "unknown_score",
 HIGHEST = 100
 BAD_IMAGES = 1000
 SCORE_BITS = 20
-"""Of the 32 of a score's float that its cell keeps: 11 of the mantissa's 23, a resolution of 1 in 2,000."""
+"""Leading bits of a float32 score that select its cell: 11 of the mantissa's 23 bits, a resolution of 1 in 2,000."""
 
 
 class ScoreCells:
-    """Counts of unknown scores by their first bits: one set of cells for scores of any size."""
+    """Counts of unknown scores by their leading bits, which gives one set of cells for scores of any size."""
 
     def __init__(self) -> None:
         self.counts = np.zeros(1 << SCORE_BITS, np.int64)
 
     def add(self, scores: NDArray[np.float32]) -> None:
-        """Count these."""
+        """Add scores to the counts."""
         bits = np.ascontiguousarray(scores, np.float32).view(np.uint32)
         negative = bits >> 31 == 1
-        ordered = np.where(negative, ~bits, bits | np.uint32(1 << 31))  # as integers, in the order of the floats
+        ordered = np.where(negative, ~bits, bits | np.uint32(1 << 31))  # integers in the same order as the floats
         cells, counts = np.unique(ordered >> np.uint32(32 - SCORE_BITS), return_counts=True)
         self.counts[cells] += counts
 
     def counted(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """The score in the middle of each cell that is not empty, ascending, and its images."""
+        """Return the score in the middle of each non-empty cell, ascending, and the number of its images."""
         cells = np.flatnonzero(self.counts)
         shift = 32 - SCORE_BITS
         ordered = (cells.astype(np.uint32) << np.uint32(shift)) | np.uint32(1 << (shift - 1))
@@ -51,15 +51,18 @@ class ScoreCells:
 
 
 class PValueCounts:
-    """Images by p-value j / (n + 1), exactly, j from 1; n calibration images, up to the 4 million float32 can count."""
+    """Exact counts of images by p-value j / (n + 1), with j from 1.
+
+    n is the number of calibration images; float32 p-values can be told apart for up to 4 million of them.
+    """
 
     def __init__(self, calibration_images: int) -> None:
         self.counts = np.zeros(calibration_images + 1, np.int64)
         self.strange = 0
-        """p-values that no calibration of n images gives."""
+        """Number of p-values that no calibration of n images can give."""
 
     def add(self, p_values: NDArray[np.float32]) -> None:
-        """Count these."""
+        """Add p-values to the counts."""
         exact = p_values.astype(np.float64) * len(self.counts)
         ranks = np.rint(exact)
         valid = (np.abs(exact - ranks) < 0.25) & (ranks >= 1) & (ranks <= len(self.counts))
@@ -69,32 +72,32 @@ class PValueCounts:
 
 
 class Sample:
-    """Rows over the threshold that have features: those with the smallest hashes of their keys."""
+    """A sample of the rows over the threshold that have features: those with the smallest hashes of their keys."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.considered = 0
-        """Rows that could have been chosen."""
+        """Number of rows that could have been chosen."""
         self._bound = (1 << 64) - 1
         self._chunks: list[tuple[NDArray[np.uint64], list[dict[str, Any]], NDArray[np.float16]]] = []
         self._held = 0
 
     def wanted(self, keys: pa.ChunkedArray) -> tuple[NDArray[np.intp], NDArray[np.uint64]]:
-        """Places of the keys that may be chosen as things stand, and the first eight bytes of their hashes."""
+        """Return the positions of keys that may still be chosen, and the first eight bytes of their hashes."""
         digests = b"".join(key_hash(key)[:8] for key in keys.to_pylist())
         ids = np.frombuffer(digests, ">u8").astype(np.uint64)
         places = np.flatnonzero(ids <= np.uint64(self._bound))
         return places, ids[places]
 
     def add(self, ids: NDArray[np.uint64], rows: pa.Table, features_NF: NDArray[np.float16]) -> None:
-        """Rows that are wanted."""
+        """Add rows that `wanted` has chosen."""
         self._chunks.append((ids, described(rows), features_NF))
         self._held += len(ids)
         if self._held > 2 * self.limit:
             self._settle()
 
     def settled(self) -> tuple[list[dict[str, Any]], NDArray[np.float16] | None]:
-        """The rows, in order of their hashes, and their features [N, F]; None where there are none."""
+        """Return the rows in order of their hashes, and their features [N, F] or, if there are no rows, None."""
         if not self._held:
             return [], None
         self._settle()
@@ -113,31 +116,31 @@ class Sample:
 
 
 class Tally:
-    """Everything one pass gathers; `add` may be called by several threads."""
+    """Everything that one pass gathers; several threads may call `read`."""
 
     def __init__(self, classes: int, calibration_images: int | None, kind: str, sample: int) -> None:
-        """`kind` of the input; `sample`: rows kept for grouping."""
+        """Start without counts; `kind` is that of the input, `sample` the number of rows kept for clustering."""
         self.rows = 0
         self.statuses: Counter[str] = Counter()
         self.unknown = 0
         self.scores = ScoreCells()
         self.p_values = PValueCounts(calibration_images) if calibration_images is not None else None
         self.p_histogram = np.zeros(20, np.int64)
-        """Of all p-values, in twentieths; for a run whose calibration is not on record."""
+        """Counts of all p-values in twentieths, for a run whose calibration is not recorded."""
         self.by_class = np.zeros((classes, 2), np.int64)
-        """Images and unknown ones, by predicted class."""
+        """Images and unknown images by predicted class [K, 2]."""
         self.by_shard: dict[str, list[int]] = {}
         self.prefixes, self.days = Prefixes(kind), Days()
         self.part_rows: dict[str, int] = {}
         self.sample = Sample(sample)
         self.without_features = 0
-        """Rows over the threshold whose features are not stored."""
+        """Number of rows over the threshold whose features are not stored."""
         self._highest: pa.Table | None = None
         self._bad: list[tuple[str, int, dict[str, Any]]] = []
         self._lock = threading.Lock()
 
     def read(self, part: str, opened: OpenPart) -> None:
-        """Count one part."""
+        """Count the rows of one part."""
         columns = [*dict.fromkeys([*COUNTED, *DESCRIBED, "error"])]
         stored = "features" in opened.columns
         self.part_rows[part] = 0
@@ -155,7 +158,7 @@ class Tally:
     def _chosen(
         self, opened: OpenPart, number: int, rows: pa.Table, over: NDArray[np.intp]
     ) -> tuple[NDArray[np.uint64], pa.Table, NDArray[np.float16]] | None:
-        """Hashes, rows and features of those over the threshold that the sample wants; outside of the lock."""
+        """Return hashes, rows and features of the rows over the threshold that the sample wants, without the lock."""
         places, ids = self.sample.wanted(rows["key"].take(over))
         if not len(places):
             return None
@@ -186,7 +189,7 @@ class Tally:
         classes = len(self.by_class)
         self.by_class[:, 0] += np.bincount(index, minlength=classes)[:classes]
         self.by_class[:, 1] += np.bincount(index[unknown], minlength=classes)[:classes]
-        shard = rows["shard"][0].as_py()  # a part is one shard's
+        shard = rows["shard"][0].as_py()  # all rows of a part belong to one shard
         counts = self.by_shard.setdefault(shown(shard) or "", [0, 0])
         counts[0] += len(rows)
         counts[1] += int(unknown.sum())
@@ -211,29 +214,29 @@ class Tally:
 
     @property
     def images(self) -> int:
-        """Rows that have a score."""
+        """The number of rows with a score."""
         return self.statuses["ok"]
 
     @property
     def bad_images(self) -> list[dict[str, Any]]:
-        """The first ones, by shard and row."""
+        """The first rows without a score, by shard and row."""
         return [facts for *_, facts in sorted(self._bad, key=lambda one: one[:2])[:BAD_IMAGES]]
 
     @property
     def highest(self) -> list[dict[str, Any]]:
-        """Rows of the highest unknown score, highest first."""
+        """The rows with the highest unknown scores, highest first."""
         return [] if self._highest is None else described(self._highest)
 
 
 def count(table: RunTable, calibration_images: int | None, sample: int) -> Tally:
-    """One pass over all parts."""
+    """Count all parts of a table in one pass; `sample` is the number of rows kept for clustering."""
     tally = Tally(len(table.about["classes"]), calibration_images, table.kind, sample)
     table.each(tally.read)
     return tally
 
 
 def described(rows: pa.Table) -> list[dict[str, Any]]:
-    """Rows as they are shown: a row of audit.json."""
+    """Return rows as dictionaries in the form that audit.json shows."""
     return list(_described(rows))
 
 
@@ -244,5 +247,5 @@ def _described(rows: pa.Table) -> Iterator[dict[str, Any]]:
 
 
 def worst(counts: Sequence[tuple[str, int, int]], limit: int) -> list[tuple[str, int, int]]:
-    """Name, images, unknown ones: those whose rate is surely high first."""
+    """Return name, images and unknown images of the `limit` entries with the highest lower bound of their rate."""
     return sorted(counts, key=lambda one: (-wilson(one[2], one[1])[0], one[0]))[:limit]

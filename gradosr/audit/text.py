@@ -1,4 +1,4 @@
-"""Words and figures for people. What comes from an archive is neutralised: no markup, no control, no endless name."""
+"""Text and figures for people. Text from an archive is made harmless: no markup, control characters or great length."""
 
 import math
 import unicodedata
@@ -9,10 +9,10 @@ from markupsafe import Markup
 from gradosr.text import printable
 
 SHOWN = 90
-"""Letters of a text from the archive that stand on the page; the middle of a longer one is left out."""
+"""Letters shown on the page of a text from the archive; the middle of a longer text is left out."""
 HOVERED = 1000
-"""Letters that a pointer over it brings up."""
-_MARKS = 3  # combining marks on one letter; a tower of them would cover other lines
+"""Letters shown when the pointer rests on a text."""
+_MARKS = 3  # most combining marks on one letter; a pile of them would cover other lines
 NBSP = "\u00a0"
 NONE = "\u2013"
 _MINUS = "\u2212"
@@ -20,7 +20,7 @@ _RAISED = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u20
 
 
 def neutral(text: str) -> str:
-    """Control characters, bidirectional overrides and lone bytes shown, not obeyed; towers of accents cut."""
+    """Escape control characters, bidirectional overrides and lone bytes, and cut piles of combining marks."""
     if not text.isascii():
         runs = [
             (marks, "".join(run))
@@ -31,7 +31,7 @@ def neutral(text: str) -> str:
 
 
 def shortened(text: str, limit: int = SHOWN) -> str:
-    """Neutral text of about `limit` letters: the beginning and the end, which tells files apart."""
+    """Return neutral text of about `limit` letters: the beginning, and the end, which distinguishes files."""
     if len(text) > 4 * limit:
         text = text[: 2 * limit] + text[-2 * limit :]
     text = neutral(text)
@@ -40,12 +40,12 @@ def shortened(text: str, limit: int = SHOWN) -> str:
 
 
 def foreign(text: str | None, limit: int = SHOWN) -> Markup:
-    """Text from an archive as markup: escaped, and kept from turning the words around it."""
+    """Return text from an archive as markup, escaped and isolated from the text direction around it."""
     return Markup("{}").format(NONE) if text is None else _isolated(text, shortened(text, limit))
 
 
 def ending(text: str, limit: int) -> Markup:
-    """The same, of whose end `limit` letters are shown: the member of a shard, where there is little room."""
+    """Return text from an archive as markup that shows its last `limit` letters, for narrow columns."""
     tail = neutral(text[-2 * limit :])[-limit:]
     return _isolated(text, tail if len(text) <= limit else f"\u2026{tail}")
 
@@ -57,12 +57,12 @@ def _isolated(text: str, short: str) -> Markup:
 
 
 def count(number: float | None) -> str:
-    """1,204,332."""
+    """Format a number with thousands separators, such as 1,204,332."""
     return NONE if number is None else f"{number:,.0f}"
 
 
 def percent(share: float | None) -> str:
-    """A share with digits that count: 12.3 %, 4.1 %, 0.032 %; 5 % when it is just that."""
+    """Format a share with its significant digits: 12.3 %, 4.1 %, 0.032 %; a whole per cent is written as 5 %."""
     if share is None:
         return NONE
     value = 100 * share
@@ -74,22 +74,22 @@ def percent(share: float | None) -> str:
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """3.2 % to 5.3 %."""
+    """Format an interval of shares, such as 3.2 % to 5.3 %."""
     return NONE if low is None or high is None else f"{percent(low)} to {percent(high)}"
 
 
 def points(difference: float) -> str:
-    """A change of a share, in percentage points."""
+    """Format a change of a share in percentage points."""
     return f"{100 * difference:+.2f}{NBSP}points".replace("-", _MINUS)
 
 
 def score(value: float | None) -> str:
-    """An unknown score."""
+    """Format an unknown score with three decimals."""
     return NONE if value is None else f"{value:.3f}".replace("-", _MINUS)
 
 
 def p_value(value: float | None) -> str:
-    """Two digits that count: 0.07, 0.000021, 7.0 x 10^-9."""
+    """Format a p-value with two significant digits: 0.07, 0.000021, 7.0 x 10^-9."""
     if value is None or value >= 0.995 or value == 0:
         return NONE if value is None else f"{value:.0f}"
     power = math.floor(math.log10(value))
@@ -99,5 +99,5 @@ def p_value(value: float | None) -> str:
 
 
 def plural(number: float, one: str, many: str | None = None) -> str:
-    """1 image, 2 images."""
+    """Format a number with its noun, such as 1 image or 2 images."""
     return f"{count(number)}{NBSP}{one if number == 1 else many or one + 's'}"

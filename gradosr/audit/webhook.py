@@ -1,4 +1,4 @@
-"""Telling of a night whose gates tripped: by HTTP, or by a command."""
+"""Reporting of a night whose gates tripped, by HTTP or by a command."""
 
 import hashlib
 import hmac
@@ -15,11 +15,11 @@ from gradosr.errors import ConfigError, RunFailed, first_line
 PAUSE = 1.0  # seconds before the second try of a webhook; doubled before each further one
 
 
-# Telling
-
-
 def tell(job: ScreenJob, night: Night) -> None:
-    """To the webhook and the command of the job. Raises ConfigError without a key, RunFailed when neither hears it."""
+    """Report a night to the webhook and the command of the job.
+
+    Raises ConfigError if the signing key is missing, RunFailed if the webhook or the command fails.
+    """
     body = json.dumps({"output": job.output, **night.document()}).encode()
     if job.webhook:
         _post(job.webhook, body, f"{job.output}#{night.night}")
@@ -33,7 +33,10 @@ def tell(job: ScreenJob, night: Night) -> None:
 
 
 def signing_key(webhook: Webhook) -> bytes | None:
-    """Of the environment. Raises ConfigError where it is named and not there: to be asked before work starts."""
+    """Read the key that signs webhook bodies from the environment; None if the job names no key.
+
+    Raises ConfigError if the named variable is not set; call this before work starts.
+    """
     if webhook.key_env is None:
         return None
     key = os.environ.get(webhook.key_env)

@@ -1,16 +1,16 @@
-"""What an audit.json says, in sentences that hold. Figures come as they are; where one is missing its reason stands."""
+"""Sentences for the content of an audit.json. Figures are quoted unchanged; a missing one is replaced by its reason."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from gradosr.audit.text import count, interval, p_value, percent, plural
+from gradosr.audit.text import count, interval, percent, plural
 
 Document = Mapping[str, Any]
-_FLOOR = 0.0005  # a lower end below this share is none
+_FLOOR = 0.0005  # a lower end below this share counts as zero
 
 
 def headline(document: Document) -> str:
-    """The one sentence that the page begins with."""
+    """Return the sentence with which the page begins."""
     prevalence, images = document["prevalence"], document["images"]
     if not images:
         return "No image of this archive has a score, so nothing can be said about it."
@@ -22,7 +22,7 @@ def headline(document: Document) -> str:
 
 
 def certainty(document: Document) -> list[str]:
-    """How sure the headline is, or why there is no figure; and the lower bound."""
+    """Return sentences on the confidence interval and the lower bound, or on why there is no figure."""
     prevalence, images = document["prevalence"], document["images"]
     lines = []
     if prevalence["estimate"] is not None:
@@ -47,7 +47,7 @@ def certainty(document: Document) -> list[str]:
 
 
 def called_unknown(document: Document) -> str:
-    """What the number of images over the threshold means."""
+    """Return the second half of a sentence on the number of images over the threshold."""
     rate, images = document["false_alarm_rate"], document["images"]
     if rate is None:
         return "over the bundle's threshold. It has no rate of false alarms, so how many are known cannot be said."
@@ -58,7 +58,7 @@ def called_unknown(document: Document) -> str:
 
 
 def flags(document: Document) -> str:
-    """The true sentence on false discoveries."""
+    """Return sentences on the flagged images and their false discovery rate."""
     facts = document["flags"]
     level = percent(facts["level"])
     if facts["count"]:
@@ -70,22 +70,16 @@ def flags(document: Document) -> str:
     lines = [f"No image can be flagged so that at most {level} of the flagged are false alarms."]
     if facts["reason"]:
         lines.append(_sentence(facts["reason"]))
-    if facts["needed_calibration_images"]:
-        lines.append(
-            f"With {plural(facts['calibration_images'] or 0, 'calibration image')} the smallest possible p-value is "
-            f"{p_value(facts['smallest_p_value'])}; at least "
-            f"{plural(facts['needed_calibration_images'], 'calibration image')} would be needed."
-        )
     return " ".join(lines)
 
 
 def count_small(number: float | None) -> str:
-    """About 21; fewer than 1."""
+    """Format an expected number, such as "about 21" or "fewer than 1"."""
     return "an unknown number" if number is None else "fewer than 1" if number < 1 else f"about {count(number)}"
 
 
 def highest_title(document: Document) -> str:
-    """What the list of images is."""
+    """Return the title of the list of images."""
     total = document["flags"]["count"]
     shown = len(document["highest"])
     if total:
@@ -96,7 +90,7 @@ def highest_title(document: Document) -> str:
 
 
 def groups(document: Document) -> str:
-    """How the candidate classes were found, or why there are none."""
+    """Return sentences on how the candidate classes were found, or why there are none."""
     facts = document["groups"]
     if facts["reason"]:
         return _sentence(facts["reason"])
@@ -111,7 +105,7 @@ def groups(document: Document) -> str:
 
 
 def days(document: Document) -> str:
-    """What the days are of: the images' keys, or the shards' last modification."""
+    """Return a sentence on where the days come from: the images' keys, or the shards' last modification."""
     keys, shards = document["dates"]["keys"], document["dates"]["shards"]
     if not shards:
         return "By the first date in each key."
@@ -123,7 +117,7 @@ def days(document: Document) -> str:
 
 
 def unknown_rate_change(baseline: Mapping[str, Any], now: float) -> str:
-    """Against the baseline, whether it is more than chance."""
+    """Return a sentence on the change since the baseline, and whether it is more than chance explains."""
     change = baseline["unknown_rate_change"]
     before = baseline["unknown_rate"]
     chance = change["adjusted_p_value"]
@@ -136,6 +130,6 @@ def unknown_rate_change(baseline: Mapping[str, Any], now: float) -> str:
 
 
 def _sentence(text: str) -> str:
-    """A reason as a sentence of its own."""
+    """Return a reason as a full sentence."""
     text = text.strip()
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")

@@ -1,1 +1,1 @@
-"""A classifier with its unknown detector and calibration, as a folder."""
+"""A classifier with its unknown detector and calibration, stored as a folder."""

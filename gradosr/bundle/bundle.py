@@ -1,12 +1,12 @@
-"""A bundle: everything a scoring job needs of one classifier and its unknown detector, in one folder.
+"""A bundle: everything that a scoring job needs from one classifier and its unknown detector, in one folder.
 
     bundle.json               architecture, transform, classes, detector, provenance, digests of the rest
     classifier.safetensors    weights
     detector.safetensors      the detector's arrays
     calibration.safetensors   unknown scores of held-out known images, ascending
 
-bundle.json is written last: its presence makes the bundle. Loading runs no code
-from it and opens no socket but the store's.
+bundle.json is written last; its presence completes the bundle. Loading a bundle runs no code from it and opens no
+network connection except to the store.
 """
 
 import hashlib
@@ -23,7 +23,8 @@ from gradosr.bundle.calibration import Calibration
 from gradosr.bundle.manifest import MANIFEST, CalibrationSummary, Manifest, read_manifest
 from gradosr.classifier.build import build_classifier
 from gradosr.classifier.weights import load_weights
-from gradosr.detectors import DETECTORS, Detector, restore
+from gradosr.config import DETECTORS
+from gradosr.detectors import Detector, restore
 from gradosr.errors import BundleError, NotFound
 from gradosr.store import Store, join
 
@@ -32,17 +33,17 @@ CLASSIFIER, DETECTOR, CALIBRATION = "classifier.safetensors", "detector.safetens
 
 @dataclass(frozen=True)
 class Bundle:
-    """A classifier in eval mode on the CPU, its detector and calibration."""
+    """A classifier in eval mode on the CPU, with its detector and calibration."""
 
     manifest: Manifest
     classifier: nn.Module
     detector: Detector
     calibration: Calibration
     digest: str = ""
-    """SHA-256 of bundle.json, which holds the digests of the rest: the bundle's identity."""
+    """SHA-256 of bundle.json, which holds the digests of the other files; it identifies the bundle."""
 
     def save(self, store: Store, uri: str) -> None:
-        """Write all files, bundle.json last."""
+        """Write all files of the bundle, bundle.json last."""
         bodies = {
             CLASSIFIER: _packed(self.classifier.state_dict()),
             DETECTOR: _packed(self.detector.arrays()),
@@ -56,7 +57,7 @@ class Bundle:
         store.write(join(uri, MANIFEST), json.dumps(document, indent=2).encode())
 
     def facts(self) -> dict[str, Any]:
-        """What a user asks of a fresh bundle."""
+        """Return the facts about a new bundle that a user asks for."""
         keys = ("held_out_accuracy", "images", "left_out", "dropped_coordinates")
         rate = self.manifest.false_alarm_rate
         return {
@@ -76,16 +77,16 @@ def _summary(calibration: Calibration) -> CalibrationSummary:
 
 
 def _packed(tensors: dict[str, Tensor]) -> bytes:
-    # clone: tied weights share memory, which safetensors refuses
+    # Tied weights share memory, which safetensors refuses, so each tensor is cloned.
     return safetensors.torch.save(
         {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     )
 
 
 def load_bundle(store: Store, uri: str, trust: tuple[str, ...] = ()) -> Bundle:
-    """The bundle at a URI. Raises BundleError, ClassifierError or ConfigError, each in one line.
+    """Load the bundle at a URI. Raises BundleError, ClassifierError or ConfigError, each in one line.
 
-    `trust` names the factories that its architecture may be imported from.
+    `trust` names the factories from which its architecture may be imported.
     """
     manifest, digest = read_manifest(store, uri)
     if manifest.detector not in DETECTORS:

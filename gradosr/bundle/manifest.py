@@ -1,4 +1,4 @@
-"""bundle.json: what a bundle says of itself. Read without torch, so that a run can be planned without it."""
+"""The manifest of a bundle, bundle.json. It is read without torch, so that a run can be planned without it."""
 
 import hashlib
 import json
@@ -16,40 +16,43 @@ MANIFEST = "bundle.json"
 
 
 class CalibrationSummary(Settings):
-    """What an audit needs of the calibration: it goes into run.json, so that a results folder explains itself."""
+    """The facts about the calibration that an audit needs; run.json repeats them, so an audit needs no bundle."""
 
     images: int
     edges: tuple[float, ...]
-    """Ascending, evenly spaced: of the unknown score, higher = more unknown."""
+    """Edges of unknown scores, ascending and evenly spaced; higher = more unknown."""
     counts: tuple[int, ...]
-    """Calibration images between two edges."""
+    """Number of calibration images between neighbouring edges."""
 
 
 class Manifest(Signals):
-    """bundle.json; the representation is the norms of all objectives side by side."""
+    """The content of bundle.json; the representation consists of the norms of all objectives, side by side."""
 
     version: Literal[1] = VERSION
     arch: str
     args: dict[str, Any]
     logits: OutputEntry | None = None
-    """Entry of the classifier's output; not written where none is named: such bundles stay as they were without it."""
+    """Entry of the classifier's output that holds the logits.
+
+    It is not written if it is None, so that bundle.json is then the same as before this field existed.
+    """
     classes: tuple[str, ...]
-    """In logit order."""
+    """Names of the classes in logit order."""
     transform: TransformSettings
     detector: str
-    """A key of gradosr.detectors.DETECTORS."""
+    """Kind of the detector, as in the config of a fit job."""
     false_alarm_rate: float
-    """is_unknown = p_value <= this."""
+    """Rate of false alarms: is_unknown = p_value <= this."""
     calibration: CalibrationSummary | None = None
-    """Filled in when the bundle is saved; None in one that was saved before there was a summary."""
+    """Summary filled in when the bundle is saved; None in bundles saved before summaries existed."""
     files: dict[str, str] = {}
-    """SHA-256 of each other file."""
+    """SHA-256 of each other file, by name."""
     provenance: dict[str, Any] = {}
-    """Where it comes from: data, counts, seed, versions, measured closed-set accuracy."""
+    """Origin of the bundle: data, counts, seed, versions, measured closed-set accuracy."""
 
 
 def read_manifest(store: Store, uri: str) -> tuple[Manifest, str]:
-    """The manifest and its digest. Raises BundleError in one line."""
+    """Read a bundle's manifest and its digest. Raises BundleError in one line."""
     try:
         body = store.read(join(uri, MANIFEST))
     except NotFound as error:

@@ -1,1 +1,1 @@
-"""The classifier: built by name, weights loaded or trained, checked."""
+"""The classifier: built by name, with weights loaded or trained, and checked."""

@@ -1,4 +1,4 @@
-"""The classifier: an architecture by reference, its input and its output."""
+"""Construction of a classifier from a reference to its architecture, and checks of its input and output."""
 
 import functools
 import importlib
@@ -26,12 +26,11 @@ def build_classifier(
     trusted: Collection[str] = (),
     logits: int | str | None = None,
 ) -> nn.Module:
-    """The architecture with fresh weights, in eval mode; no code is imported that is not a library's or `trusted`.
+    """Build an architecture with fresh weights in eval mode, importing code of libraries and `trusted` factories only.
 
-    `arch` is torchvision:NAME, timm:NAME, transformers:MODEL_TYPE or package.module:factory; `logits` the entry of its
-    output that holds them, if it returns more. Raises ConfigError for a reference that would fetch
-    something or is not trusted,
-    ClassifierError when it cannot be built.
+    `arch` is torchvision:NAME, timm:NAME, transformers:MODEL_TYPE or package.module:factory. If the architecture
+    returns more than logits, `logits` names the entry of its output that holds them. Raises ConfigError for a reference
+    that would download something or is not trusted, ClassifierError if it cannot be built.
     """
     source, separator, name = arch.partition(":")
     if not separator or not name:
@@ -46,7 +45,7 @@ def build_classifier(
             classifier = _factory(arch, trusted)(**args)
     except GradosrError:
         raise
-    except Exception as error:  # whatever an architecture says to arguments it does not take
+    except Exception as error:  # an architecture may raise anything for arguments it rejects
         raise ClassifierError(f"{arch} with args {dict(args)}: {first_line(error)}") from error
     if not isinstance(classifier, nn.Module):
         raise ClassifierError(f"{arch} returns {type(classifier).__name__}; expected a torch.nn.Module")
@@ -56,8 +55,8 @@ def build_classifier(
 
 
 def check_args(arch: str, args: Mapping[str, Any]) -> None:
-    """Raise ConfigError for a name or an argument that would fetch or read files."""
-    fetching = () if arch.startswith("transformers:") else REFUSED_ARGS  # its models fetch nothing, whatever they get
+    """Raise ConfigError for a name or an argument that would download or read files."""
+    fetching = () if arch.startswith("transformers:") else REFUSED_ARGS  # its models never download anything
     if refused := [key for key in args if key.startswith(fetching)]:
         raise ConfigError(f"{arch}: argument {refused[0]} would fetch or read files; give classifier.weights instead")
     for value in (arch.partition(":")[2], *args.values()):
@@ -66,7 +65,7 @@ def check_args(arch: str, args: Mapping[str, Any]) -> None:
 
 
 def _factory(arch: str, trusted: Collection[str]) -> Any:
-    """The callable of package.module:factory; as with python -m, the working directory is a place to import from."""
+    """Return the callable package.module:factory; like python -m, it can be imported from the working directory."""
     if arch not in trusted:
         raise ConfigError(f"{arch}: not trusted; a bundle imports no code unless the config says `trust: [{arch}]`")
     module, _, name = arch.partition(":")
@@ -75,12 +74,12 @@ def _factory(arch: str, trusted: Collection[str]) -> Any:
         sys.path.insert(0, here)
     try:
         return getattr(importlib.import_module(module), name)
-    except Exception as error:  # its module runs here
+    except Exception as error:  # importing runs the module's code
         raise ConfigError(f"{arch}: cannot be imported: {first_line(error)}; put its folder on PYTHONPATH") from error
 
 
 def input_size(transform: TransformSettings) -> tuple[int, int]:
-    """Height and width of the classifier's input, in pixels."""
+    """Return the height and width of the classifier's input, in pixels."""
     size = transform.crop if transform.crop is not None else transform.resize
     if isinstance(size, tuple):
         return size
@@ -88,7 +87,7 @@ def input_size(transform: TransformSettings) -> tuple[int, int]:
 
 
 def check_logits(logits_BK: Tensor, classes: int) -> None:
-    """Raise ClassifierError when there is not one logit per class."""
+    """Raise ClassifierError if there is not exactly one logit per class."""
     if logits_BK.shape[1] != classes:
         raise ClassifierError(
             f"the classifier gives {logits_BK.shape[1]} logits, but {classes} classes are named; "
@@ -97,13 +96,16 @@ def check_logits(logits_BK: Tensor, classes: int) -> None:
 
 
 def normalise(images_BCHW: Tensor, transform: TransformSettings, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 pixels to the classifier's input: scaled to 0..1, less the mean, over the deviation; on their device."""
+    """Turn uint8 pixels into the classifier's input, on their device.
+
+    They are scaled to 0..1; then the mean is subtracted, and the result is divided by the standard deviation.
+    """
     mean, std = (_per_channel(values, images_BCHW.device, dtype) for values in (transform.mean, transform.std))
     return (images_BCHW.to(dtype) / 255 - mean) / std
 
 
 @functools.cache
 def _per_channel(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Kept: an upload waits for all that its device was given before."""
+    """Return values as a tensor [3, 1, 1]; cached, because an upload waits for all earlier work on its device."""
     with torch.inference_mode(False):
         return torch.tensor(values, device=device, dtype=dtype).view(3, 1, 1)

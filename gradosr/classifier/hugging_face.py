@@ -1,4 +1,4 @@
-"""Folders as Hugging Face's save_pretrained and timm's save_for_hf write them: config.json beside model.safetensors."""
+"""Model folders from Hugging Face's save_pretrained or timm's save_for_hf: config.json beside model.safetensors."""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ CONFIG, PROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.s
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """What a folder says of its classifier; its weights are not read yet."""
+    """The description of a classifier in a folder; its weights have not been read yet."""
 
     uri: str
     config: Mapping[str, Any]
@@ -23,28 +23,28 @@ class ModelFolder:
 
     @property
     def of_timm(self) -> bool:
-        """Which of the two wrote it."""
+        """True if timm wrote the folder, False if transformers did."""
         return "model_type" not in self.config
 
     @property
     def arch(self) -> str:
-        """As gradosr.classifier.build_classifier takes it."""
+        """The reference that gradosr.classifier.build.build_classifier takes."""
         return f"timm:{self.config['architecture']}" if self.of_timm else f"transformers:{self.config['model_type']}"
 
     @property
     def args(self) -> dict[str, Any]:
-        """Of the architecture; enough to build it without the folder."""
+        """The arguments of the architecture; they suffice to build it without the folder."""
         return dict(self.config.get("model_args") or {}) if self.of_timm else transformers.plain(self.config)
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """In logit order; none where they are but numbered."""
+        """The classes in logit order; empty if they are merely numbered."""
         names = self.config.get("id2label") or {}
         listed = tuple(str(names[index]) for index in sorted(names, key=int)) or self.config.get("label_names") or ()
         return () if any(name == f"LABEL_{index}" for index, name in enumerate(listed)) else tuple(listed)
 
     def transform(self) -> Stated:
-        """Raises ConfigError where the folder says none, or one that cannot be said here."""
+        """Return the folder's transform. Raises ConfigError if it states none, or one that cannot be expressed here."""
         if self.of_timm:
             origin = f"{join(self.uri, CONFIG)} (pretrained_cfg)"
             return timm.of_cfg(self.config.get("pretrained_cfg") or {}, self.args, origin)
@@ -54,7 +54,7 @@ class ModelFolder:
 
 
 def read_folder(store: Store, uri: str) -> ModelFolder:
-    """Raises ClassifierError where there is no such folder, or one without a library's name."""
+    """Read the description of a model folder. Raises ClassifierError if there is none, or no library is named in it."""
     try:
         config = _json(store, join(uri, CONFIG))
     except NotFound as error:

@@ -1,8 +1,9 @@
-"""RandAugment (Cubuk et al., 2020) of a whole batch at once, wherever it lies, without waiting for it.
+"""RandAugment (Cubuk et al., 2020) for a whole batch at once, on any device and without waiting for it.
 
-Every image gets its own operations, drawn and made as torchvision.transforms.v2.RandAugment draws and makes them at its
-default magnitude, 9 of 30; that one takes images one by one, in 0.3 ms each. Here those of a batch that draw the same
-operation are changed together. Draws are made on the CPU, so that the same seed changes images the same on any device.
+Every image gets its own operations, drawn and applied as in torchvision.transforms.v2.RandAugment at its default
+magnitude, 9 of 30. That class processes images one by one, in 0.3 ms each. Here, the images of a batch that drew the
+same operation are changed together. The operations are drawn on the CPU, so that a seed has the same effect on any
+device.
 
 b images that share an operation, H x W pixels.
 """
@@ -16,21 +17,21 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional
 
 LEVEL = 0.3
-"""Of each range: 9 of 30."""
+"""Magnitude as a share of each operation's range: 9 of 30."""
 SHEAR = 0.3 * LEVEL
-"""Pixels per pixel."""
+"""Shear in pixels per pixel."""
 SHIFT = 150 / 331 * LEVEL
-"""Share of the side."""
+"""Shift as a share of the side."""
 ANGLE = math.radians(30 * LEVEL)
 BLEND = 0.9 * LEVEL
 BITS = round(8 - 4 * LEVEL)
-"""That posterizing keeps."""
+"""Number of bits that posterizing keeps."""
 THRESHOLD = 255 * (1 - LEVEL)
-"""From which solarizing inverts."""
+"""Value from which solarizing inverts."""
 
 
 def rand_augmented(images_BCHW: Tensor, operations: int, generator: torch.Generator) -> Tensor:
-    """uint8 images [B, 3, H, W] after so many operations each; `generator` is one of the CPU."""
+    """Apply `operations` random operations to each of the uint8 images [B, 3, H, W]; `generator` is on the CPU."""
     batch, device = len(images_BCHW), images_BCHW.device
     for _ in range(operations):
         kind_B = torch.randint(len(OPERATIONS), (batch,), generator=generator)
@@ -83,7 +84,7 @@ def _contrasted(images_bCHW: Tensor, sign_b111: Tensor) -> Tensor:
 
 
 def _sharpened(images_bCHW: Tensor, sign_b111: Tensor) -> Tensor:
-    """Away from a mean of nine that counts the centre fivefold; edges stay."""
+    """Sharpen relative to a mean of nine pixels that counts the centre fivefold; pixels at the edges stay unchanged."""
     inner = images_bCHW[..., 1:-1, 1:-1].float()
     blurred = ((9 * F.avg_pool2d(images_bCHW.float(), 3, 1) + 4 * inner) / 13).round()
     changed = images_bCHW.clone()
@@ -113,17 +114,17 @@ OPERATIONS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "AutoContrast": _autocontrasted,
     "Equalize": lambda images, _: functional.equalize(images),
 }
-"""By torchvision's name: (uint8 images [b, 3, H, W], sign of the magnitude [b, 1, 1, 1]) -> uint8 images."""
+"""Operations by torchvision's name: (uint8 images [b, 3, H, W], sign of magnitude [b, 1, 1, 1]) -> uint8 images."""
 
 
 def _positions(images_bCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the pixels, from the centre: y [H, 1] and x [1, W]."""
+    """Return the positions of the pixels from the centre: y [H, 1] and x [1, W]."""
     y, x = (torch.arange(side, device=images_bCHW.device) - (side - 1) / 2 for side in images_bCHW.shape[2:])
     return y[:, None], x[None, :]
 
 
 def _taken_from(images_bCHW: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """The pixel nearest to where each comes from, black from outside; x and y broadcast to [b, 1, H, W]."""
+    """Take each pixel from the nearest source position, black if outside; x and y broadcast to [b, 1, H, W]."""
     batch, _, height, width = images_bCHW.shape
     x, y = ((2 / side * one).expand(batch, 1, height, width) for side, one in ((width, x), (height, y)))
     grid_bHW2 = torch.stack([x[:, 0], y[:, 0]], 3)
@@ -131,7 +132,7 @@ def _taken_from(images_bCHW: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _away_from(others: Tensor, images_bCHW: Tensor, sign_b111: Tensor) -> Tensor:
-    """Images further away from what they are blended with, or nearer to it."""
+    """Blend images with others, or extrapolate away from them, depending on the sign."""
     factor_b111 = 1 + BLEND * sign_b111
     return _bytes(images_bCHW * factor_b111 + others * (1 - factor_b111))
 

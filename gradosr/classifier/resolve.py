@@ -1,4 +1,4 @@
-"""A classifier from where the user keeps it: what the config leaves out is taken from there, then built and loaded."""
+"""Resolution of a classifier: settings missing in the config are read from its source; then it is built and loaded."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -19,7 +19,7 @@ from gradosr.store import Store, join
 
 
 def complete(job: FitJob, store: Store, say: Callable[[str], object]) -> CompleteFitJob:
-    """The job with its classes named, its transform stated, and the folder that it names by `hf:` resolved.
+    """Complete a fit job: name its classes, state its transform, and resolve a folder given by `hf:`.
 
     Raises ConfigError, or ClassifierError for the folder.
     """
@@ -45,7 +45,7 @@ def _stated(settings: ClassifierSettings) -> Stated:
 
 
 def class_names(job: FitJob, store: Store, folder: ModelFolder | None = None) -> tuple[str, ...]:
-    """The classifier's classes in logit order. Raises ConfigError when none are named or `known` has others."""
+    """Return the classes in logit order. Raises ConfigError if none are named or `known` has others."""
     classes = resolve_names(job.classifier.classes, store) or (folder and folder.classes) or job.known
     if len(classes) < 2 or len(set(classes)) != len(classes):
         raise ConfigError("classifier.classes or known: name at least two classes, each once, in logit order")
@@ -55,7 +55,7 @@ def class_names(job: FitJob, store: Store, folder: ModelFolder | None = None) ->
 
 
 def build(job: CompleteFitJob, args: Mapping[str, Any], classes: int) -> nn.Module:
-    """The classifier with fresh weights, drawn by seed."""
+    """Build the classifier with fresh weights, drawn by the job's seed."""
     # The fit config itself names the architecture, and so trusts it.
     with torch.random.fork_rng():
         torch.manual_seed(job.train.seed if job.train else job.seed)
@@ -64,7 +64,7 @@ def build(job: CompleteFitJob, args: Mapping[str, Any], classes: int) -> nn.Modu
 
 
 def bring(job: CompleteFitJob, store: Store, say: Callable[[str], object]) -> nn.Module:
-    """The classifier with its weights, where it has some. Raises ConfigError, ClassifierError or StoreError."""
+    """Build the classifier and load its weights, if it has any. Raises ConfigError, ClassifierError or StoreError."""
     settings = job.classifier
     classifier = build(job, settings.args, len(settings.classes))
     if settings.weights is not None:

@@ -1,9 +1,9 @@
-"""A plain recipe for those who bring no classifier: SGD with Nesterov momentum, one-cycle rate (falling as a cosine).
+"""A plain recipe for users without a classifier: SGD with Nesterov momentum and a one-cycle rate with cosine decay.
 
-Crop, flip, cutout, RandAugment and an exponential average of the weights are each off unless asked for.
+Crop, flip, cutout, RandAugment and an exponential average of the weights are off unless requested.
 
-A GPU is waited for once an epoch, for the loss: images and labels lie on it, and what is drawn for them, on the CPU and
-so the same for every device, is copied without waiting.
+The CPU waits for a GPU once per epoch, for the loss. Images and labels lie on the GPU; random draws are made on the
+CPU, so that they are the same for every device, and are copied without waiting.
 
 N images, B batch, K classes.
 """
@@ -23,7 +23,7 @@ from gradosr.gradients import lay_channels_last
 from gradosr.gradients.outputs import checked_logits
 
 ON_DEVICE = 4 * 2**30
-"""Bytes of images up to which they all lie on a GPU; of more, each batch is changed on the CPU and copied."""
+"""Bytes of images up to which all of them lie on a GPU; with more, each batch is augmented on the CPU and copied."""
 
 
 def train(
@@ -35,17 +35,18 @@ def train(
     device: torch.device,
     observe: Callable[[int, float], None],
 ) -> None:
-    """Train in place, and leave in eval mode. uint8 images at input size; `observe(epoch, mean loss in nats)`.
+    """Train a classifier in place on uint8 images at input size, and leave it in eval mode.
 
-    Raises ClassifierError when what it returns in training mode is no logits.
+    `observe` is called with the epoch and its mean loss in nats. Raises ClassifierError if the classifier returns
+    something other than logits in training mode.
     """
     generator = torch.Generator().manual_seed(recipe.seed)
     classifier.to(device).train()
-    lay_channels_last(classifier)  # a fifth to a third faster
+    lay_channels_last(classifier)  # makes training a fifth to a third faster
     if images_NCHW.nbytes <= ON_DEVICE:
         images_NCHW = images_NCHW.to(device)
     labels_N = labels_N.to(device)
-    # The incomplete last batch is left out: BatchNorm cannot train on one image, and order is drawn anew each epoch.
+    # The incomplete last batch is left out, because BatchNorm cannot train on one image; each epoch has a new order.
     batch = min(recipe.batch_size, len(images_NCHW))
     steps = len(images_NCHW) // batch
     optimiser = _optimiser(classifier, recipe, device)
@@ -78,9 +79,10 @@ def train(
 
 
 def augment(images_BCHW: Tensor, recipe: TrainSettings, generator: torch.Generator) -> Tensor:
-    """Mirrored (`flip`: half of them), shifted by up to crop_padding pixels (zeros come in), RandAugment, cutout.
+    """Augment images on their device: flip, crop, RandAugment and cutout, as far as the recipe asks for them.
 
-    On the images' device; `generator` is one of the CPU.
+    `flip` mirrors half of the images; the crop shifts them by up to crop_padding pixels and fills in zeros. `generator`
+    is on the CPU.
     """
     batch, _, height, width = images_BCHW.shape
     device = images_BCHW.device
@@ -114,7 +116,7 @@ def _moved(drawn: Tensor, device: torch.device) -> Tensor:
 
 def _input(images_BCHW: Tensor, transform: TransformSettings, device: torch.device) -> Tensor:
     images_BCHW = normalise(_moved(images_BCHW, device), transform)
-    # On a CPU the first layer does that, and the numbers stay those of every seed before.
+    # On a CPU the first layer does that; doing it here would change the results of existing seeds.
     return images_BCHW.contiguous(memory_format=torch.channels_last) if device.type == "cuda" else images_BCHW
 
 
@@ -130,9 +132,10 @@ def _optimiser(classifier: nn.Module, recipe: TrainSettings, device: torch.devic
 
 
 class _Average:
-    """An exponential average of a classifier's weights and statistics, which the first step begins.
+    """An exponential average of a classifier's weights and statistics, which starts with the first step.
 
-    torch's AveragedModel takes forty times as many kernels: it averages BatchNorm's counters of batches too.
+    torch's AveragedModel launches forty times as many kernels, because it also averages BatchNorm's counters of
+    batches.
     """
 
     def __init__(self, classifier: nn.Module, decay: float) -> None:
@@ -141,21 +144,21 @@ class _Average:
         self._blend = get_ema_multi_avg_fn(decay)
 
     def update(self) -> None:
-        """After every step."""
+        """Include the current weights in the average; to be called after every step."""
         if self._mean:
             self._blend(self._mean, self._current, len(self._mean))
         else:
             self._mean = [tensor.clone() for tensor in self._current]
 
     def take(self) -> None:
-        """The average becomes the classifier's."""
+        """Copy the average into the classifier."""
         for tensor, mean in zip(self._current, self._mean, strict=True):
             tensor.copy_(mean)
 
 
 @contextmanager
 def _fastest_convolutions() -> Iterator[None]:
-    """Of cuDNN's algorithms the one that is measured to be: shapes stay the same for thousands of steps."""
+    """Let cuDNN pick the fastest algorithm by measurement, which pays because shapes repeat for thousands of steps."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:

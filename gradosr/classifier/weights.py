@@ -1,4 +1,4 @@
-"""Weights as training frameworks write them, into a classifier. No code of a file is run."""
+"""Loading of weights, as training frameworks write them, into a classifier. No code in a file is run."""
 
 import argparse
 import io
@@ -15,47 +15,48 @@ from gradosr.errors import ClassifierError
 from gradosr.store import Store
 
 ENTRIES = ("state_dict_ema", "model_ema", "ema", "state_dict", "model_state_dict", "model")
-"""Where checkpoints keep weights, averaged ones first: they are what training scripts report the accuracy of."""
+"""Entries of checkpoints that hold weights; averaged ones come first, as training scripts report their accuracy."""
 PREFIXES = ("module.", "_orig_mod.", "model.")
-"""Of wrappers: DistributedDataParallel and AveragedModel, torch.compile, Lightning."""
+"""Prefixes added by wrappers: DistributedDataParallel and AveragedModel, torch.compile, Lightning."""
 AVERAGED = "n_averaged"
-"""AveragedModel's count of steps, beside the names that it prefixes."""
+"""AveragedModel's step counter, which stands beside the names that it prefixes."""
 
 _CLASS = re.compile(r"GLOBAL (\S+)")
 
 
 class Weights(NamedTuple):
-    """Tensors by name."""
+    """Tensors by name, and where they come from."""
 
     tensors: dict[str, Tensor]
     source: str
-    """URI, and the entry of the checkpoint that was taken, if it has any."""
+    """URI, and the entry of the checkpoint that was used, if it has entries."""
 
 
 class _Variant(NamedTuple):
     prefix: str
-    """What was taken off."""
+    """Prefix that was removed from the names."""
     tensors: Mapping[str, Tensor]
 
 
 def read_weights(store: Store, uri: str, entry: str | None = None) -> Weights:
-    """Of a .safetensors file or a torch checkpoint of plain tensors, whole or in one of ENTRIES (or in `entry`).
+    """Read weights from a .safetensors file, or from a torch checkpoint of plain tensors.
 
-    Raises ClassifierError for a file that is damaged, holds objects, or no weights.
+    A checkpoint holds them at top level, or in one of ENTRIES (or in `entry`). Raises ClassifierError for a file that
+    is damaged, holds objects, or has no weights.
     """
     body = store.read(uri)
     try:
         if uri.endswith(".safetensors"):
             return _picked(safetensors.torch.load(body), uri, entry)
-        # The command lines that training scripts leave in their checkpoints: names and plain values.
+        # Training scripts leave their command lines in checkpoints: names and plain values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except safetensors.SafetensorError as error:
         raise ClassifierError(f"{uri}: not a safetensors file: {error}") from error
     except ClassifierError:
         raise
-    except Exception as error:  # torch.load raises whatever a damaged or hostile file makes its parts raise
-        # Not in torch's words, which advise to let the file run its code.
+    except Exception as error:  # a damaged or hostile file can make torch.load raise anything
+        # torch's own message is not passed on: it advises to let the file run its code.
         named = _CLASS.search(str(error))
         found = f"holds objects ({named[1]}), which run code" if named else "damaged, or not a checkpoint"
         raise ClassifierError(f"{uri}: {found}; save plain tensors by torch.save(net.state_dict(), ...)") from error
@@ -89,16 +90,16 @@ def load_weights(
     classes: int | None = None,
     own_names: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None,
 ) -> str:
-    """Copy `weights` in; returns the prefix that had to be taken off their names, mostly none.
+    """Copy `weights` into a classifier; return the prefix that had to be removed from their names, usually none.
 
-    `own_names` translates names that do not fit otherwise. Raises ClassifierError with the first names of each fault,
-    or that the weights have other than `classes` classes, and changes nothing then.
+    `own_names` translates names that do not fit otherwise. Raises ClassifierError, and changes nothing, if names or
+    shapes differ (with the first names of each fault) or if the weights do not have `classes` classes.
     """
     own = classifier.state_dict()
     variants = list(_variants("", weights))
     if own_names is not None and all(_strangers(own, variant.tensors) for variant in variants):
         variants.append(_Variant("", own_names(weights)))
-    prefix, fitting = min(variants, key=lambda variant: _strangers(own, variant.tensors))  # of equals the first
+    prefix, fitting = min(variants, key=lambda variant: _strangers(own, variant.tensors))  # the first if equal
     missing = [name for name in own if name not in fitting and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in fitting if name not in own]
     misshapen = [name for name in own if name in fitting and fitting[name].shape != own[name].shape]
@@ -118,23 +119,23 @@ def load_weights(
 
 
 def _variants(prefix: str, weights: Mapping[str, Tensor]) -> Iterator[_Variant]:
-    """The weights, and again without each prefix that some of their names have, one after the other."""
+    """Yield the weights, and then the weights without each prefix that some of their names have, in turn."""
     yield _Variant(prefix, weights)
     for one in PREFIXES:
         if any(name.startswith(one) for name in weights):
             kept = {name: tensor for name, tensor in weights.items() if name != AVERAGED or one != "module."}
             bare = {name.removeprefix(one): tensor for name, tensor in kept.items()}
-            if len(bare) == len(kept):  # else two would have one name
+            if len(bare) == len(kept):  # otherwise two tensors would have the same name
                 yield from _variants(prefix + one, bare)
 
 
 def _strangers(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> int:
-    """Names that only one side has."""
+    """Count the names that only one side has."""
     return len({name for name in own.keys() ^ weights.keys() if not name.endswith("num_batches_tracked")})
 
 
 def _check_classes(shapes: set[tuple[torch.Size, torch.Size]], source: str, classes: int | None) -> None:
-    """Raise ClassifierError when nothing but the number of rows of the last layer differs."""
+    """Raise ClassifierError if only the number of rows in the last layer differs."""
     rows = {(found[:1], wanted[:1]) for found, wanted in shapes}
     if len(rows) == 1 and all(len(found) and found[1:] == wanted[1:] for found, wanted in shapes):
         ((found, wanted),) = rows

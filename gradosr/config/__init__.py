@@ -1,7 +1,7 @@
-"""Jobs as frozen models: what a YAML file may say.
+"""The contents of a job's YAML file, as frozen models.
 
-All settings stand here, away from the code they configure, so that a faulty config is refused in a tenth of a second,
-before torch (2 to 8 s) is imported.
+All settings are defined here, apart from the code that they configure, so that a faulty config is refused in a tenth of
+a second, before torch (2 to 8 s) is imported.
 """
 
 from gradosr.config.audit import AuditSettings
@@ -16,7 +16,8 @@ from gradosr.config.classifier import (
 )
 from gradosr.config.compute import Precision, RaySettings, Serving, Workers
 from gradosr.config.detectors import (
-    BASELINE_SIGNALS,
+    BASELINES,
+    DETECTORS,
     BaselineSettings,
     Detector,
     ObjectiveName,
@@ -36,7 +37,8 @@ from gradosr.config.store import S3Settings, StoreFields
 from gradosr.config.uris import Uri
 
 __all__ = [
-    "BASELINE_SIGNALS",
+    "BASELINES",
+    "DETECTORS",
     "FOLDER",
     "LIBRARIES",
     "MAX_PIXELS",

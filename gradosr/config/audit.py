@@ -1,4 +1,4 @@
-"""Audits."""
+"""Settings of an audit."""
 
 from typing import Annotated
 
@@ -8,13 +8,13 @@ from gradosr.config.store import StoreFields
 
 
 class AuditSettings(StoreFields):
-    """How a results folder is audited."""
+    """Settings for the audit of a results folder."""
 
     fdr: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Level of the flag list: share of the flagged images that are known, at most and on average."""
+    """Level of the flag list: the largest share of known images among the flagged images, on average."""
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
-    """Of the share of unknown images: its interval and its one-sided lower bound."""
+    """Confidence level of the interval and of the one-sided lower bound for the share of unknown images."""
     group_sample: PositiveInt = 20_000
-    """Images over the threshold that are grouped, chosen by hash of their keys."""
+    """Number of images over the threshold that are clustered, chosen by hash of their keys."""
     max_groups: PositiveInt = 50
-    """Groups that are listed, the largest."""
+    """Number of clusters of look-alike images that are listed, the largest first."""

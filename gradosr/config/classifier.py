@@ -1,4 +1,4 @@
-"""The classifier of a job: architecture, weights, transform, training recipe."""
+"""Settings of a job's classifier: architecture, weights, transform, training recipe."""
 
 from typing import Any, Literal
 
@@ -9,18 +9,18 @@ from gradosr.config.uris import Uri, absolute
 
 
 class TransformSettings(Settings):
-    """From a decoded image to the classifier's input; part of the run's fingerprint."""
+    """Conversion of a decoded image to the classifier's input; part of the run's fingerprint."""
 
     resize: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
-    """Pixels of the shorter side, or [height, width]; none leaves the size alone."""
+    """Length of the shorter side in pixels, or [height, width]; without it the size is unchanged."""
     crop: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
-    """Centre crop, a side or [height, width] in pixels, after the resize; zero-padded where the image is smaller."""
+    """Centre crop after the resize, one side or [height, width] in pixels; smaller images are padded with zeros."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Per channel, of pixels in 0..1."""
+    """Mean per channel, for pixels in 0..1."""
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
-    """Per channel, of pixels in 0..1."""
+    """Standard deviation per channel, for pixels in 0..1."""
     interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
-    """Of the resize; bilinear and bicubic are antialiased."""
+    """Interpolation of the resize; bilinear and bicubic are antialiased."""
 
     @model_validator(mode="after")
     def _one_size(self) -> "TransformSettings":
@@ -30,57 +30,62 @@ class TransformSettings(Settings):
 
 
 class TrainSettings(Settings):
-    """A plain recipe for those who bring no classifier: SGD with momentum, one-cycle rate, crop and flip."""
+    """A plain training recipe for users without a classifier: SGD with momentum, one-cycle rate, crop and flip."""
 
     epochs: PositiveInt = 20
     batch_size: PositiveInt = 128
     learning_rate: PositiveFloat = 0.1
-    """The highest of the one-cycle schedule."""
+    """Highest learning rate of the one-cycle schedule."""
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     crop_padding: int = Field(0, ge=0)
-    """Random crops after padding by this many pixels on each side (the CIFAR recipe takes 4)."""
+    """Pixels of padding on each side before a random crop (the CIFAR recipe uses 4)."""
     flip: bool = False
     """Mirror half of the images."""
     cutout: int = Field(0, ge=0)
-    """Side in pixels of a square of each image that is set to 0 (DeVries & Taylor, 2017); 8 suits CIFAR, 0 is none."""
+    """Side in pixels of a square set to 0 in each image (DeVries & Taylor, 2017); 8 suits CIFAR, 0 turns it off."""
     rand_augment: int = Field(0, ge=0)
-    """RandAugment's operations per image (Cubuk et al., 2020), at torchvision's magnitude; 2 is usual, 0 is none."""
+    """Number of RandAugment operations per image (Cubuk et al., 2020), at torchvision's magnitude; 2 is usual, 0 turns
+    it off."""
     average: float = Field(0.0, ge=0, lt=1)
-    """Decay per step of an exponential average of the weights, which is what is kept; .999 is usual, 0 is none."""
+    """Decay per step of an exponential average of the weights, which replaces the trained weights; 0.999 is usual, 0
+    turns it off."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the forward pass and what autograd makes of it (autocast); weights stay float32."""
+    """Precision of the forward pass and of its gradients (autocast); weights stay float32."""
     seed: int = 0
 
 
 OutputEntry = StrictInt | str
-"""Index, key or field of what a classifier returns."""
+"""Index, key or field name in the output of a classifier."""
 LIBRARIES = ("torchvision", "timm", "transformers")
-"""Whose architectures are named, and need no trust."""
+"""Libraries whose architectures are loaded by name, without being listed in `trust`."""
 FOLDER = "hf:"
-"""Before the URI of a model folder."""
+"""Prefix before the URI of a model folder."""
 
 
 class ClassifierSettings(Settings):
     """The classifier: architecture, weights, classes, transform."""
 
     arch: str
-    """torchvision:NAME, timm:NAME, hf:URI (a folder of config.json and model.safetensors), or package.module:factory
+    """torchvision:NAME, timm:NAME, hf:URI (a folder with config.json and model.safetensors), or package.module:factory
     (imported because this config names it)."""
     args: dict[str, Any] = {}
-    """Keyword arguments of the architecture; none that fetch or read files."""
+    """Keyword arguments of the architecture; arguments that fetch or read files are not allowed."""
     weights: Uri | None = None
-    """URI of a .safetensors file or a torch checkpoint of plain tensors; none with a `train` section, or a folder."""
+    """URI of a .safetensors file or a torch checkpoint of plain tensors; leave it out with a `train` section or a model
+    folder."""
     weights_entry: str | None = None
-    """Which entry of the checkpoint; none takes the first of state_dict_ema, model_ema, ema, state_dict,
+    """Entry of the checkpoint to load. Default: the first of state_dict_ema, model_ema, ema, state_dict,
     model_state_dict, model."""
     classes: tuple[str, ...] | Uri | None = None
-    """Class names in logit order, or the URI of a JSON list; none takes the folder's, else `known`."""
+    """Class names in logit order, or the URI of a JSON list. Default: the model folder's, or else `known`."""
     logits: OutputEntry | None = None
-    """Which entry of a returned tuple, mapping or object holds the logits; none where they are all that is returned."""
+    """Entry of a returned tuple, mapping or object that holds the logits; leave it out if the classifier returns only
+    logits."""
     transform: TransformSettings | None = None
-    """None takes what the library says of its weights: torchvision's, timm's, a folder's preprocessor_config.json."""
+    """Input transform. Default: the library's own for these weights, from torchvision, timm, or a folder's
+    preprocessor_config.json."""
 
     @field_validator("arch")
     @classmethod
@@ -89,12 +94,12 @@ class ClassifierSettings(Settings):
 
     @property
     def trained(self) -> bool:
-        """Whether it comes with weights."""
+        """True if the classifier comes with weights."""
         return self.weights is not None or self.arch.startswith(FOLDER)
 
 
 class CompleteClassifier(ClassifierSettings):
-    """With everything that ClassifierSettings may leave out; its `arch` is no folder."""
+    """Classifier settings with nothing left to defaults; `arch` is not a folder."""
 
     classes: tuple[str, ...]
     transform: TransformSettings

@@ -1,4 +1,4 @@
-"""What a job computes on."""
+"""Settings of the hardware that a job computes on."""
 
 from typing import Literal
 
@@ -10,25 +10,25 @@ from gradosr.config.uris import Uri
 
 
 class RaySettings(Settings):
-    """Which Ray cluster does the work."""
+    """The Ray cluster that does the work."""
 
     address: str = "local"
-    """local starts a Ray of its own and stops it; auto, ray://HOST:PORT or HOST:PORT attach to one."""
+    """local starts a Ray instance for this run and stops it; auto, ray://HOST:PORT or HOST:PORT connect to one."""
     start_timeout: PositiveFloat = 600.0
     """Seconds that workers may take to become ready; a cluster that adds GPU nodes may need more."""
 
 
 class Workers(Settings):
-    """Workers that come and go with a cluster; the run goes on with those that are there."""
+    """A varying number of workers in a cluster that grows and shrinks; the run continues with those available."""
 
     min: PositiveInt = 1
-    """Fewer ready ones after ray.start_timeout end the run."""
+    """Smallest number of workers; the run ends if fewer are ready after ray.start_timeout."""
     max: PositiveInt
-    """Asked of the cluster at once: what an autoscaler sees as demand."""
+    """Number of workers requested from the cluster at once, which an autoscaler sees as demand."""
     cpus: PositiveFloat = 1.0
-    """Cores of each: they read and decode and, without a GPU, compute."""
+    """Cores per worker, used for reading and decoding and, without a GPU, for computing."""
     gpus: float | None = Field(None, ge=0)
-    """GPUs of each; none: 1 where device is cuda, or auto and the cluster has any."""
+    """GPUs per worker. Default: 1 if device is cuda, or if it is auto and the cluster has a GPU."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "Workers":
@@ -49,10 +49,10 @@ class Serving(StoreFields):
     """Images per forward pass."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision = "float32"
-    """Of the classifier's arithmetic. tf32: on CUDA, products of rounded factors. bfloat16: numbers of half the
-    size, faster where the hardware computes in it; scores change in the third digit."""
+    """Precision of the classifier's arithmetic. tf32, on CUDA: factors of matrix products are rounded. bfloat16:
+    numbers of half the size, faster on hardware that supports it; scores change in the third digit."""
     max_memory: PositiveFloat | None = None
-    """GiB that a batch may take beside the weights; a larger one goes in pieces. None: as much as there is, and half
-    as many images at once when that is too much."""
+    """GiB that a batch may use besides the weights; larger batches are split. Default: all that is available, with half
+    as many images at once after a batch ran out of memory."""
     trust: tuple[str, ...] = ()
-    """package.module:factory names that the bundle may import; torchvision, timm and transformers need none."""
+    """Names (package.module:factory) that the bundle may import; not needed for torchvision, timm and transformers."""

@@ -1,6 +1,13 @@
-"""Unknown detectors, and what each asks of the pass through the classifier."""
+"""Unknown detectors: their settings, and the tables that list them.
 
-from typing import Annotated, Literal
+A detector is one file below gradosr/detectors and one line of a table here. The line says where its class is, so that a
+config is checked without importing torch, which the class needs.
+"""
+
+from abc import abstractmethod
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -12,17 +19,32 @@ ObjectiveName = str
 
 
 class Signals(Settings):
-    """What a detector asks of the pass through the classifier."""
+    """Signals that a detector needs from the pass through the classifier."""
 
     objectives: tuple[ObjectiveName, ...] = ()
-    """Backpropagated in this order, one backward pass each; none: a forward pass alone."""
+    """Objectives, backpropagated in this order, one backward pass each; none: a forward pass alone."""
     watched: tuple[str, ...] = ()
-    """Further representations, of gradosr.representations.REPRESENTATIONS."""
+    """Further representations, keys of gradosr.representations.REPRESENTATIONS."""
     mirror: bool = False
-    """See each image and its mirror image, and take the mean of logits, features and log-norms: twice the time."""
+    """Whether each image is seen together with its mirror image, which takes twice the time.
+
+    Logits, features and log-norms are then the mean of the two.
+    """
 
 
-class TransferSettings(Settings):
+class DetectorSettings(Settings):
+    """Settings of an unknown detector."""
+
+    kind: str
+    """Name of the detector in a config and in a bundle."""
+
+    @property
+    @abstractmethod
+    def signals(self) -> Signals:
+        """Name the signals that the detector needs."""
+
+
+class TransferSettings(DetectorSettings):
     """The paper's detector (section 3): trained on a class split with classifier 1, moved to classifier 2.
 
     Stated by the paper: the split by class, one binary detector of two fully connected layers, the
@@ -31,32 +53,31 @@ class TransferSettings(Settings):
 
     kind: Literal["transfer"] = "transfer"
     objectives: tuple[ObjectiveName, ...] = ("all_hot",)
-    """One backward pass each."""
+    """Objectives, one backward pass each."""
     pseudo_unknown: PositiveInt | tuple[str, ...] | None = None
     """Known classes played as unknown: names, or how many (drawn by seed); none takes a third."""
     weights: Uri | None = None
-    """Of classifier 1, its logits in the order of `classes` without the pseudo-unknown; none trains it by `train`."""
+    """Weights of classifier 1, its logits in the order of `classes` without the pseudo-unknown; none trains it."""
     hidden: PositiveInt = 64
     """Width of the first of the two fully connected layers (ours)."""
     epochs: PositiveInt = 30
     learning_rate: PositiveFloat = 1e-3
-    """Adam's (ours)."""
+    """Learning rate of AdamW (ours)."""
     weight_decay: float = Field(1e-2, ge=0)
-    """AdamW's; strong, because the low-variance directions do not move between classifiers (ours)."""
+    """Weight decay of AdamW; strong, because the low-variance directions do not move between classifiers (ours)."""
     batch_size: PositiveInt = 256
     seed: int = 0
-    """Draws the class split and initialises the detector."""
+    """Seed that draws the class split and initialises the detector."""
     mirror: bool = False
-    """See each image's mirror image too: twice the time."""
+    """Whether each image's mirror image is seen too, which takes twice the time."""
 
     @property
     def signals(self) -> Signals:
-        """What it asks of the pass."""
         return Signals(objectives=self.objectives, mirror=self.mirror)
 
 
 class OneClassWeights(Settings):
-    """Of the parts of the one_class detector's score; 0 leaves one out."""
+    """Weights of the parts of the one_class detector's score; 0 leaves a part out."""
 
     max_logit: Annotated[float, Field(ge=0)] = 1.0
     gradients: Annotated[float, Field(ge=0)] = 0.3
@@ -65,69 +86,86 @@ class OneClassWeights(Settings):
     beyond: Annotated[float, Field(ge=0)] = 0.6
 
 
-class OneClassSettings(Settings):
+class OneClassSettings(DetectorSettings):
     """A detector for a classifier trained elsewhere, fitted on known images alone."""
 
     kind: Literal["one_class"] = "one_class"
     objectives: tuple[ObjectiveName, ...] = ("predicted", "max_logit")
-    """One backward pass each."""
+    """Objectives, one backward pass each."""
     weights: OneClassWeights = OneClassWeights()
     mirror: bool = True
-    """See each image's mirror image too: twice the time."""
+    """Whether each image's mirror image is seen too, which takes twice the time."""
 
     @property
     def signals(self) -> Signals:
-        """What it asks of the pass."""
         return Signals(objectives=self.objectives, mirror=self.mirror)
 
 
-BASELINE_SIGNALS = {
-    "msp": Signals(),
-    "max_logit": Signals(),
-    "energy": Signals(),
-    "gen": Signals(),
-    "scale": Signals(),
-    "knn": Signals(),
-    "vim": Signals(),
-    "openmax": Signals(),
-    "mahalanobis": Signals(),
-    "rmd": Signals(),
-    "gradnorm": Signals(),
-    "gradient_sum": Signals(objectives=("all_hot",)),
-    "negative_gradient_sum": Signals(objectives=("all_hot",)),
-    "gaia_z": Signals(objectives=("max_logit",), watched=("gaia_z",)),
-    "gaia_a": Signals(objectives=("uniform",), watched=("gaia_a",)),
+class Configured(NamedTuple):
+    """A detector with settings of its own."""
+
+    place: str
+    """Its class, as MODULE:CLASS below gradosr.detectors."""
+    settings: type[DetectorSettings]
+
+
+class Baseline(NamedTuple):
+    """A detector that has nothing to set."""
+
+    place: str
+    """Its class, as MODULE:CLASS below gradosr.detectors."""
+    signals: Signals = Signals()
+
+
+CONFIGURED = {
+    "one_class": Configured("one_class:OneClassDetector", OneClassSettings),
+    "transfer": Configured("transfer:TransferDetector", TransferSettings),
 }
-"""What each baseline asks of the pass; see gradosr.detectors.baselines."""
+"""Detectors with settings of their own, by kind."""
+
+BASELINES = {
+    "msp": Baseline("baselines.logits:MaxSoftmax"),
+    "max_logit": Baseline("baselines.logits:MaxLogit"),
+    "energy": Baseline("baselines.logits:Energy"),
+    "gen": Baseline("baselines.logits:Gen"),
+    "scale": Baseline("baselines.scale:Scale"),
+    "knn": Baseline("baselines.distances:Knn"),
+    "vim": Baseline("baselines.distances:Vim"),
+    "openmax": Baseline("baselines.openmax:OpenMax"),
+    "mahalanobis": Baseline("baselines.distances:Mahalanobis"),
+    "rmd": Baseline("baselines.distances:RelativeMahalanobis"),
+    "gradnorm": Baseline("baselines.gradients:GradNorm"),
+    "gradient_sum": Baseline("baselines.gradients:GradientSum", Signals(objectives=("all_hot",))),
+    "negative_gradient_sum": Baseline("baselines.gradients:NegativeGradientSum", Signals(objectives=("all_hot",))),
+    "gaia_z": Baseline("baselines.gradients:GaiaZ", Signals(objectives=("max_logit",), watched=("gaia_z",))),
+    "gaia_a": Baseline("baselines.gradients:GaiaA", Signals(objectives=("uniform",), watched=("gaia_a",))),
+}
+"""Published detectors, by kind."""
+
+DETECTORS: dict[str, Configured | Baseline] = {**CONFIGURED, **BASELINES}
+"""All detectors, by kind."""
+
+if TYPE_CHECKING:
+    BaselineKind = str
+else:
+    BaselineKind = Literal[tuple(BASELINES)]
 
 
-class BaselineSettings(Settings):
+class BaselineSettings(DetectorSettings):
     """A published detector, to measure others against, or to use where it is the best."""
 
-    kind: Literal[
-        "msp",
-        "max_logit",
-        "energy",
-        "gen",
-        "scale",
-        "knn",
-        "vim",
-        "openmax",
-        "mahalanobis",
-        "rmd",
-        "gradnorm",
-        "gradient_sum",
-        "negative_gradient_sum",
-        "gaia_z",
-        "gaia_a",
-    ]
+    kind: BaselineKind
     mirror: bool = False
-    """See each image's mirror image too: twice the time."""
+    """Whether each image's mirror image is seen too, which takes twice the time."""
 
     @property
     def signals(self) -> Signals:
-        """What it asks of the pass."""
-        return BASELINE_SIGNALS[self.kind].model_copy(update={"mirror": self.mirror})
+        return BASELINES[self.kind].signals.model_copy(update={"mirror": self.mirror})
 
 
-Detector = Annotated[TransferSettings | OneClassSettings | BaselineSettings, Field(discriminator="kind")]
+if TYPE_CHECKING:
+    Detector = DetectorSettings
+else:
+    # The order in which an error lists the valid kinds: reversed, for it is older than the table.
+    _SETTINGS = [*(line.settings for line in reversed(CONFIGURED.values())), BaselineSettings]
+    Detector = Annotated[reduce(or_, _SETTINGS), Field(discriminator="kind")]

@@ -1,4 +1,4 @@
-"""Fit jobs."""
+"""Settings of fit jobs."""
 
 from typing import Annotated, Literal
 
@@ -12,28 +12,28 @@ from gradosr.config.uris import Uri
 
 
 class FitJob(StoreFields):
-    """Fit a detector to a classifier (trained here, or elsewhere) and save both as a bundle."""
+    """Fit a detector to a classifier (trained by this job or elsewhere) and save both as a bundle."""
 
     classifier: ClassifierSettings
     train: TrainSettings | None = None
-    """A recipe: instead of classifier.weights, and for the transfer detector's classifier 1."""
+    """Training recipe, used in place of classifier.weights, or for classifier 1 of the transfer detector."""
     input: Input
     """Labelled known images."""
     known: tuple[str, ...] = ()
     """Classes to keep; images of other classes are left out. Default: the classifier's classes."""
     held_out: Annotated[float, Field(gt=0, lt=1)] | Uri = 0.1
-    """Images that train nothing: a fraction, or the URI of keys or source paths (one a line, a JSON list, or an object
-    that holds one as `held_out`)."""
+    """Images excluded from training: a fraction, or the URI of keys or source paths (one per line, a JSON list, or an
+    object that contains a list as `held_out`)."""
     detector: Detector
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Share of known images that may be called unknown: is_unknown = p_value <= this."""
+    """Share of known images that may be called unknown: is_unknown means p_value <= this rate."""
     bundle: Uri
-    """Folder or prefix where the bundle goes."""
+    """Folder or prefix to write the bundle to."""
     batch_size: PositiveInt = 64
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_pixels: PositiveInt = MAX_PIXELS
     seed: int = 0
-    """Draws the held-out fraction, and splits held-out images into fitting and calibration."""
+    """Seed for drawing the held-out fraction, and for splitting held-out images into fitting and calibration."""
 
     @model_validator(mode="after")
     def _trained_somewhere(self) -> "FitJob":
@@ -47,6 +47,6 @@ class FitJob(StoreFields):
 
 
 class CompleteFitJob(FitJob):
-    """See gradosr.classifier.resolve.complete."""
+    """A fit job whose classifier settings are complete, as gradosr.classifier.resolve.complete returns it."""
 
     classifier: CompleteClassifier

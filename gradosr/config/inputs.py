@@ -1,6 +1,6 @@
-"""Where images come from."""
+"""Settings of image inputs."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -11,14 +11,26 @@ MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
 
 
 class LabelNames(Settings):
-    """Shared by the input kinds: where integer labels get their names."""
+    """Names of integer labels; shared by all kinds of input."""
 
     label_names: Uri | tuple[str, ...] | None = None
     """Names of integer labels, in order: a list, or the URI of a JSON list."""
 
 
-class ParquetInput(LabelNames):
+class InputSettings(LabelNames):
+    """Base of all input kinds."""
+
+    suffixes: ClassVar[tuple[str, ...]]
+    """Endings of the file names that belong to the kind, in lower case. Not a setting: each kind states its own."""
+
+    kind: str
+    uri: Uri
+
+
+class ParquetInput(InputSettings):
     """Images in Parquet files, one shard per file."""
+
+    suffixes = (".parquet",)
 
     kind: Literal["parquet"] = "parquet"
     uri: Uri
@@ -26,25 +38,32 @@ class ParquetInput(LabelNames):
     image_column: str = "image"
     """Column of encoded images: binary, or Hugging Face's struct<bytes, path>."""
     label_column: str | None = None
-    """Column of labels: strings, or integers into label_names."""
+    """Column of labels: strings, or integers that index label_names."""
 
 
-class TarInput(LabelNames):
-    """Images in WebDataset tar files, one shard per file; `KEY.cls` holds a label name or an index into label_names."""
+class TarInput(InputSettings):
+    """Images in WebDataset tar files, one shard per file; `KEY.cls` holds a label or an index into label_names."""
+
+    suffixes = (".tar", ".tar.gz", ".tgz")
 
     kind: Literal["tar"] = "tar"
     uri: Uri
     """Folder, prefix, glob or brace range of .tar, .tar.gz or .tgz files."""
 
 
-class ImagesInput(LabelNames):
-    """Single image files, recorded in groups that are one shard each; the folder an image lies in is its label."""
+class ImagesInput(InputSettings):
+    """Single image files, recorded in groups of one shard each; an image's folder is its label."""
+
+    suffixes = (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+        *(".ppm", ".pgm", ".pbm", ".jp2", ".j2k", ".avif", ".heic", ".heif"),
+    )
 
     kind: Literal["images"] = "images"
     uri: Uri
     """Folder, prefix, glob or brace range of image files."""
     group_size: PositiveInt = 1000
-    """Images per group; a group once recorded keeps its images."""
+    """Images per group; a recorded group never changes its images."""
 
 
 Input = Annotated[ParquetInput | TarInput | ImagesInput, Field(discriminator="kind")]

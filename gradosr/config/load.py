@@ -1,4 +1,4 @@
-"""From a YAML file to a job."""
+"""Loading of a job from a YAML file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +15,13 @@ from gradosr.errors import ConfigError
 
 
 class _Sections(Settings):
-    """Any job, read for its keys."""
+    """A job of any kind, of which only the keys are read."""
 
     model_config = ConfigDict(extra="allow")
 
 
 def load_job(model: type[SettingsT], path: str, overrides: Sequence[str] = ()) -> SettingsT:
-    """The job of a YAML file. Raises ConfigError with every fault, one a line."""
+    """Load the job in a YAML file. Raise ConfigError with every fault, one per line."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -32,9 +32,9 @@ def load_job(model: type[SettingsT], path: str, overrides: Sequence[str] = ()) -
 
 
 def check_job(target: str, overrides: Sequence[str] = ()) -> FitJob | Serving:
-    """The job of a YAML file that tells its kind by its sections, or a bundle alone, by its URI.
+    """Load the job in a YAML file, whose sections determine its kind, or only a bundle, given by its URI.
 
-    Raises ConfigError with every fault, one a line.
+    Raise ConfigError with every fault, one per line.
     """
     if not target.endswith((".yaml", ".yml")):
         return load_settings(Serving, yaml.safe_dump({"bundle": target}), target, overrides)

@@ -1,4 +1,4 @@
-"""Packing images into tar shards."""
+"""Settings for packing images into tar shards."""
 
 from collections.abc import Sequence
 
@@ -16,11 +16,11 @@ class PackJob(StoreFields):
 
     input: Input
     output: Uri
-    """Folder or prefix of the shards."""
+    """Folder or prefix to write the shards to."""
     images_per_shard: PositiveInt = 1000
 
 
 def pack_job(source: str, target: str, overrides: Sequence[str] = ()) -> PackJob:
-    """The job of two URIs and overrides; images by default."""
+    """Return the job for two URIs and overrides; the input kind is images unless overridden."""
     document = yaml.safe_dump({"input": {"kind": "images", "uri": source}, "output": target})
     return load_settings(PackJob, document, "pack", overrides)

@@ -1,4 +1,4 @@
-"""The protocol that measures open-set recognition."""
+"""Settings of the protocol that measures open-set recognition."""
 
 from typing import Annotated, Any, Literal
 
@@ -14,46 +14,48 @@ from gradosr.config.uris import Uri
 
 
 class OsrTask(Settings):
-    """One classifier and its known classes; the other classes of the test images are unknown to it."""
+    """One classifier and its known classes; all other classes of the test images are unknown to it."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    """Of its folder below `output`."""
+    """Name of the task, and of its folder in `output`."""
     classifier: ClassifierSettings
     train: TrainSettings | None = None
-    """Instead of classifier.weights."""
+    """Training recipe, used in place of classifier.weights."""
     held_out: Annotated[float, Field(gt=0, lt=1)] | Uri = 0.1
-    """Of the input images; see FitJob."""
+    """Input images excluded from training, in any of the forms that FitJob allows."""
     unknown: tuple[str, ...] = ()
-    """Test images of these classes alone are its unknown ones, those of further classes are left out; none: all are."""
+    """Classes whose test images count as unknown; images of other classes that are not known are left out. Default: all
+    classes that are not known."""
     detectors: dict[str, Detector] = {}
-    """Of this task alone, beside or instead of those of the same name in the protocol."""
+    """Detectors for this task only; they add to those of the protocol, or replace those of the same name."""
 
 
 class OsrProtocol(StoreFields):
-    """Open-set recognition measured: every detector, on the same classifiers, the same images and the same views."""
+    """A comparison of detectors for open-set recognition on the same classifiers, images and views."""
 
     data: str = ""
-    """Stands for {data} anywhere in this document."""
+    """Text that replaces {data} anywhere in this document."""
     input: Input
-    """Labelled images of all classes, for fitting (and training): known images alone are read of it."""
+    """Labelled images of all classes, for fitting (and training); only known images are used."""
     test: Input
-    """Labelled images of all classes, used for nothing else."""
+    """Labelled images of all classes, used only for testing."""
     far: dict[str, Input | PositiveInt] = {}
-    """Images that show no class at all: an input, or how many to make of a kind (see gradosr.lab.evaluation.far)."""
+    """Images without any of the classes: an input, or the number of images to generate of a kind listed in
+    gradosr.lab.evaluation.far."""
     shows: dict[str, tuple[str, ...]] = {}
-    """By class: labels of far images that show it after all. They are left out where the class is known."""
+    """Labels of far images that do show a class, by that class. They are left out in tasks where the class is known."""
     tasks: Annotated[tuple[OsrTask, ...], Field(min_length=1)]
     train: TrainSettings | None = None
-    """Of the tasks that have no recipe of their own and whose classifier comes without weights."""
+    """Training recipe for tasks that have none and whose classifier comes without weights."""
     detectors: Annotated[dict[str, Detector], Field(min_length=1)]
-    """By the name they get in the tables. The first is held against the best baseline."""
+    """Detectors by their name in the tables. The first is compared with the best baseline."""
     objectives: tuple[ObjectiveName, ...] = ("all_hot", "predicted", "max_logit")
-    """Whose coordinates are each measured alone."""
+    """Objectives whose coordinates are each measured separately."""
     output: Uri
-    """Folder; the same command goes on where it was."""
+    """Results folder; running the same command again continues an unfinished run."""
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
     resamplings: PositiveInt = 1000
-    """Of the bootstrap intervals."""
+    """Number of resamplings for the bootstrap intervals."""
     batch_size: PositiveInt = 128
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_pixels: PositiveInt = MAX_PIXELS
@@ -75,12 +77,15 @@ class OsrProtocol(StoreFields):
         return self
 
     def with_recipe(self, task: OsrTask) -> OsrTask:
-        """The task with the protocol's recipe, where it needs one and has none."""
+        """Return the task, with the protocol's training recipe if it needs one and has none."""
         lacking = task.train is None and not task.classifier.trained
         return task.model_copy(update={"train": self.train}) if lacking else task
 
     def fit_job(self, task: OsrTask, detector: "Detector") -> FitJob:
-        """One detector of one task; a recipe beside weights is for the transfer detector's classifier 1."""
+        """Return the fit job for one detector of one task.
+
+        A training recipe beside weights is for classifier 1 of the transfer detector.
+        """
         trains = not task.classifier.trained or detector.kind == "transfer"
         return FitJob(
             classifier=task.classifier,

@@ -1,4 +1,4 @@
-"""A night's screening."""
+"""Settings of nightly screening."""
 
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo
@@ -10,47 +10,48 @@ from gradosr.config.settings import Settings
 
 
 class Gates(Settings):
-    """What a night's screening may not show; each gate is off where it is not named."""
+    """Limits on a night's results; a gate that is left out is off."""
 
     unknown_rate: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Share of new images called unknown. Trips when all of its 95 % interval lies above."""
+    """Share of new images called unknown. Trips if its whole 95 % interval lies above this share."""
     rate_increase: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """The same share, less that of the `baseline_nights`. Trips when all of the 95 % interval lies above."""
+    """Increase of the share of new images called unknown over the `baseline_nights`. Trips if its whole 95 % interval
+    lies above this value."""
     new_candidate_class: PositiveInt | None = None
-    """New images of one group of look-alikes that earlier nights hardly had. Trips from this many on."""
+    """New images in one cluster of look-alikes that is rare in earlier nights. Trips at this many or more."""
     bad_images: Allowance | None = None
-    """New images without a score, a count or a share. Trips beyond it."""
+    """New images without a score, a count or a share. Trips if there are more."""
     shards_missing: Allowance | None = None
-    """Shards of the night before that are gone, a count or a share. Trips beyond it."""
+    """Shards of the night before that are gone, a count or a share. Trips if there are more."""
 
 
 class Webhook(Settings):
-    """Where a tripped gate is told: an HTTP POST of the night's JSON document."""
+    """Receiver of an HTTP POST with the night's JSON document when a gate trips."""
 
     url: Annotated[str, Field(pattern=r"^https?://")]
     key_env: str | None = None
-    """Environment variable of a key; the body is signed with it: X-Gradosr-Signature: sha256=HMAC."""
+    """Environment variable with a key that signs the body: X-Gradosr-Signature: sha256=HMAC."""
     timeout: PositiveFloat = 10.0
-    """Seconds, of each try."""
+    """Seconds allowed for each attempt."""
     attempts: PositiveInt = 5
 
 
 class ScreenJob(ScoreJob):
-    """Score what is new or changed since the last night, and tell whether somebody should look at it."""
+    """Score images that are new or changed since the last night, and report whether someone should look at them."""
 
     features: Literal["none", "unknown", "all"] = "unknown"
-    """Rows that store the penultimate features: candidate classes are found in them."""
+    """Rows for which the penultimate features are stored; candidate classes are found from them."""
     gates: Gates = Gates()
-    """One at least."""
+    """Limits on the night's results; at least one is required."""
     baseline_nights: PositiveInt = 7
-    """Nights before this one that it is compared with."""
+    """Number of earlier nights that this one is compared with."""
     fdr: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Of the audit's flag list: the share of false alarms among the flagged images."""
+    """Level of the audit's flag list: the share of false alarms among the flagged images."""
     timezone: str = "UTC"
-    """IANA name; nights are named by its dates."""
+    """IANA name of the time zone whose dates name the nights."""
     webhook: Webhook | None = None
     command: tuple[str, ...] = ()
-    """Run when a gate tripped, with the night's JSON document on its standard input."""
+    """Command run when a gate trips, with the night's JSON document on its standard input."""
 
     @model_validator(mode="after")
     def _possible(self) -> "ScreenJob":

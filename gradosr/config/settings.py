@@ -1,4 +1,4 @@
-"""Strict, frozen settings, and how a YAML document becomes them: every fault at once, each in one line."""
+"""Strict, frozen settings, read from YAML with every fault reported at once, each on one line."""
 
 import difflib
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from gradosr.errors import ConfigError
 
 
 class Settings(BaseModel):
-    """Base of all settings: immutable, unknown keys refused."""
+    """Base class of all settings: immutable, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -20,9 +20,9 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
 def load_settings(model: type[SettingsT], text: str, source: str, overrides: Sequence[str] = ()) -> SettingsT:
-    """Settings from YAML `text`, after `key.path=value` overrides whose values are YAML too.
+    """Return the settings in YAML `text` after applying `key.path=value` overrides, whose values are YAML too.
 
-    `source` names the document in messages. Raises ConfigError that lists every fault, one a line.
+    `source` names the document in messages. Raise ConfigError with every fault, one per line.
     """
     try:
         document = yaml.safe_load(text)
@@ -59,20 +59,20 @@ def _apply(document: dict[str, Any], override: str) -> None:
 
 
 def _faults(model: type[BaseModel], error: ValidationError) -> list[str]:
-    """One line per place in the document; what each alternative of a union wants is joined by "or"."""
+    """Return one line per faulty place in the document; expectations of a union's alternatives are joined by "or"."""
     wants: dict[str, list[str]] = {}
     found: dict[str, str] = {}
     for fault in error.errors(include_url=False):
         path, want, shown = _fault(model, dict(fault))
         wants.setdefault(path, []).append(want)
         found[path] = shown
-    # Of a union, what the alternative that the user chose says of its inside is enough.
+    # In a union, faults inside the alternative that the user chose are enough.
     wants = {path: want for path, want in wants.items() if not any(other.startswith(f"{path}.") for other in wants)}
     return [(f"{path}: " if path else "") + " or ".join(dict.fromkeys(wants[path])) + found[path] for path in wants]
 
 
 def _fault(model: type[BaseModel], fault: dict[str, Any]) -> tuple[str, str, str]:
-    """Path as the user wrote it, what is wanted there, and what stands there."""
+    """Return the path as the user wrote it, the expectation there, and the value found."""
     path, owner = _resolve(model, fault["loc"])
     if fault["type"] == "missing":
         return path, "required", ""
@@ -87,10 +87,13 @@ def _fault(model: type[BaseModel], fault: dict[str, Any]) -> tuple[str, str, str
 
 
 def _resolve(model: type[BaseModel], loc: tuple[str | int, ...]) -> tuple[str, type[BaseModel]]:
-    """The dotted path as the user wrote it (tags of unions left out) and the model that holds its last key."""
+    """Return the dotted path as the user wrote it and the model that holds its last key.
+
+    Tags of unions are left out of the path.
+    """
     names: list[str] = []
     owner = model
-    choices = [model]  # models that the next step may be a key of; none inside a plain field
+    choices = [model]  # models in which the next step may be a key; empty inside a plain field
     for place, step in enumerate(loc):
         tagged = [choice for choice in choices if len(choices) > 1 and step in (_tag(choice), choice.__name__)]
         if tagged:
@@ -98,7 +101,7 @@ def _resolve(model: type[BaseModel], loc: tuple[str | int, ...]) -> tuple[str, t
         elif choices and not _is_kind(step, choices[0]):
             names.append(str(step))
             field = choices[0].model_fields.get(str(step))
-            if field or place == len(loc) - 1:  # else the key of a mapping of models
+            if field or place == len(loc) - 1:  # otherwise it is a key in a mapping of models
                 owner = choices[0]
                 choices = _models(field.annotation) if field else []
         elif isinstance(step, int):
@@ -107,7 +110,10 @@ def _resolve(model: type[BaseModel], loc: tuple[str | int, ...]) -> tuple[str, t
 
 
 def _is_kind(step: str | int, model: type[BaseModel]) -> bool:
-    """Whether pydantic names a member of a union here: a model, or `constrained-int`, `literal['auto']`."""
+    """Return whether pydantic names a member of a union in this step.
+
+    It names a model, or a type such as `constrained-int` or `literal['auto']`.
+    """
     return isinstance(step, str) and (
         model.__name__ in step or step.partition("[")[0] in ("constrained-int", "literal")
     )

@@ -1,16 +1,17 @@
-"""Unknown detectors: from what one pass through the classifier yields to an unknown score. Imports torch alone.
+"""Unknown detectors: from the observation of a batch to an unknown score per image. Imports torch alone.
 
-One variant per file, one line each in DETECTORS. A detector is its arrays: `arrays()` is what a
-bundle stores and `from_arrays` brings back the same scores.
+A detector is a class in a file of this package, and a line in a table of gradosr.config.detectors, which gives its kind
+and says where the class is. Its state is its arrays: a bundle stores `arrays()`, and `from_arrays` brings back the same
+scores.
 """
 
 from collections.abc import Mapping
-from typing import Protocol
+from importlib import import_module
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from gradosr.detectors.baselines import BASELINES
-from gradosr.detectors.observation import Known, Observation
+from gradosr.detectors.observation import ClassSplit, Known, Observation
 from gradosr.detectors.one_class import OneClassDetector
 from gradosr.detectors.transfer import TransferDetector
 
@@ -18,38 +19,53 @@ from gradosr.detectors.transfer import TransferDetector
 class Detector(Protocol):
     """Scores observations; higher = more unknown."""
 
+    @classmethod
+    def fit(cls, known: Known, settings: Any) -> "Detector":
+        """Fit to images of known classes; `settings` are the detector's own, of gradosr.config.
+
+        Raises ClassifierError where the classifier cannot give what the detector needs.
+        """
+        ...
+
     def score(self, observation: Observation) -> Tensor:
-        """Unknown score [B], float32, finite for finite observations."""
+        """Return unknown scores [B], float32, finite for finite observations."""
         ...
 
     def arrays(self) -> dict[str, Tensor]:
-        """By name, for the bundle."""
+        """Return everything that a bundle stores, by name."""
         ...
 
     def dropped(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Coordinates that carried nothing on held-out images, by name."""
+        """Pick from the coordinates' names those that carried nothing on held-out images."""
         ...
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Tensor]) -> "Detector":
-        """Inverse of `arrays`. Raises KeyError for one that is not there."""
+        """Make the detector that has these arrays. Raises KeyError for one that is missing."""
         ...
 
 
+def detector_class(kind: str) -> type[Detector]:
+    """Import the class of a kind. Raises KeyError for a kind that no table lists."""
+    from gradosr.config import DETECTORS  # needs pydantic, which detectors do not
+
+    module, _, name = DETECTORS[kind].place.partition(":")
+    found: type[Detector] = getattr(import_module(f"{__name__}.{module}"), name)
+    return found
+
+
 def restore(kind: str, arrays: Mapping[str, Tensor]) -> Detector:
-    """The detector of a bundle. Raises KeyError for a kind or an array that is not there."""
-    return DETECTORS[kind].from_arrays(arrays)
+    """Make the detector of a bundle. Raises KeyError for a kind or an array that is not there."""
+    return detector_class(kind).from_arrays(arrays)
 
-
-DETECTORS: dict[str, type[Detector]] = {"one_class": OneClassDetector, "transfer": TransferDetector, **BASELINES}
 
 __all__ = [
-    "BASELINES",
-    "DETECTORS",
+    "ClassSplit",
     "Detector",
     "Known",
     "Observation",
     "OneClassDetector",
     "TransferDetector",
+    "detector_class",
     "restore",
 ]

@@ -9,22 +9,22 @@ import torch
 from torch import Tensor
 
 SHRINKAGE = 0.05
-"""Share of the covariance that is given up for a multiple of the identity: of few images the inverse is noise."""
+"""Share of the covariance that a multiple of the identity replaces: with few images the inverse would be noise."""
 LEAST = 1e-3
-"""Deviation of a feature, as a share of the mean deviation, below which it is taken for that."""
+"""Least deviation of a feature, as a share of the mean deviation; a smaller one is raised to it."""
 
 
 @dataclass(frozen=True)
 class ClassGaussian:
-    """Squared Mahalanobis distances to classes."""
+    """A mean per class and one covariance, for squared Mahalanobis distances."""
 
     mean_KF: Tensor
     whitening_FF: Tensor
-    """Distances are Euclidean after it."""
+    """Matrix after which distances are Euclidean."""
 
     @classmethod
     def fit(cls, values_BF: Tensor, labels_B: Tensor, shrinkage: float = SHRINKAGE) -> "ClassGaussian":
-        """Classes without an image have no mean; one label for all: a single Gaussian."""
+        """Fit a mean to each class that has an image; one label for all images makes a single Gaussian."""
         _, index_B = labels_B.unique(return_inverse=True)
         counts_K1 = torch.bincount(index_B)[:, None]
         sums_KF = values_BF.new_zeros(len(counts_K1), values_BF.shape[1]).index_add_(0, index_B, values_BF)
@@ -40,8 +40,8 @@ class ClassGaussian:
         return cls(mean_KF, whitening_FF)
 
     def squared_distances(self, values_BF: Tensor) -> Tensor:
-        """To every class, [B, K]."""
-        # Centred first: cdist multiplies out, and what all points share would cost its digits.
+        """Measure the squared distances to every class, [B, K]."""
+        # Centred first: cdist multiplies out, so an offset that all points share would cost it digits.
         centre_F = self.mean_KF.mean(0)
         points_BF, means_KF = ((one - centre_F) @ self.whitening_FF for one in (values_BF, self.mean_KF))
         return torch.cdist(points_BF, means_KF).square()

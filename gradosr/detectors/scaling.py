@@ -7,10 +7,10 @@ from gradosr.gradients import Head
 
 
 def scaled_energy(features_BF: Tensor, head: Head, kept: float) -> Tensor:
-    """Negative logsumexp of the logits of scaled features, [B]; higher = more unknown.
+    """Return the negative logsumexp of the logits of scaled features, [B]; higher = more unknown.
 
-    SCALE: features times exp(sum / sum of the largest), `kept` the share of the features that are the largest. It is
-    defined after a ReLU; elsewhere what lies below zero counts for nothing in the sums.
+    SCALE multiplies the features by exp(sum / sum of the largest), where `kept` is the share of the features that count
+    as the largest. It is defined after a ReLU; elsewhere negative features count as zero in the sums.
     """
     positive_BF = features_BF.relu()
     largest = positive_BF.topk(max(1, round(kept * features_BF.shape[1])), dim=1).values.sum(1)

@@ -1,19 +1,25 @@
 """The paper's unknown detector (Lee & AlRegib, section 3): learned on a class split, moved to the full classifier.
 
-Stated by the paper: one binary detector of two fully connected layers, trained on representations that
-classifier 1 (trained on the pseudo-known classes) gives for all training images. Ours, where it is
-silent: log and standardising per classifier, ReLU, AdamW, a loss balanced between the two sides.
+Stated by the paper: one binary detector of two fully connected layers, trained on representations that classifier 1
+(trained on the pseudo-known classes) gives for all training images. Ours, where it is silent: log and standardising per
+classifier, ReLU, AdamW, a loss balanced between the two sides.
+
+B images, C coordinates, D coordinates kept, H hidden units.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradosr.detectors.observation import Observation
+from gradosr.detectors.observation import ClassSplit, Known, Observation
 from gradosr.representations import Standardiser
+
+if TYPE_CHECKING:
+    from gradosr.config import TransferSettings
 
 
 @dataclass(frozen=True)
@@ -27,33 +33,26 @@ class TransferDetector:
     out_bias_1: Tensor
 
     @classmethod
-    def fit(
-        cls,
-        observation: Observation,
-        unknown_B: Tensor,
-        held_out: Observation,
-        *,
-        hidden: int,
-        epochs: int,
-        learning_rate: float,
-        weight_decay: float,
-        batch_size: int,
-        seed: int,
-    ) -> "TransferDetector":
-        """Trained on classifier 1's observations; `unknown_B` marks images of the pseudo-unknown classes.
+    def fit(cls, known: Known, settings: "TransferSettings") -> "TransferDetector":
+        """Train with classifier 1, then move to the classifier that saw `known`."""
+        if known.split is None:
+            raise ValueError("the transfer detector is fitted on a class split, and Known.split is None")
+        return cls.trained(known.split(settings), settings).moved(known.observation)
 
-        `held_out`: pseudo-known images that classifier 1 was not trained on; they standardise.
-        """
-        standardiser = Standardiser.fit(held_out.log_norms_BC)
-        z_BD, target_B = standardiser(observation.log_norms_BC), unknown_B.float()
-        generator = torch.Generator().manual_seed(seed)
-        with torch.random.fork_rng(devices=[]):  # drawn on the CPU: those of GPUs are left alone
-            torch.default_generator.manual_seed(seed)
-            layers = nn.Sequential(nn.Linear(z_BD.shape[1], hidden), nn.ReLU(), nn.Linear(hidden, 1)).to(z_BD.device)
-        optimiser = torch.optim.AdamW(layers.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    @classmethod
+    def trained(cls, split: ClassSplit, settings: "TransferSettings") -> "TransferDetector":
+        """Train on the representations that classifier 1 gives; its held-out images standardise them."""
+        standardiser = Standardiser.fit(split.held_out.log_norms_BC)
+        z_BD, target_B = standardiser(split.training.log_norms_BC), split.unknown_B.float()
+        generator = torch.Generator().manual_seed(settings.seed)
+        layers = _layers(z_BD, settings)
+        optimiser = torch.optim.AdamW(
+            layers.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
         balance = (1 - target_B).sum() / target_B.sum().clamp_min(1)
-        for _ in range(epochs):
-            for rows in torch.randperm(len(z_BD), generator=generator).to(z_BD.device).split(batch_size):
+        for _ in range(settings.epochs):
+            order_B = torch.randperm(len(z_BD), generator=generator).to(z_BD.device)
+            for rows in order_B.split(settings.batch_size):
                 logit_B = layers(z_BD[rows]).squeeze(1)
                 loss = F.binary_cross_entropy_with_logits(logit_B, target_B[rows], pos_weight=balance)
                 optimiser.zero_grad()
@@ -63,9 +62,9 @@ class TransferDetector:
         return cls(standardiser, *weights)
 
     def moved(self, held_out: Observation) -> "TransferDetector":
-        """The same layers on another classifier: coordinates standardised with that classifier's own held-out knowns.
+        """Keep the layers, and standardise with images that another classifier saw and was not trained on.
 
-        Raw scales do not move between networks. A coordinate dead on the new classifier stays at its mean.
+        Raw scales do not move between networks. A coordinate that is dead on the new classifier stays at its mean.
         """
         values_BC = held_out.log_norms_BC[:, self.standardiser.kept_D]
         std_D = values_BC.std(0)
@@ -77,23 +76,28 @@ class TransferDetector:
         return replace(self, standardiser=own)
 
     def score(self, observation: Observation) -> Tensor:
-        """Logit of "unknown" [B]; higher = more unknown."""
+        """Return the logit of "unknown" [B]."""
         hidden_BH = F.relu(
             F.linear(self.standardiser(observation.log_norms_BC), self.hidden_weight_HD, self.hidden_bias_H)
         )
         return F.linear(hidden_BH, self.out_weight_1H, self.out_bias_1).squeeze(1)
 
     def arrays(self) -> dict[str, Tensor]:
-        """By name, for the bundle."""
         own = {name: value for name, value in vars(self).items() if name != "standardiser"}
         return own | asdict(self.standardiser)
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Tensor]) -> "TransferDetector":
-        """Inverse of `arrays`."""
         rest = ("hidden_weight_HD", "hidden_bias_H", "out_weight_1H", "out_bias_1")
         return cls(Standardiser.from_arrays(arrays), *(arrays[name] for name in rest))
 
     def dropped(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Coordinates that carried nothing, by name."""
         return self.standardiser.dropped(names)
+
+
+def _layers(z_BD: Tensor, settings: "TransferSettings") -> nn.Module:
+    """Draw the initial weights on the CPU: the generators of GPUs are left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(settings.seed)
+        layers = nn.Sequential(nn.Linear(z_BD.shape[1], settings.hidden), nn.ReLU(), nn.Linear(settings.hidden, 1))
+        return layers.to(z_BD.device)

@@ -1,1 +1,1 @@
-"""Fitting a detector to a classifier, from known images to a bundle; and checking what was understood."""
+"""Fitting of a detector to a classifier, from known images to a bundle; and a check of a job before it runs."""

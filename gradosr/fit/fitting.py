@@ -1,9 +1,10 @@
-"""Fitting: from a fit job to a bundle."""
+"""The way from a fit job to a bundle."""
 
 import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ from gradosr.bundle.manifest import Manifest
 from gradosr.classifier.resolve import bring, build, complete
 from gradosr.classifier.training import train
 from gradosr.classifier.weights import load_weights, read_weights
-from gradosr.config import BaselineSettings, CompleteFitJob, FitJob, OneClassSettings, TrainSettings, TransferSettings
+from gradosr.config import CompleteFitJob, FitJob, TrainSettings, TransferSettings
 from gradosr.config import Detector as DetectorSettings
-from gradosr.detectors import BASELINES, Detector, Known, Observation, OneClassDetector, TransferDetector
+from gradosr.detectors import ClassSplit, Detector, Known, Observation, detector_class
 from gradosr.errors import ClassifierError, ConfigError
 from gradosr.fit.known_images import CALIBRATION, FITTING, TRAINING, KnownImages, read_known
 from gradosr.gradients import Head
@@ -32,16 +33,16 @@ from gradosr.versions import software
 
 @dataclass(frozen=True)
 class Ready:
-    """What a detector is fitted with."""
+    """A fit job whose classifier is trained and whose images are read."""
 
     job: CompleteFitJob
     classifier: nn.Module
-    """Trained, in eval mode."""
+    """The trained classifier, in eval mode."""
     known: KnownImages
 
 
 def prepare(asked: FitJob, notes: Notes, decoded: DecodedImages | None = None) -> Ready:
-    """The classifier of a fit job, loaded or trained, and its known images. Raises as `fit`."""
+    """Load or train the classifier of a fit job, and read its known images. Raises the errors of `fit`."""
     store, device = Store(asked.store, asked.stores), pick_device(asked.device)
     job = complete(asked, store, notes.say)
     classes = job.classifier.classes
@@ -60,7 +61,7 @@ def prepare(asked: FitJob, notes: Notes, decoded: DecodedImages | None = None) -
 
 
 def fit(asked: FitJob, notes: Notes) -> Bundle:
-    """The bundle of a fit job, not saved yet. Raises ConfigError, InputError or ClassifierError."""
+    """Make the bundle of a fit job, not saved yet. Raises ConfigError, InputError or ClassifierError."""
     ready = prepare(asked, notes)
     job, known = ready.job, ready.known
     observer = Observer(ready.classifier, job.classifier.transform, job.detector.signals, pick_device(job.device))
@@ -79,7 +80,7 @@ def fit(asked: FitJob, notes: Notes) -> Bundle:
 
 
 def record_job(store: Store, job: FitJob) -> None:
-    """Write fit.json where the bundle will be: what made it, and proof before hours of work that it can be written.
+    """Write the job as fit.json into the bundle's folder, before hours of work: proof that it can be written.
 
     Raises StoreError when it cannot.
     """
@@ -110,7 +111,7 @@ def _manifest(job: CompleteFitJob, provenance: dict[str, Any]) -> Manifest:
 
 
 def _provenance(job: CompleteFitJob, known: KnownImages) -> dict[str, Any]:
-    """Where the bundle comes from; nothing of store settings or environment."""
+    """Describe the origin of the bundle, without store settings and environment."""
     return {
         "input": job.input.model_dump(mode="json"),
         "weights": job.classifier.weights,
@@ -125,13 +126,13 @@ def _provenance(job: CompleteFitJob, known: KnownImages) -> dict[str, Any]:
 
 
 def observe(observer: Observer, known: KnownImages, batch_size: int) -> Observation:
-    """What the detector sees of these images."""
+    """Observe images batch by batch."""
     observed = [observer(images).observation for images in known.images_NCHW.split(batch_size)]
     return Observation.joined(observed)
 
 
 def finite(observation: Observation, notes: Notes) -> Tensor:
-    """Which images are finite in all that was seen of them, [B]: one other would make every mean nan.
+    """Tell which images are finite in all that was seen of them, [B]; a single other one would make every mean nan.
 
     Raises ClassifierError when none is.
     """
@@ -149,18 +150,18 @@ def finite(observation: Observation, notes: Notes) -> Tensor:
 def fit_detector(
     ready: Ready, settings: DetectorSettings, fitting: Observation, head: Head | None, notes: Notes
 ) -> Detector:
-    """The detector, from what it saw of the fitting images, in order; what is not finite is left out."""
+    """Fit a detector to the observation of the fitting images, all of them and in order.
+
+    Images that are not finite are left out; `head` makes the logits.
+    """
     rows = finite(fitting, notes)
-    known = Known(fitting[rows], ready.known.of(FITTING).labels_N.to(rows.device)[rows], head)
-    if isinstance(settings, OneClassSettings):
-        return OneClassDetector.fit(known, settings.weights.model_dump(), len(settings.objectives))
-    if isinstance(settings, BaselineSettings):
-        return BASELINES[settings.kind].fit(known)
-    return _fit_transfer(ready, settings, notes).moved(known.observation)
+    observation, labels_B = fitting[rows], ready.known.of(FITTING).labels_N.to(rows.device)[rows]
+    known = Known(observation, labels_B, head, partial(_class_split, ready, notes))
+    return detector_class(settings.kind).fit(known, settings)
 
 
-def _fit_transfer(ready: Ready, settings: TransferSettings, notes: Notes) -> TransferDetector:
-    """Classifier 1 on the pseudo-known classes; its representations of all training images train the detector."""
+def _class_split(ready: Ready, notes: Notes, settings: TransferSettings) -> ClassSplit:
+    """Train or load classifier 1, which knows the pseudo-known classes, and observe the training images with it."""
     job, known, classes = ready.job, ready.known, ready.job.classifier.classes
     unknown = pseudo_unknown(settings, classes)
     pseudo_known = [index for index in range(len(classes)) if index not in unknown]
@@ -177,16 +178,15 @@ def _fit_transfer(ready: Ready, settings: TransferSettings, notes: Notes) -> Tra
     training = known.of(TRAINING)
     held_out = observe(observer, known.of(FITTING).of_classes(pseudo_known), job.batch_size)
     observation = observe(observer, training, job.batch_size)
-    return TransferDetector.fit(
-        observation,
-        torch.isin(training.labels_N, torch.tensor(unknown)).to(observer.device),
-        held_out,
-        **settings.model_dump(include={"hidden", "epochs", "learning_rate", "weight_decay", "batch_size", "seed"}),
-    )
+    unknown_N = torch.isin(training.labels_N, torch.tensor(unknown))
+    return ClassSplit(observation, unknown_N.to(observer.device), held_out)
 
 
 def pseudo_unknown(settings: TransferSettings, classes: Sequence[str]) -> list[int]:
-    """Indices of the classes played as unknown. Raises ConfigError unless both sides keep a class, the known two."""
+    """Choose the classes played as unknown, as ascending indices.
+
+    Raises ConfigError unless at least one is unknown and two are known.
+    """
     chosen = settings.pseudo_unknown
     if isinstance(chosen, tuple):
         if other := [name for name in chosen if name not in classes]:

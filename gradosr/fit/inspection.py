@@ -1,4 +1,4 @@
-"""What `gradosr check` tells: a classifier as it was understood, and what a batch of it takes on this machine."""
+"""The report of `gradosr check`: how a classifier was understood, and what a batch of it costs on this machine."""
 
 import statistics
 import time
@@ -31,11 +31,11 @@ from gradosr.store import Store
 from gradosr.text import printable
 
 RUNS, SECONDS = 5, 5.0
-"""Timed batches, and seconds after which no further one is begun."""
+"""Number of timed batches, and the seconds after which no further batch is started."""
 LOOKED_AT = 1000
-"""Images of a fit job's input, at most, for a batch with labels."""
+"""Most images of a fit job's input that are looked at to fill a batch with labelled images."""
 SHOWN = 5
-"""Names of classes and parameters in the text."""
+"""Most names of classes or parameters listed in the text."""
 
 
 @dataclass(frozen=True)
@@ -46,35 +46,35 @@ class Inspection:
     classes: tuple[str, ...]
     transform: TransformSettings
     parameters: int
-    """Numbers, in `tensors` tensors."""
+    """Number of single parameters in all `tensors` tensors."""
     tensors: int
     rules: dict[str, int]
-    """Tensors by the rule that makes their norms."""
+    """Number of parameter tensors by the rule that computes their norms."""
     fallback: tuple[str, ...]
-    """Tensors without a rule: exact as well, but image by image."""
+    """Parameter tensors without a rule; their norms are exact as well, but computed image by image."""
     features: int | None
-    """Penultimate features; None where no linear layer makes the logits."""
+    """Number of penultimate features; None if the logits do not come from a linear layer."""
     detector: str
     objectives: tuple[str, ...]
     device: str
     precision: str
     batch: int
     images_per_second: float
-    """Of a warm batch, without reading and decoding; the median."""
+    """Throughput of a warm batch, without reading and decoding; the median of the timed batches."""
     peak_memory_bytes: int | None
-    """What a batch takes beside the classifier; None where the system does not tell."""
+    """Memory that a batch takes in addition to the classifier; None if the system does not report it."""
     right: int | None = None
-    """Of the batch, images whose predicted class is their label; None where there are no labels."""
+    """Number of images in the batch whose predicted class is their label; None if there are no labels."""
     held_out_accuracy: float | None = None
-    """Of a bundle, when it was fitted."""
+    """Accuracy recorded in the bundle when it was fitted; None for a fit job."""
 
     def facts(self) -> dict[str, Any]:
-        """For programs."""
+        """Return the facts as plain data, for programs."""
         return {**vars(self), "transform": self.transform.model_dump(mode="json")}
 
 
 def check_bundle(job: Serving) -> Inspection:
-    """Of a bundle, or of a score job's. Raises what scoring would: ConfigError or InputError."""
+    """Inspect a bundle, given alone or by a score job. Raises the errors of scoring: ConfigError or InputError."""
     if isinstance(job, ScoreJob):
         check(job)
     bundle = load_bundle(Store(job.store, job.stores), job.bundle, job.trust)
@@ -95,7 +95,10 @@ def check_bundle(job: Serving) -> Inspection:
 
 
 def check_fit(job: FitJob, notes: Notes) -> Inspection:
-    """Of a fit job: its classifier as fitting would take it, on labelled images of its input if it has weights."""
+    """Inspect the classifier of a fit job as fitting would use it.
+
+    If it has weights, the batch consists of labelled images of the job's input; otherwise it is noise.
+    """
     store = Store(job.store, job.stores)
     job = complete(job, store, notes.say)
     settings, classes = job.classifier, job.classifier.classes
@@ -120,7 +123,7 @@ def check_fit(job: FitJob, notes: Notes) -> Inspection:
 
 
 def _understood(observer: Observer, images_BCHW: Tensor) -> dict[str, Any]:
-    """What classifier and engine tell of themselves."""
+    """Return the facts that the classifier and the engine report about themselves."""
     parameters = list(observer.engine.classifier.parameters())
     explained = observer.explain(images_BCHW[:1])
     features_BF = observer(images_BCHW[:1]).observation.features_BF
@@ -138,7 +141,7 @@ def _understood(observer: Observer, images_BCHW: Tensor) -> dict[str, Any]:
 
 
 def _measured(work: Callable[[], object], images_BCHW: Tensor, observer: Observer) -> tuple[float, int | None]:
-    """Images per second of what has run before, and the bytes that a batch adds at its peak."""
+    """Return the images per second of work that has already run once, and the bytes that a batch adds at its peak."""
     on_gpu = observer.device.type == "cuda"
     before = resident(on_gpu=on_gpu)
     told = forget_peak(on_gpu=on_gpu)
@@ -157,7 +160,7 @@ def _noise(transform: TransformSettings, count: int) -> Tensor:
 
 
 def _labelled(job: CompleteFitJob, store: Store) -> tuple[Tensor, Tensor]:
-    """A batch of the first images whose label is one of the classes, and the classes' indices."""
+    """Return a batch of the first images whose label is one of the classes, and the indices of those classes."""
     indices = {name: index for index, name in enumerate(job.classifier.classes)}
     images = (image for image in islice(every_image(job.input, store), LOOKED_AT) if image.label in indices)
     threads = torch.get_num_threads()
@@ -176,7 +179,7 @@ def _right(observed: Observed, labels_B: Tensor) -> int:
 
 
 def report(found: Inspection) -> str:
-    """For people."""
+    """Format an inspection for people."""
     rules = ", ".join(f"{count} {rule}" for rule, count in found.rules.items())
     memory = "" if found.peak_memory_bytes is None else f", {found.peak_memory_bytes / 2**20:,.0f} MiB at its peak"
     lines = {

@@ -1,8 +1,8 @@
-"""Known images for fitting: read, kept or left out, and split three ways by key.
+"""Known images for fitting: read, filtered, and split three ways by key.
 
 training      trains a classifier (and the transfer detector)
-fitting       held out of training: standardises, fits the one_class detector
-calibration   held out of everything: p-values alone
+fitting       held out of training: standardises, and fits the one_class detector
+calibration   held out of everything: used for p-values alone
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from gradosr.store import Store
 
 TRAINING, FITTING, CALIBRATION = 0, 1, 2
 HELD_OUT = 1.0
-"""Places below it are of images held out."""
+"""Upper bound of the places of images that are held out; an image that trains has exactly this place."""
 USES = {"training": TRAINING, "fitting": FITTING, "calibration": CALIBRATION}
 
 
@@ -30,40 +30,40 @@ class KnownImages:
     """Labelled images of the known classes, at the classifier's input size."""
 
     images_NCHW: Tensor
-    """uint8."""
+    """Pixels as uint8."""
     labels_N: Tensor
-    """Index into the classes."""
+    """Index of each image's class."""
     use_N: Tensor
-    """TRAINING, FITTING or CALIBRATION."""
+    """Use of each image: TRAINING, FITTING or CALIBRATION."""
     left_out: Mapping[str, int]
-    """Counts of what was read and not kept, by reason."""
+    """Number of images that were read and not kept, by reason."""
 
     def of(self, *uses: int) -> "KnownImages":
-        """The images of these uses."""
+        """Return the images that have one of the given uses."""
         rows = torch.isin(self.use_N, torch.tensor(uses))
         return KnownImages(self.images_NCHW[rows], self.labels_N[rows], self.use_N[rows], self.left_out)
 
     def of_classes(self, classes: Sequence[int]) -> "KnownImages":
-        """The images of these classes (ascending indices), labelled by their place among them."""
+        """Return the images of the given classes (ascending indices), relabelled by their position in `classes`."""
         rows = torch.isin(self.labels_N, torch.tensor(classes))
         labels_N = torch.searchsorted(torch.tensor(classes), self.labels_N[rows])
         return KnownImages(self.images_NCHW[rows], labels_N, self.use_N[rows], self.left_out)
 
     def counts(self) -> dict[str, int]:
-        """Images by use."""
+        """Return the number of images by use."""
         return {name: int((self.use_N == use).sum()) for name, use in USES.items()}
 
 
 def read_known(
     job: CompleteFitJob, store: Store, decoded: DecodedImages, classes: Sequence[str], *, keep_training: bool
 ) -> KnownImages:
-    """Read the input. Raises InputError when images of a use or labels are missing."""
+    """Read the known images of a job's input. Raises InputError if labels, or all images of one use, are missing."""
     wanted = {name: index for index, name in enumerate(classes) if not job.known or name in job.known}
     split = _Split(job, store)
     left_out = {"other_classes": 0, "unlabelled": 0, "unreadable": 0}
 
     def keep(image: EncodedImage) -> bool:
-        """Before decoding, which costs most."""
+        """Return whether an image is kept; asked before decoding, which is the expensive step."""
         if image.label not in wanted:
             left_out["unlabelled" if image.label is None else "other_classes"] += 1
             return False
@@ -91,16 +91,16 @@ def read_known(
 
 
 def fitting_share(held_out: int) -> float:
-    """Of so many images held out, the share that fits the detector.
+    """Return the share of the `held_out` images that fits the detector; the rest calibrates.
 
-    Half of a few. The default detector gains little by more than some 400 images, and what p-values can certify grows
-    with the number that calibrates: of 1,500 and more a quarter.
+    The share is half when there are few images, and a quarter from 1,500 on. The default detector gains little from
+    more than about 400 images, whereas more calibration images allow smaller p-values to be certified.
     """
     return max(0.25, min(0.5, 375 / max(1, held_out)))
 
 
 def _uses(place_N: Tensor) -> Tensor:
-    """By place among the images held out."""
+    """Return the use of each image, given its place among the images held out."""
     held_out_N = place_N < HELD_OUT
     fitting_N = place_N < fitting_share(int(held_out_N.sum()))
     return torch.where(fitting_N, FITTING, torch.where(held_out_N, CALIBRATION, TRAINING))
@@ -111,7 +111,7 @@ def _reasons(left_out: Mapping[str, int]) -> str:
 
 
 class _Split:
-    """Which images are held out, and their order there: by a list or by hashes of the key, not by the input's order."""
+    """The choice of the images held out and their order, by a list or by hashes of keys, whatever the input's order."""
 
     def __init__(self, job: FitJob, store: Store) -> None:
         self._seed = job.seed
@@ -119,7 +119,7 @@ class _Split:
         self._listed = frozenset[str]() if isinstance(job.held_out, float) else _read_list(store, job.held_out)
 
     def place(self, image: EncodedImage) -> float:
-        """Among the images held out, below HELD_OUT; that itself for one that trains."""
+        """Return the image's place among the images held out, below HELD_OUT; or HELD_OUT for an image that trains."""
         if self._fraction is not None:
             held_out = _unit(self._seed, "held out", image.key) < self._fraction
         else:
@@ -128,7 +128,7 @@ class _Split:
 
 
 def _unit(seed: int, salt: str, key: str) -> float:
-    """A number in [0, 1) that depends on nothing but its arguments."""
+    """Return a pseudo-random number in [0, 1) that depends on nothing but the arguments."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{salt}/{key}".encode()).digest()[:8], "big") / 2**64
 
 

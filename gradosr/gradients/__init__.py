@@ -1,4 +1,4 @@
-"""Exact per-image squared gradient norms of every parameter tensor. Imports torch alone."""
+"""Exact per-image squared gradient norms of every parameter tensor. This package needs only torch."""
 
 from gradosr.gradients.calls import Rule, Watch
 from gradosr.gradients.engine import GradientEngine, Watcher, squared_norms

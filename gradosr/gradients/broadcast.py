@@ -1,7 +1,7 @@
-"""Parameters that meet a sample outside any layer: position embeddings, class tokens, layer scale.
+"""Rules for parameters that are used outside any layer: position embeddings, class tokens, layer scale.
 
-x + p, x - p and x * p, with the parameter p broadcast over the sample (never the sample over p), and
-p.expand(batch, ...) or p.repeat(batch, 1, ...), which makes a sample's part out of p alone.
+They serve x + p, x - p and x * p, where the parameter p is broadcast over the sample (never the sample over p), and
+p.expand(batch, ...) or p.repeat(batch, 1, ...), which turn p alone into a part of every sample.
 """
 
 from typing import Any
@@ -12,7 +12,10 @@ from gradosr.gradients.calls import Call, Gradients, accumulator
 
 
 def bind_pair(x: Any, parameter: Any = None, *rest: Any, **options: Any) -> Call | None:
-    """Of add, sub and mul; None where that is not all there is, or x is broadcast over the parameter."""
+    """Bind a call of add, sub or mul with a parameter as its second operand.
+
+    Return None if the call has further arguments, or if x is broadcast over the parameter.
+    """
     if rest or options or not isinstance(x, Tensor) or not isinstance(parameter, Tensor):
         return None
     features = _own_dims(parameter)
@@ -22,23 +25,23 @@ def bind_pair(x: Any, parameter: Any = None, *rest: Any, **options: Any) -> Call
 
 
 def bind_in_place(x: Any, *rest: Any, **options: Any) -> Call | None:
-    """Of add_ and mul_: what x was before."""
+    """Bind a call of add_ or mul_, keeping a copy of x from before the call."""
     return bind_pair(x.clone() if isinstance(x, Tensor) else x, *rest, **options)
 
 
 def bind_expand(parameter: Tensor, *_sizes: Any, **_options: Any) -> Call:
-    """Of Tensor.expand."""
+    """Bind a call of Tensor.expand."""
     return Call(parameter, parameter, None, feature_dims=_own_dims(parameter))
 
 
 def bind_repeat(parameter: Tensor, *sizes: Any) -> Call | None:
-    """Of Tensor.repeat, where that is an expansion."""
+    """Bind a call of Tensor.repeat, or return None if it repeats more than the batch dimension."""
     times = sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
     return None if any(size != 1 for size in times[1:]) else bind_expand(parameter)
 
 
 def _own_dims(parameter: Tensor) -> int:
-    """Dimensions of a parameter less the leading ones of size 1; at least one, of a number too."""
+    """Count a parameter's dimensions without leading ones of size 1; at least one, even for a scalar."""
     if not parameter.dim():
         return 1
     leading = next((i for i, size in enumerate(parameter.shape) if size != 1), parameter.dim() - 1)
@@ -51,17 +54,17 @@ def _tail(tensor: Tensor, dims: int | None = None) -> tuple[int, ...]:
 
 
 def sum_gradients(call: Call, _x: Tensor, grad: Tensor) -> Gradients:
-    """Of x + p, x - p (whose sign no norm sees) and p.expand: [B, *p.shape]."""
+    """Return the per-sample gradient of p in x + p, x - p (a norm ignores the sign) and p.expand: [B, *p.shape]."""
     return {"weight": _reduced(call, grad)}
 
 
 def product_gradients(call: Call, x: Tensor, grad: Tensor) -> Gradients:
-    """Of x * p: [B, *p.shape]."""
+    """Return the per-sample gradient of p in x * p: [B, *p.shape]."""
     return {"weight": _reduced(call, x * grad)}
 
 
 def _reduced(call: Call, grad: Tensor) -> Tensor:
-    """[B, Q, *features] summed over Q and over the features along which p is broadcast."""
+    """Sum a gradient [B, Q, *features] over Q and over the features along which p is broadcast."""
     parameter = call.weight
     if parameter is None:
         return grad

@@ -1,4 +1,4 @@
-"""Sees every call of a ruled function while a classifier runs, whoever makes it."""
+"""Interception of every call of a ruled function while a classifier runs, whichever module makes it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterator
@@ -19,7 +19,7 @@ Function = Callable[..., Any]
 
 
 def _always_open(function: Any) -> Function:
-    """The same code without its dispatch to a mode, which would take the mode away from the calls inside."""
+    """Copy a function without its dispatch to a mode, which would hide the calls inside it from the mode."""
     own = {**function.__globals__, "has_torch_function": lambda _: False}
     return FunctionType(function.__code__, own, function.__name__, function.__defaults__)
 
@@ -34,19 +34,19 @@ def _biased_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tens
 
 
 def _is_biased(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether attention adds a bias, which may be made of parameters, and does nothing else out of the ordinary."""
+    """Return whether attention adds a bias, which may be made of parameters, and uses no other special option."""
     bias = args[3] if len(args) == 4 else kwargs.get("attn_mask")
     usual = not any(kwargs.get(name) for name in ("dropout_p", "is_causal", "enable_gqa"))
     return len(args) <= 4 and usual and isinstance(bias, Tensor) and bias.is_floating_point()
 
 
 class Composite(NamedTuple):
-    """A function that makes ruled calls, were it not fused."""
+    """A fused function, and an unfused version of it that makes ruled calls."""
 
     opened: Function
     applies: Callable[[tuple[Any, ...], dict[str, Any]], bool]
     dropped: tuple[str, ...] = ()
-    """Arguments that `applies` has found to say nothing."""
+    """Arguments to leave out; `applies` has checked that they have no effect."""
 
 
 COMPOSITES: dict[Function, Composite] = {
@@ -57,7 +57,7 @@ COMPOSITES: dict[Function, Composite] = {
 
 
 class Capture(TorchFunctionMode, ABC):
-    """Inside the `with` block, ruled calls go through `see`, numbered from 0 in call order."""
+    """A mode that passes every ruled call inside its `with` block to `see`, numbered from 0 in call order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,19 +81,19 @@ class Capture(TorchFunctionMode, ABC):
 
     @abstractmethod
     def see(self, number: int, rule: Rule, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The call's output."""
+        """Run the call and return its output."""
 
 
 RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
-"""Functions whose backward pass cuDNN refuses in eval mode."""
+"""Functions whose backward pass cuDNN does not support in eval mode."""
 
 
 class _Mended(TorchFunctionMode):
-    """Gives BatchNorm's backward pass a gradient laid out as the input is, and keeps recurrent layers from cuDNN.
+    """Workarounds for two faults of backward passes: BatchNorm's memory layout, and cuDNN's recurrent layers.
 
-    Where the layouts differ (a stem whose output becomes tokens), torch's CPU kernel reads the gradient in the wrong
-    order and returns wrong gradients, without a word: seen in torch 2.15, in eval mode, and confirmed by finite
-    differences.
+    BatchNorm gets a gradient in the memory layout of its input. If the layouts differ (a stem whose output becomes
+    tokens), torch's CPU kernel reads the gradient in the wrong order and silently returns wrong gradients: seen in
+    torch 2.15, in eval mode, and confirmed by finite differences. Recurrent layers run without cuDNN.
     """
 
     def __torch_function__(
@@ -116,10 +116,10 @@ def _laid_out(strides: tuple[int, ...], grad: Tensor) -> Tensor:
 
 
 def run(classifier: nn.Module, images_BCHW: Tensor) -> Any:
-    """The classifier's output, from a copy of the images: it may work on its input in place.
+    """Return the classifier's output for a copy of the images, since it may modify its input in place.
 
-    The caches in which some attentions (LeViT's, EfficientFormer's) keep position biases in eval mode are emptied:
-    what an earlier forward pass left there leads to no parameter of this one.
+    Some attention layers (LeViT, EfficientFormer) cache position biases in eval mode. These caches are emptied, because
+    a tensor left there by an earlier forward pass is not connected to this pass's parameters.
     """
     _empty_caches(classifier)
     with _Mended():
@@ -137,7 +137,7 @@ def _empty_caches(classifier: nn.Module) -> None:
 
 @contextmanager
 def only_requiring_grad(classifier: nn.Module, wanted: Container[str] = ()) -> Iterator[None]:
-    """Gradients flow to the named parameters alone; the classifier's own flags come back afterwards."""
+    """Let gradients flow only to the named parameters; restore the classifier's own flags afterwards."""
     flags = [(parameter, parameter.requires_grad) for parameter in classifier.parameters()]
     try:
         for name, parameter in classifier.named_parameters():

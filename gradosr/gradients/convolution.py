@@ -1,26 +1,26 @@
 """Convolutions: exact forms of the per-sample gradient and of its squared norm.
 
-Legend: N samples (groups are folded into them), C input channels, O output channels, H W input places,
-I J output places, L = I * J, D = C * kernel. With A [D, L] the unfolded input
-and g [O, L], the gradient is g A^T, made in L D O multiply-adds:
+Legend: N samples (groups are folded into them), C input channels, O output channels, H W input places, I J output
+places, L = I * J, D = C * kernel. With A [D, L] the unfolded input and g [O, L] the gradient at the output, the
+weight's gradient is G = g A^T, computed in L D O multiply-adds:
 
     library            the library's own weight-gradient kernel, one sample at a time
-    depthwise          one channel in: a product and a sum per place of the kernel
-    unfolded product   A made (a view where the kernel is 1 x 1), one batched product
+    depthwise          one input channel: a product and a sum per place of the kernel
+    unfolded product   A is built (a view if the kernel is 1 x 1), then one batched product
 
-and where the norm alone is wanted, without making the gradient:
+The norm can also be computed without the gradient:
 
     unfolded Gram      sum((A^T A) * (g^T g)): L^2 (D + O)
     shifted Gram       stride 1: A^T A is a sum of shifted pieces of x^T x, so nothing is unfolded: L^2 (C + O)
 
-On a GPU that runs the fused kernels (fused.py), these take the place of all but the depthwise form:
+On a GPU that runs the fused kernels (fused.py), these replace all but the depthwise form:
 
-    fused product      G a tile at a time, squared where it is made
-    fused Gram         the two Gram matrices a tile at a time, multiplied where they are made
+    fused product      G is computed tile by tile and squared in registers
+    fused Gram         the two Gram matrices are computed tile by tile and multiplied in registers
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -47,54 +47,15 @@ from gradosr.gradients.kernels import fused_kernels, fused_kernels_of
 
 FUSED_PRODUCT, FUSED_GRAM = "fused product", "fused Gram"
 SERIAL = 8
-"""Samples of a batch on a GPU beyond which a kernel per sample is not tried."""
+"""Largest batch on a GPU for which a kernel per sample is tried."""
 PASS_ON_A_GPU = 150
-"""Multiply-adds of a fused product that take the time of one element read and written. Measured on an H200."""
+"""Multiply-adds of a fused product that take as long as reading and writing one element. Measured on an H200."""
 LIBRARY_CALL = 5e5
-"""Multiply-adds in the time that one more call of a library kernel costs."""
-
-
-def bind_conv(dims: int) -> Callable[..., Call]:
-    """Of torch.nn.functional.conv1d or conv2d."""
-
-    def bind(
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: int | Sequence[int] = 1,
-        padding: int | str | Sequence[int] = 0,
-        dilation: int | Sequence[int] = 1,
-        groups: int = 1,
-    ) -> Call:
-        kernel, dilation = weight.shape[2:], _per_axis(dilation, dims)
-        x, padding = _explicit_padding(x, padding, kernel, dilation)
-        options = {"stride": _per_axis(stride, dims), "padding": padding, "dilation": dilation, "groups": groups}
-        return Call(x, weight, bias, feature_dims=dims + 1, options=options)
-
-    return bind
-
-
-def _per_axis(value: int | Sequence[int], dims: int) -> list[int]:
-    values = [value] if isinstance(value, int) else list(value)
-    return values * dims if len(values) == 1 else values
-
-
-def _explicit_padding(
-    x: Tensor, padding: int | str | Sequence[int], kernel: Sequence[int], dilation: Sequence[int]
-) -> tuple[Tensor, list[int]]:
-    """Padding as numbers; "same" can be uneven, then x is padded here."""
-    dims = len(kernel)
-    if not isinstance(padding, str):
-        return x, _per_axis(padding, dims)
-    if padding == "valid":
-        return x, [0] * dims
-    total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-    sides = [side for t in reversed(total) for side in (t // 2, t - t // 2)]
-    return F.pad(x, sides), [0] * dims
+"""Multiply-adds that take as long as one more call of a library kernel."""
 
 
 def _by_group(tensor: Tensor, groups: int) -> Tensor:
-    """[B, Q, groups * channels, ...] as [B * groups, Q, channels, height, width]; 1-D maps get a height of one."""
+    """Reshape [B, Q, groups * channels, ...] to [B * groups, Q, channels, height, width]; 1-D maps get height 1."""
     if tensor.dim() == 4:
         tensor = tensor.unsqueeze(3)
     batch, maps, channels, height, width = tensor.shape
@@ -106,7 +67,7 @@ def _by_group(tensor: Tensor, groups: int) -> Tensor:
 
 
 def _places_last(tensor_NQCHW: Tensor) -> Tensor:
-    """[N, Q * H * W, C]; a view for one map."""
+    """Reshape to [N, Q * H * W, C]; a view if there is one map."""
     return tensor_NQCHW.flatten(3).transpose(2, 3).flatten(1, 2)
 
 
@@ -126,7 +87,8 @@ def _depthwise(_call: Call, geometry: Geometry, x: Tensor, grad: Tensor) -> Tens
         fused: Tensor = kernels.depthwise(geometry, x, grad)
         return fused
     (top, left), (rows, columns) = geometry.padding, geometry.out_size
-    # Channels last: a place of the kernel is a product and a sum over whole rows of channels, however short the lines.
+    # In channels-last order each place of the kernel takes one product and one sum over whole rows of channels,
+    # however short the image's lines are.
     x_NCHW, grad_NCIJ = (_maps(t).contiguous(memory_format=torch.channels_last) for t in (x, grad))
     padded, product = F.pad(x_NCHW, (left, left, top, top)), torch.empty_like(grad_NCIJ)
     per_place = []
@@ -139,12 +101,12 @@ def _depthwise(_call: Call, geometry: Geometry, x: Tensor, grad: Tensor) -> Tens
 
 
 def _maps(tensor: Tensor) -> Tensor:
-    """[B, Q, C, ...] as [B * Q, C, height, width]."""
+    """Reshape [B, Q, C, ...] to [B * Q, C, height, width]."""
     return (tensor if tensor.dim() == 5 else tensor.unsqueeze(3)).flatten(0, 1)
 
 
 def _unfolded(geometry: Geometry, x: Tensor) -> Tensor:
-    """Patches [N, Q * L, D]; of a pointwise convolution a view."""
+    """Return the patches [N, Q * L, D]; a view for a pointwise convolution."""
     g, x_NQCHW = geometry, _by_group(x, geometry.groups)
     if g.pointwise:
         return _places_last(x_NQCHW[..., :: g.stride[0], :: g.stride[1]])
@@ -157,7 +119,7 @@ def _unfolded(geometry: Geometry, x: Tensor) -> Tensor:
 
 
 def _strided_patches(geometry: Geometry, x_NCHW: Tensor) -> Tensor:
-    """As F.unfold, in one kernel: on a GPU F.unfold launches one per sample."""
+    """Compute the result of F.unfold in one kernel; on a GPU F.unfold launches one kernel per sample."""
     g, (top, left) = geometry, geometry.padding
     padded = F.pad(x_NCHW, (left, left, top, top))
     n, c, h, w = padded.stride()
@@ -181,7 +143,7 @@ def _shifted_gram(_call: Call, geometry: Geometry, x: Tensor, grad: Tensor) -> T
     grad_NOL = _by_group(grad, g.groups).squeeze(1).flatten(2)
     gram = torch.bmm(x_NCL.transpose(1, 2), x_NCL).view(-1, height, width, height, width)
     # Patches of two output places overlap in the same places of the kernel: their product is the sum of x^T x
-    # over all shifts of both at once. Rows and columns shift on their own, so one axis is summed after the other.
+    # over all common shifts of both. Rows and columns shift independently, so one axis is summed after the other.
     by_rows = gram.new_zeros(len(gram), rows, width, rows, width)
     for out, into in _shifts(g.kernel[0], g.dilation[0], g.padding[0], height, rows):
         by_rows[:, out, :, out] += gram[:, into, :, into]
@@ -193,7 +155,10 @@ def _shifted_gram(_call: Call, geometry: Geometry, x: Tensor, grad: Tensor) -> T
 
 
 def _shifts(kernel: int, dilation: int, padding: int, size: int, out_size: int) -> Iterator[tuple[slice, slice]]:
-    """For each place of the kernel: the output places that read inside the input there, and the input they read."""
+    """Yield two slices for each place of the kernel.
+
+    They are the output places that read inside the input there, and the input places that they read.
+    """
     for place in range(kernel):
         shift = place * dilation - padding
         low, high = max(0, -shift), min(out_size, size - shift)
@@ -202,24 +167,24 @@ def _shifts(kernel: int, dilation: int, padding: int, size: int, out_size: int) 
 
 
 class Form(NamedTuple):
-    """One exact way."""
+    """One exact way to compute a gradient or its squared norm."""
 
     fits: Callable[[Geometry], bool]
     cost: Callable[[Geometry], float]
-    """Multiply-adds per sample; memory-bound work counted as ELEMENTWISE of them."""
+    """Multiply-adds per sample; an element of memory-bound work counts as ELEMENTWISE of them."""
     floats: Callable[[Geometry], int]
-    """Numbers held at once per sample and group."""
+    """Numbers held in memory at once, per sample and group."""
     run: Callable[[Call, Geometry, Tensor, Tensor], Tensor]
-    """(call, geometry, x [B, Q, channels, ...], grad) -> the gradients, B * O * D numbers; of a Gram: the squared
-    norms [B * groups]."""
+    """Function (call, geometry, x [B, Q, channels, ...], grad) -> the gradients, B * O * D numbers; a Gram form returns
+    squared norms [B * groups]."""
 
 
 MATERIALISED: dict[str, Form] = {
     "library": Form(
         fits=lambda _: True,
-        # A product over a single channel runs nowhere near a full one.
+        # A product over a single channel reaches only a fraction of the usual speed.
         cost=lambda g: g.groups * g.product * (ELEMENTWISE / 4 if g.inputs == 1 else 1) + LIBRARY_CALL,
-        floats=lambda _: CHUNK_BYTES,  # one at a time: a gradient is read back while the cache holds it
+        floats=lambda _: CHUNK_BYTES,  # one sample at a time: the gradient is read back while still in cache
         run=_library,
     ),
     "depthwise": Form(
@@ -230,7 +195,7 @@ MATERIALISED: dict[str, Form] = {
     ),
     "unfolded product": Form(
         fits=lambda _: True,
-        # A batched product over many places reaches two thirds of the library kernel's speed.
+        # A batched product over many places reaches about two thirds of the library kernel's speed.
         cost=lambda g: g.groups * (1.6 * g.product + g.unfolding),
         floats=lambda g: g.patch * (g.places + g.outputs),
         run=_unfolded_product,
@@ -248,7 +213,7 @@ GRAMS: dict[str, Form] = {
     ),
     "unfolded Gram": Form(
         fits=lambda _: True,
-        # Of the symmetric products, half.
+        # The Gram matrices are symmetric: half of each is computed.
         cost=lambda g: g.groups * (g.places**2 * (g.patch + g.outputs + ELEMENTWISE) / 2 + g.unfolding),
         floats=lambda g: g.places * (g.patch + 2 * g.places),
         run=_unfolded_gram,
@@ -266,7 +231,10 @@ def _costs(forms: Mapping[str, Form], geometry: Geometry) -> dict[str, float]:
 
 
 def conv_forms(call: Call, x: Tensor, grad: Tensor, *, materialised: bool) -> list[str]:
-    """Names of the forms worth trying, by counted work; `materialised`: of those alone that see every row of G."""
+    """Return the names of the forms worth trying, least counted work first.
+
+    With `materialised`, only those that compute every row of G.
+    """
     geometry = geometry_of(call, x, grad)
     if fused_kernels(x):
         if geometry.depthwise:
@@ -279,7 +247,7 @@ def conv_forms(call: Call, x: Tensor, grad: Tensor, *, materialised: bool) -> li
 
 
 def fused_forms(geometry: Geometry, x: Tensor) -> list[str]:
-    """Names of the fused forms worth trying, by counted work; none where no fused kernels run."""
+    """Return the names of the fused forms worth trying, least counted work first; empty without fused kernels."""
     kernels = fused_kernels(x)
     if kernels is None:
         return []
@@ -287,22 +255,22 @@ def fused_forms(geometry: Geometry, x: Tensor) -> list[str]:
 
 
 def weight_gradients(call: Call, x: Tensor, grad: Tensor) -> Iterator[Tensor]:
-    """The weight's gradients as [n, O, D], piece by piece of the batch."""
+    """Yield the weight's gradients as [n, O, D], one piece of the batch at a time."""
     geometry = geometry_of(call, x, grad)
     form = MATERIALISED[call.form or plausible(_costs(MATERIALISED, geometry))[0]]
     for piece in _pieces(form, call, geometry, x, grad):
-        yield piece.reshape(-1, geometry.groups * geometry.outputs, geometry.patch)  # channels-last rows are copied
+        yield piece.reshape(-1, geometry.groups * geometry.outputs, geometry.patch)  # copies channels-last rows
 
 
 def conv_gradients(call: Call, x: Tensor, grad: Tensor) -> Gradients:
-    """Weight [B, O, C/groups, *kernel], bias [B, O]."""
+    """Return the per-sample gradients of weight [B, O, C/groups, *kernel] and bias [B, O]."""
     weight = torch.cat(list(weight_gradients(call, x, grad)))
     gradients = {"weight": weight.view(-1, *weight_of(call).shape)}
     return gradients | ({} if call.bias is None else {"bias": channel_sums(grad, 2)})
 
 
 def conv_squared_norms(call: Call, x: Tensor, grad: Tensor) -> Gradients:
-    """Squared norms of weight and bias, each [B]."""
+    """Return the squared norms of weight and bias, each [B]."""
     form = call.form or conv_forms(call, x, grad, materialised=False)[0]
     if form in (FUSED_PRODUCT, FUSED_GRAM):
         weight = fused_squared_norm(form, geometry_of(call, x, grad), x, grad)
@@ -316,7 +284,10 @@ def conv_squared_norms(call: Call, x: Tensor, grad: Tensor) -> Gradients:
 
 
 def fused_squared_norm(form: str, geometry: Geometry, x: Tensor, grad: Tensor) -> Tensor:
-    """Squared norm [B] of the weight's gradient, by a fused form. Raises ClassifierError where none runs."""
+    """Return the squared norm [B] of the weight's gradient, computed by a fused form.
+
+    Raise ClassifierError if no fused kernels support this type and device.
+    """
     kernels = fused_kernels(x)
     if kernels is None:
         raise ClassifierError(f"{form}: no fused kernels for {x.dtype} on {x.device}")
@@ -328,14 +299,17 @@ def fused_squared_norm(form: str, geometry: Geometry, x: Tensor, grad: Tensor) -
 
 
 def place_sums(grad: Tensor) -> Tensor:
-    """A gradient [B, Q, O, ...] summed over all places, [B, O]."""
+    """Sum a gradient [B, Q, O, ...] over all places, giving [B, O]."""
     kernels = fused_kernels(grad)
     total: Tensor = kernels.sums(grad) if kernels else channel_sums(grad, 2)
     return total
 
 
 def folding_pays(call: Call, x: Tensor, grad: Tensor) -> bool:
-    """Whether making the gradients once, for a convolution and the BatchNorm after it, costs less than both alone."""
+    """Return whether folding the BatchNorm into the convolution before it saves time.
+
+    Folded, the gradients are computed once for both layers; otherwise each layer computes its own norms.
+    """
     geometry = geometry_of(call, x, grad)
     if kernels := fused_kernels_of(x.device):
         if geometry.depthwise:

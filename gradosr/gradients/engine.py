@@ -1,6 +1,6 @@
-"""Squared gradient norms of every parameter tensor for every image: one forward, one backward per objective.
+"""Squared gradient norms of every parameter tensor for every image: one forward pass, one backward pass per objective.
 
-B batch, K classes, P parameter tensors.
+Legend: B batch, K classes, P parameter tensors.
 """
 
 import logging
@@ -29,40 +29,47 @@ logger = logging.getLogger(__name__)
 
 
 def squared_norms(classifier: nn.Module, images_BCHW: Tensor, objective: str = "all_hot") -> SquaredNorms:
-    """Squared gradient norms of each parameter tensor, per image, exact, of a classifier in eval mode.
+    """Return the exact squared gradient norm of each parameter tensor for each image, for a classifier in eval mode.
 
-    The slow definition is plain autograd on batches of one. `images_BCHW` are normalised as the
-    classifier expects; the classifier is left as it was. For many batches keep a GradientEngine,
-    which plans once per input shape. Raises ClassifierError (training mode, logits cut off from the
-    parameters, images that influence each other, weights that are not finite) and ConfigError (unknown objective).
+    Up to rounding, the results equal those of plain autograd on batches of one. `images_BCHW` must be normalised as the
+    classifier expects; the classifier is left unchanged. For many batches, keep a GradientEngine, which plans once per
+    input shape. Raise ClassifierError if the classifier is in training mode, if its logits are cut off from its
+    parameters, if images influence each other, or if weights are not finite; raise ConfigError for an unknown
+    objective.
     """
     return GradientEngine(classifier)(images_BCHW, [objective])[0]
 
 
 class Watcher(Protocol):
-    """Told of every gradient of one backward pass of one batch; says what it saw."""
+    """An observer of every gradient in one backward pass over one batch, which computes values from them."""
 
     def watch(self, rule: Rule, parameters: tuple[str, ...], grad: Tensor) -> None:
-        """A gradient arrived; see gradosr.gradients.Watch."""
+        """Receive a gradient; gradosr.gradients.Watch describes the arguments."""
         ...
 
     def coordinates(self, norms: SquaredNorms) -> dict[str, Tensor]:
-        """By name, each [B]; the same names for every batch. Raises ClassifierError where there can be none."""
+        """Return the computed values by name, each [B], with the same names for every batch.
+
+        Raise ClassifierError if they cannot be computed.
+        """
         ...
 
 
 @dataclass
 class _Planned:
-    """A plan and what was learned while it ran."""
+    """A plan, and measurements made while running it."""
 
     plan: Plan
     kept: Kept = field(default_factory=Kept)
     at_once: int = sys.maxsize
-    """Images of one pass."""
+    """Largest number of images in one pass."""
 
 
 def _halve(planned: _Planned, images_BCHW: Tensor) -> None:
-    """Remember that so many images are too many. Raises ClassifierError for a single one."""
+    """Halve the number of images per pass after a pass over these images ran out of memory.
+
+    Raise ClassifierError if it was a single image.
+    """
     count, shape = len(images_BCHW), "x".join(map(str, images_BCHW.shape[2:]))
     if count == 1:
         raise ClassifierError(f"out of memory on {images_BCHW.device} for a single image of {shape}")
@@ -76,12 +83,12 @@ def _halve(planned: _Planned, images_BCHW: Tensor) -> None:
 class GradientEngine:
     """A classifier and its plans, one per input shape.
 
-    Weights may change between calls, in place and through autograd's eyes (an optimiser, load_state_dict); a change
-    through `.data` is not noticed where a BatchNorm is part of its convolution.
+    Weights may change between calls if the change is made in place and is visible to autograd (an optimiser,
+    load_state_dict). A change through `.data` goes unnoticed where a BatchNorm is folded into its convolution.
     """
 
     def __init__(self, classifier: nn.Module, *, max_memory: int | None = None) -> None:
-        """`max_memory`: bytes that a pass may hold beside the weights; a larger batch goes in pieces."""
+        """Set `max_memory`, the bytes a pass may hold besides the weights; larger batches are split."""
         check_mode(classifier)
         self.classifier = classifier
         self.names = tuple(name for name, _ in classifier.named_parameters())
@@ -90,7 +97,10 @@ class GradientEngine:
         self._recordings = Recordings()
 
     def plan(self, images_BCHW: Tensor) -> Plan:
-        """The plan for images of this shape, made at the first call; parameters without a rule are logged by name."""
+        """Return the plan for images of this shape, made at the first call.
+
+        Parameters without a rule are logged by name.
+        """
         return self._planned_for(images_BCHW).plan
 
     def _planned_for(self, images_BCHW: Tensor) -> _Planned:
@@ -126,10 +136,10 @@ class GradientEngine:
     def __call__(
         self, images_BCHW: Tensor, objectives: Sequence[str], watchers: Sequence[Callable[[str], Watcher]] = ()
     ) -> list[SquaredNorms]:
-        """One SquaredNorms per objective, in order, from one forward pass and one backward pass each.
+        """Return one SquaredNorms per objective, in order, from one forward pass and one backward pass per objective.
 
-        No objective: a forward pass alone, and one SquaredNorms of no parameter.
-        `watchers` make, given an objective's name, what watches its backward pass.
+        Without objectives, run only a forward pass and return one SquaredNorms that has no parameters. Each item of
+        `watchers` takes an objective's name and returns the observer of its backward pass.
         """
         for name in objectives:
             objective(name)
@@ -149,17 +159,17 @@ class GradientEngine:
     def _pieces(
         self, images_BCHW: Tensor, objectives: Sequence[str], watchers: Sequence[Callable[[str], Watcher]]
     ) -> Iterator[list[SquaredNorms]]:
-        """Piece by piece of the batch, as large as memory allows: one, where it is not short."""
+        """Yield results for pieces of the batch, each as large as memory allows: normally the whole batch."""
         planned, start = self._planned_for(images_BCHW), 0
         while start < len(images_BCHW):
             piece = images_BCHW[start : start + planned.at_once]
             norms: list[SquaredNorms] | None = None
             try:
                 norms = self._recorded_piece(planned, piece, objectives, watchers)
-            except RuntimeError as error:  # a device's torch.OutOfMemoryError is one
+            except RuntimeError as error:  # includes a device's torch.OutOfMemoryError
                 if not is_out_of_memory(error):
                     raise
-            if norms is None:  # here the error no longer holds what the failed pass had allocated
+            if norms is None:  # outside the handler, the failed pass's allocations are released
                 _halve(planned, piece)
             else:
                 start += len(piece)
@@ -172,12 +182,15 @@ class GradientEngine:
         objectives: Sequence[str],
         watchers: Sequence[Callable[[str], Watcher]],
     ) -> list[SquaredNorms]:
-        """As `_piece`; on a GPU by a CUDA graph, once a batch of this kind has come a few times."""
+        """Compute one piece; on a GPU, replay a CUDA graph of the pass.
+
+        The graph is recorded after a few batches of the same kind.
+        """
 
         def work(images_BCHW: Tensor) -> list[SquaredNorms]:
             return self._piece(planned, images_BCHW, objectives, watchers)
 
-        # A loop over samples is no graph; nor has a device that torch imitates (a fake tensor's) any.
+        # A loop over samples cannot be recorded, nor can work on a simulated device (of a fake tensor).
         if not images_BCHW.is_cuda or planned.plan.fallback or not torch.cuda.is_initialized():
             return work(images_BCHW)
         kind = (images_BCHW.shape, images_BCHW.dtype, images_BCHW.device, *objectives, *watchers)
@@ -216,7 +229,10 @@ class GradientEngine:
         return results
 
     def explain(self, images_BCHW: Tensor) -> list[Explained]:
-        """How each parameter gets its norm for images of this shape, in order, and what that takes for this batch."""
+        """Explain how each parameter gets its norm for images of this shape.
+
+        There is one entry per parameter, in order, with the time that this batch took.
+        """
         self(images_BCHW, ["all_hot"])
         planned, losses = self._planned_for(images_BCHW), [objective("all_hot")]
         forms = TimedForms(planned.kept.forms)
@@ -231,7 +247,7 @@ class GradientEngine:
         return explained(planned.plan, self.names, forms, time.perf_counter() - start)
 
     def _fallback(self, plan: Plan, images_BCHW: Tensor, losses: Sequence[Objective]) -> list[dict[str, Tensor]]:
-        """Batches of one, for the parameters without a rule alone."""
+        """Compute norms for the parameters without a rule only, from batches of one."""
         parameters = {name: p for name, p in self.classifier.named_parameters() if name in plan.fallback}
         with only_requiring_grad(self.classifier, plan.fallback):
             rows = [self._one_image(image_CHW[None], losses, parameters) for image_CHW in images_BCHW]

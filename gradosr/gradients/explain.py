@@ -1,4 +1,4 @@
-"""Which rule serves which parameter, in which form, at what cost."""
+"""A report of which rule and form compute each parameter's norm, and at what cost."""
 
 import math
 import time
@@ -16,23 +16,24 @@ FALLBACK, NO_GRADIENT = "fallback", "no gradient"
 
 @dataclass(frozen=True)
 class Explained:
-    """How one parameter gets its norm. Times are of the whole call, which may serve several parameters."""
+    """The way one parameter gets its norm. Times are for the whole call, which may serve several parameters."""
 
     parameter: str
     rule: str
-    """Function whose rule serves it: "conv2d", "conv2d + batch_norm" where both are one pass, "linear of derived"
-    for what a tensor is computed from, "2 x linear" for several uses; "fallback"; "no gradient"."""
+    """Function whose rule is used: "conv2d", "conv2d + batch_norm" if both are computed in one pass, "linear of
+    derived" if the layer uses a tensor computed from the parameter, "2 x linear" for several uses; or "fallback" or "no
+    gradient"."""
     form: str | None
-    """The one in use; None where there is but one way."""
+    """Form in use; None if there is only one way."""
     milliseconds: float | None
-    """Of the norms of the batch, in the form in use; None where gradients themselves are made, or nothing is. Of the
-    fallback: of all its parameters together."""
+    """Time for the norms of the batch in the form in use; None if the gradients themselves are computed, or nothing is.
+    For the fallback, the time for all its parameters together."""
     measured: Mapping[str, float]
     """Milliseconds of every form that was tried."""
 
 
 class TimedForms(Forms):
-    """The forms that were chosen before, and the least seconds of each call's norms."""
+    """The forms chosen earlier, with the shortest time in seconds that each call's norms took."""
 
     def __init__(self, chosen: Forms) -> None:
         super().__init__()
@@ -46,7 +47,7 @@ class TimedForms(Forms):
         norms: Callable[[str | None], Gradients],
         grad: Tensor,
     ) -> Gradients:
-        """As they are; timed."""
+        """Return the norms in the form chosen earlier, and record the time."""
         wait(grad)
         start = time.perf_counter()
         result = super().fastest(number, forms, norms, grad)
@@ -57,7 +58,7 @@ class TimedForms(Forms):
 
 
 def explained(plan: Plan, names: Sequence[str], forms: TimedForms, fallback_seconds: float) -> list[Explained]:
-    """One line per parameter, in order."""
+    """Return one entry per parameter, in order."""
     uses: dict[str, dict[int, Use]] = {}
     for number, use in plan.uses.items():
         for name in use.parameters:

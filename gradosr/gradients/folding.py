@@ -1,8 +1,8 @@
-"""A BatchNorm in eval mode made part of the convolution before it.
+"""Folding of a BatchNorm in eval mode into the convolution before it.
 
-With s = gamma / sqrt(var + eps) per output channel, BatchNorm(conv(x, W, c)) = conv(x, s W, s (c - mean) + beta):
-one pass over the activations less forward, one less backward. From the gradient g at that output and the materialised
-G = g A^T (A the unfolded input) every norm follows, and the convolution's own output is not needed:
+With s = gamma / sqrt(var + eps) per output channel, BatchNorm(conv(x, W, c)) = conv(x, s W, s (c - mean) + beta). This
+saves one pass over the activations in each direction. All norms follow from the gradient g at that output and the
+materialised G = g A^T (A is the unfolded input); the convolution's own output is not needed:
 
     dW = s G        dc = s sum(g)        dbeta = sum(g)        dgamma = (<W, G> + (c - mean) sum(g)) / sqrt(var + eps)
 """
@@ -22,10 +22,10 @@ from gradosr.gradients.kernels import fused_kernels
 
 @dataclass(frozen=True)
 class Fold:
-    """A BatchNorm call, by the names of its tensors."""
+    """A BatchNorm call, described by the names of its tensors."""
 
     batch_norm: int
-    """Number of its call."""
+    """Number of the BatchNorm's call."""
     mean: str
     var: str
     eps: float
@@ -34,36 +34,36 @@ class Fold:
 
     @property
     def names(self) -> dict[str, str]:
-        """Role ("scale", "shift") -> parameter, where it has them."""
+        """Parameter by role ("scale", "shift"), for the roles that exist."""
         roles = {"scale": self.weight, "shift": self.bias}
         return {role: name for role, name in roles.items() if name is not None}
 
 
 @dataclass(frozen=True)
 class Folded:
-    """A convolution with its BatchNorm. O output channels."""
+    """A convolution that includes its BatchNorm. O output channels; symbols as in the module docstring."""
 
     weight: Tensor
-    """s W."""
+    """The weight s W."""
     bias_O: Tensor
     scale_O: Tensor
-    """s."""
+    """The factor s."""
     offset_O: Tensor
-    """c - mean."""
+    """The difference c - mean."""
     rstd_O: Tensor
     made_of: tuple[tuple[int, int], ...]
-    """Identity and version of every tensor it was made of."""
+    """Identity and version of every tensor that went into the folded weight."""
 
 
 def versions(tensors: Mapping[str, Tensor], fold: Fold, call: Call) -> tuple[tuple[int, int], ...]:
-    """What tells whether a folded weight still holds."""
+    """Return a value that changes whenever a folded weight must be computed again."""
     names = (fold.mean, fold.var, *fold.names.values())
     parts = [*call.parameters.values(), *(tensors[name] for name in names)]
     return tuple((id(part), part._version) for part in parts)
 
 
 def folded(tensors: Mapping[str, Tensor], fold: Fold, call: Call) -> Folded:
-    """The convolution that does both."""
+    """Return a convolution equal to the given one followed by its BatchNorm."""
     weight, wide = weight_of(call), accumulator(call.x.dtype)
     part = {name: tensors[name].detach().to(wide) for name in (fold.mean, fold.var, *fold.names.values())}
     with torch.no_grad():
@@ -78,7 +78,7 @@ def folded(tensors: Mapping[str, Tensor], fold: Fold, call: Call) -> Folded:
 
 
 def folded_squared_norms(call: Call, x: Tensor, grad: Tensor, *, both: Folded, fold: Fold) -> Gradients:
-    """Squared norms [B] of weight and bias of the convolution, and of "scale" and "shift" of the BatchNorm."""
+    """Return the squared norms [B] of the convolution's weight and bias and of the BatchNorm's "scale" and "shift"."""
     weight, sums_BO = weight_of(call), place_sums(grad)
     if call.form == FUSED_PRODUCT and (kernels := fused_kernels(x)):
         rows = kernels.products(geometry_of(call, x, grad), x, grad, weight)
@@ -100,7 +100,7 @@ def folded_squared_norms(call: Call, x: Tensor, grad: Tensor, *, both: Folded, f
 
 
 def convolve(call: Call, both: Folded) -> Tensor:
-    """Its output."""
+    """Return the output of the folded convolution."""
     function = F.conv2d if call.weight is not None and call.weight.dim() == 4 else F.conv1d
     kernels = fused_kernels(call.x)
     output: Tensor = function(call.x, both.weight, None if kernels else both.bias_O, **call.options)

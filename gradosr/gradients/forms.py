@@ -1,7 +1,7 @@
-"""Which of several exact forms is the fastest here: measured, on the first large batch.
+"""Selection of the fastest of several exact forms, measured on the first large batch.
 
-What a form costs depends on the machine more than on its counted work: a loop over samples is nearly free on a CPU
-and hopeless on a GPU, small batched products the reverse.
+The cost of a form depends more on the machine than on its counted work: a loop over samples is nearly free on a CPU and
+far too slow on a GPU, while small batched products are the opposite.
 """
 
 import math
@@ -15,24 +15,25 @@ from torch import Tensor
 from gradosr.gradients.calls import Gradients
 
 CLEARLY = 0.9
-"""Share of the time of the form that counted work favours, below which another one displaces it: choices stay put."""
+"""Share of the default form's time below which another form replaces it, so that choices are stable. The default is the
+form with the least counted work."""
 
 WORTH_SAVING = 1e-3
-"""Seconds; below, the form that counted work favours stays, and small nets give the same bits in every process."""
+"""Time in seconds below which no other form is tried, so that small networks give identical bits in every process."""
 WORTH_SAVING_ON_A_GPU = 5e-5
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The forms of one call, tried on one batch; the one that counted work favours first."""
+    """Times of the forms of one call on one batch; the form with the least counted work comes first."""
 
     batch: int
     seconds: dict[str, float]
-    """Not a number for a form that was taken unmeasured."""
+    """Seconds by form; nan for a form that was chosen without measuring."""
 
     @property
     def fastest(self) -> str | None:
-        """Its name; None where there is but one way."""
+        """Name of the fastest form; None if there is only one way."""
         favoured = next(iter(self.seconds), None)
         if favoured is None:
             return None
@@ -41,10 +42,10 @@ class Measured:
 
 
 class Forms:
-    """The choice for every call of a plan, by number."""
+    """The chosen form for every call of a plan, by call number."""
 
     def __init__(self, *, measure: bool = True) -> None:
-        """Without measuring: the form that counted work favours."""
+        """Measure forms if `measure` is true; otherwise always choose the one with the least counted work."""
         self.measured: dict[int, Measured] = {}
         self._measure = measure
 
@@ -55,7 +56,10 @@ class Forms:
         norms: Callable[[str | None], Gradients],
         grad: Tensor,
     ) -> Gradients:
-        """`norms` of the fastest form; tried anew where the batch is more than twice the one it was measured on."""
+        """Return `norms` of the fastest form.
+
+        Measure again if the batch is more than twice as large as the one measured before.
+        """
         known = self.measured.get(number)
         if known is None or len(grad) > 2 * known.batch:
             names = forms()
@@ -70,7 +74,7 @@ class Forms:
 def _measured(
     forms: Sequence[str], norms: Callable[[str | None], Gradients], grad: Tensor
 ) -> Iterator[tuple[str, float]]:
-    """Seconds of each form; of the first one alone, where that takes no time worth saving."""
+    """Yield the seconds of each form, or only of the first if it takes too little time to be worth improving."""
     favoured = _seconds(norms, forms[0], grad)
     yield forms[0], favoured
     if favoured > (WORTH_SAVING_ON_A_GPU if grad.is_cuda else WORTH_SAVING):
@@ -78,7 +82,7 @@ def _measured(
 
 
 def _seconds(norms: Callable[[str | None], Gradients], form: str, grad: Tensor) -> float:
-    """Of the second run: the first one may build kernels."""
+    """Time the second run, because the first may compile kernels."""
     norms(form)
     wait(grad)
     start = time.perf_counter()
@@ -88,6 +92,6 @@ def _seconds(norms: Callable[[str | None], Gradients], form: str, grad: Tensor) 
 
 
 def wait(tensor: Tensor) -> None:
-    """Until its device has done what it was given."""
+    """Wait until the tensor's device has finished its queued work."""
     if tensor.is_cuda:
         torch.cuda.synchronize(tensor.device)

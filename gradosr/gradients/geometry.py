@@ -1,9 +1,10 @@
-"""Sizes of a convolution, and how its input unfolds. Legend in convolution.py."""
+"""Sizes of a convolution and of its unfolded input. Legend in convolution.py."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from gradosr.errors import ClassifierError
 from gradosr.gradients.calls import ELEMENTWISE, Call
@@ -11,7 +12,7 @@ from gradosr.gradients.calls import ELEMENTWISE, Call
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes of one group of a convolution, as (height, width) where there are two."""
+    """Sizes of one group of a convolution; pairs are (height, width)."""
 
     maps: int
     inputs: int
@@ -26,37 +27,37 @@ class Geometry:
 
     @property
     def places(self) -> int:
-        """Output places of all maps: L."""
+        """Output places of all maps, L."""
         return self.maps * self.out_size[0] * self.out_size[1]
 
     @property
     def patch(self) -> int:
-        """Size of an unfolded patch: D."""
+        """Size of an unfolded patch, D."""
         return self.inputs * self.kernel[0] * self.kernel[1]
 
     @property
     def pointwise(self) -> bool:
-        """A linear layer over places."""
+        """True if the convolution is a linear layer applied at every place."""
         return self.kernel == (1, 1) and self.padding == (0, 0)
 
     @property
     def depthwise(self) -> bool:
-        """One channel in and one out per group."""
+        """True if each group has one input channel and one output channel."""
         return self.inputs == self.outputs == 1
 
     @property
     def unfolding(self) -> float:
-        """Cost of the patches."""
+        """Cost of building the patches, in multiply-adds."""
         return 0.0 if self.pointwise else self.places * self.patch * ELEMENTWISE
 
     @property
     def product(self) -> int:
-        """Multiply-adds of the gradient: L D O."""
+        """Multiply-adds of the gradient, L D O."""
         return self.places * self.patch * self.outputs
 
 
 def geometry_of(call: Call, x: Tensor, grad: Tensor) -> Geometry:
-    """Sizes of a call, its input [B, Q, channels, ...] and the gradient at its output."""
+    """Return the sizes of a call, given its input [B, Q, channels, ...] and the gradient at its output."""
 
     def pair(values: Sequence[int], missing: int) -> tuple[int, int]:
         return (values[0], values[1]) if len(values) == 2 else (missing, values[0])
@@ -77,7 +78,46 @@ def geometry_of(call: Call, x: Tensor, grad: Tensor) -> Geometry:
 
 
 def weight_of(call: Call) -> Tensor:
-    """The weight, without its gradient."""
+    """Return the weight, detached from autograd."""
     if call.weight is None:
         raise ClassifierError("a convolution without a weight")
     return call.weight.detach()
+
+
+def bind_conv(dims: int) -> Callable[..., Call]:
+    """Return the bind function of torch.nn.functional.conv1d (dims 1) or conv2d (dims 2)."""
+
+    def bind(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: int | Sequence[int] = 1,
+        padding: int | str | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+    ) -> Call:
+        kernel, dilation = weight.shape[2:], _per_axis(dilation, dims)
+        x, padding = _explicit_padding(x, padding, kernel, dilation)
+        options = {"stride": _per_axis(stride, dims), "padding": padding, "dilation": dilation, "groups": groups}
+        return Call(x, weight, bias, feature_dims=dims + 1, options=options)
+
+    return bind
+
+
+def _per_axis(value: int | Sequence[int], dims: int) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return values * dims if len(values) == 1 else values
+
+
+def _explicit_padding(
+    x: Tensor, padding: int | str | Sequence[int], kernel: Sequence[int], dilation: Sequence[int]
+) -> tuple[Tensor, list[int]]:
+    """Return padding as numbers; "same" can be uneven, in which case x is padded here."""
+    dims = len(kernel)
+    if not isinstance(padding, str):
+        return x, _per_axis(padding, dims)
+    if padding == "valid":
+        return x, [0] * dims
+    total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    sides = [side for t in reversed(total) for side in (t // 2, t - t // 2)]
+    return F.pad(x, sides), [0] * dims

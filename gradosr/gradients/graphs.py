@@ -1,7 +1,7 @@
-"""Passes over batches of one shape, recorded as CUDA graphs and replayed.
+"""Recording of passes as CUDA graphs, and their replay for batches of the same shape.
 
-Launching a pass from Python, kernel by kernel, takes longer than a GPU takes to run it: for two objectives and 128
-images of resnet50 65 ms instead of 43 ms (H200, bfloat16).
+Launching a pass from Python, one kernel at a time, takes longer than the GPU needs to run it: 65 ms instead of 43 ms
+for two objectives and 128 images of resnet50 (H200, bfloat16).
 """
 
 import logging
@@ -18,15 +18,15 @@ from gradosr.gradients.squared_norms import SquaredNorms
 logger = logging.getLogger(__name__)
 
 UNRECORDED = 2
-"""Passes of a kind that run as they are: they choose forms and build kernels, and most kinds do not come again."""
+"""Passes of each kind that run unrecorded: they choose forms and build kernels, and most kinds do not return."""
 MOST = 8
-"""Recordings kept; they share the memory of the largest."""
+"""Largest number of recordings kept; they share the memory of the largest."""
 
 Work = Callable[[Tensor], list[SquaredNorms]]
 
 
 class Recording:
-    """One pass as a CUDA graph."""
+    """One pass recorded as a CUDA graph."""
 
     def __init__(self, work: Work, images_BCHW: Tensor, pool: Any) -> None:
         self._images_BCHW = images_BCHW.clone()
@@ -35,14 +35,14 @@ class Recording:
             self._norms = work(self._images_BCHW)
 
     def __call__(self, images_BCHW: Tensor) -> list[SquaredNorms]:
-        """What `work` gives for these images."""
+        """Return the results of `work` for these images."""
         self._images_BCHW.copy_(images_BCHW)
         self._graph.replay()
         return [_copied(one) for one in self._norms]
 
 
 class Recordings:
-    """Recordings by kind of pass, made when a kind has come a few times."""
+    """Recordings by kind of pass, each made after that kind has run a few times."""
 
     def __init__(self) -> None:
         self._seen: Counter[Hashable] = Counter()
@@ -50,7 +50,10 @@ class Recordings:
         self._pool: Any = None
 
     def run(self, kind: Hashable, work: Work, images_BCHW: Tensor) -> list[SquaredNorms]:
-        """What `work` gives for a batch on a CUDA device; `kind` holds all that it depends on but the images."""
+        """Return the results of `work` for a batch on a CUDA device.
+
+        `kind` must hold everything the results depend on except the images.
+        """
         self._seen[kind] += 1
         if kind not in self._made and self._seen[kind] > UNRECORDED and len(self._made) < MOST:
             self._made[kind] = self._recorded(work, images_BCHW)
@@ -58,19 +61,25 @@ class Recordings:
         return work(images_BCHW) if recording is None else recording(images_BCHW)
 
     def _recorded(self, work: Work, images_BCHW: Tensor) -> Recording | None:
-        """None for a pass that cannot be recorded: one that waits for the device, or is short of memory."""
+        """Record a pass, or return None if that is impossible.
+
+        A pass that waits for the device, or runs out of memory, cannot be recorded.
+        """
         stream = torch.cuda.current_stream(images_BCHW.device)
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         try:
             return Recording(work, images_BCHW, self._pool)
         except RuntimeError as error:
-            torch.cuda.set_stream(stream)  # a capture that fails leaves its own behind
+            torch.cuda.set_stream(stream)  # a failed capture leaves its own stream set
             logger.info("not recorded as a CUDA graph: %s", str(error).partition("\n")[0])
             return None
 
 
 def state_of(classifier: nn.Module) -> Hashable:
-    """What a recorded pass depends on besides the images: where weights lie, their versions, how products are made."""
+    """Return everything a recorded pass depends on besides the images.
+
+    This covers the addresses and versions of the weights, and the precision of matrix products.
+    """
     tensors = (*classifier.parameters(), *classifier.buffers())
     precision = (
         torch.backends.cuda.matmul.allow_tf32,
@@ -81,7 +90,7 @@ def state_of(classifier: nn.Module) -> Hashable:
 
 
 def _copied(norms: SquaredNorms) -> SquaredNorms:
-    """Out of the memory that the next replay writes to."""
+    """Copy results out of the memory that the next replay overwrites."""
     return replace(
         norms,
         values_BP=norms.values_BP.clone(),

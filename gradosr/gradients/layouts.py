@@ -1,4 +1,4 @@
-"""Where the batch lies in the tensors of a call, by exchanging one image and looking what changes."""
+"""Location of the batch dimension in each call's tensors, found by exchanging one image and observing the changes."""
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +9,14 @@ from gradosr.gradients.recorder import EXCHANGED, Record, Recorder
 
 
 class Influence(ClassifierError):
-    """Images of one batch change each other's logits, or a tensor of three rows that is no batch was taken for one."""
+    """The error for images that change each other's logits.
+
+    It can also mean that a tensor with as many rows as the batch was mistaken for a batch.
+    """
 
 
 def find_layouts(classifier: nn.Module, probe: Tensor, recorder: Recorder, logits: Tensor) -> dict[int, int]:
-    """Number of the call -> positions before the batch, for the calls where the batch is found."""
+    """Map each call's number to the number of positions before the batch, for calls in which the batch is found."""
     exchanged = probe.clone()
     exchanged[EXCHANGED] = exchanged[EXCHANGED].flip(0, 1).roll(1, 2) + 1.0
     other = Recorder(classifier, exchanged.requires_grad_(), exchanged=True)
@@ -32,7 +35,7 @@ def find_layouts(classifier: nn.Module, probe: Tensor, recorder: Recorder, logit
 
 
 def check_repeats(classifier: nn.Module, probe: Tensor, logits: Tensor) -> None:
-    """Raise ClassifierError when the same images get other logits than before."""
+    """Raise ClassifierError if the same images give different logits in another forward pass."""
     if not torch.allclose(forward(classifier, probe), logits, rtol=1e-4, atol=1e-5, equal_nan=True):
         raise ClassifierError(
             "the classifier gives other logits for the same images each time; make its forward pass repeatable "
@@ -41,19 +44,22 @@ def check_repeats(classifier: nn.Module, probe: Tensor, logits: Tensor) -> None:
 
 
 def _batch_position(record: Record, other: Record, batch: int) -> int | None:
-    """Positions before the batch, or None when no layout explains what changed."""
-    if record.rule.source:  # nothing changes with the images; the comparison with autograd tells whether this is so
+    """Return the number of positions before the batch, or None if no layout explains the changes."""
+    if record.rule.source:  # the output does not depend on the images; the comparison with autograd verifies this
         return 1
     features = record.call.feature_dims
     for one, another in ((record.output, other.output), (record.call.x.detach(), other.call.x.detach())):
         found = _changed_image(one, another, features, batch)
         if found is not None:
             return found
-    return None  # the output may hide a change behind a large bias, but the input changes neither
+    return None  # a large bias may hide a change in the output, but here the input does not change either
 
 
 def _changed_image(one: Tensor, another: Tensor, feature_dims: int, batch: int) -> int | None:
-    """The smallest number of positions before the batch by which the exchanged image alone has changed."""
+    """Return the smallest number of positions before the batch that explains the changes.
+
+    With it, only positions of the exchanged image differ.
+    """
     if one.shape != another.shape or one.dim() <= feature_dims:
         return None
     difference = (one - another).abs().flatten(one.dim() - feature_dims).amax(-1).flatten().cpu()
@@ -64,8 +70,8 @@ def _changed_image(one: Tensor, another: Tensor, feature_dims: int, batch: int) 
 
 
 def _before_batch(changed: Tensor, batch: int) -> int | None:
-    # A position may stay as it was (a class token, padding of a window), but no other image's may change. Where
-    # that leaves a choice, the comparison with autograd tells whether the smallest is right.
+    # A position may stay unchanged (a class token, padding of a window), but no other image's may change. If several
+    # layouts remain, the comparison with autograd verifies the smallest.
     each = len(changed) // batch
     others = [row for row in range(batch) if row != EXCHANGED]
     possible = (

@@ -1,7 +1,7 @@
-"""Objectives: what is backpropagated. One line each in OBJECTIVES.
+"""Objectives: the losses that are backpropagated, one line each in OBJECTIVES.
 
-B batch, K known classes. Each maps logits_BK to a loss per sample, [B], in nats (max_logit: in logits); no reduction
-over the batch, so the gradient of the summed loss holds each sample's own.
+Legend: B batch, K known classes. Each objective maps logits_BK to a loss per sample, [B], in nats (max_logit: in
+logits), without reduction over the batch, so that the gradient of the summed loss holds each sample's own gradient.
 """
 
 import functools
@@ -17,7 +17,10 @@ Objective = Callable[[Tensor], Tensor]
 
 
 def confounding_label(classes: int, hot: int, seed: int = 0) -> Tensor:
-    """The 0/1 vector [K] with `hot` ones at seeded places; the paper allows every count but one."""
+    """Return a 0/1 vector [K] with `hot` ones at positions drawn with the seed.
+
+    The paper allows every number of ones except one. Raise ConfigError for an invalid number.
+    """
     if hot == 1 or not 0 <= hot <= classes:
         raise ConfigError(
             f"objective n_hot:{hot}: a confounding label of {classes} classes has 0 or 2 to {classes} ones"
@@ -29,7 +32,10 @@ def confounding_label(classes: int, hot: int, seed: int = 0) -> Tensor:
 
 
 def confounding_loss(logits_BK: Tensor, hot: int, seed: int = 0) -> Tensor:
-    """Binary cross entropy of the sigmoids with one confounding label, averaged over classes (the paper, section 2)."""
+    """Return the binary cross entropy between sigmoids and one confounding label, averaged over classes.
+
+    Source: the paper (Lee & AlRegib), section 2.
+    """
     label_K = _label_like(logits_BK.shape[1], hot, seed, logits_BK.device, logits_BK.dtype)
     target_BK = label_K.expand_as(logits_BK)
     return F.binary_cross_entropy_with_logits(logits_BK, target_BK, reduction="none").mean(1)
@@ -37,23 +43,29 @@ def confounding_loss(logits_BK: Tensor, hot: int, seed: int = 0) -> Tensor:
 
 @functools.cache
 def _label_like(classes: int, hot: int, seed: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Kept: an upload waits for all that its device was given before, and has no place in a CUDA graph."""
+    """Return a cached copy of the label on the device.
+
+    An upload would wait for all work queued on the device, and cannot be part of a CUDA graph.
+    """
     with torch.inference_mode(False):
         return confounding_label(classes, hot, seed).to(device, dtype)
 
 
 def predicted_loss(logits_BK: Tensor) -> Tensor:
-    """Cross entropy against the predicted class."""
+    """Return the cross entropy against the predicted class."""
     return F.cross_entropy(logits_BK, logits_BK.argmax(1), reduction="none")
 
 
 def uniform_loss(logits_BK: Tensor) -> Tensor:
-    """Cross entropy against the uniform distribution (GradNorm, Huang et al., NeurIPS 2021)."""
+    """Return the cross entropy against the uniform distribution (GradNorm, Huang et al., NeurIPS 2021)."""
     return -F.log_softmax(logits_BK, 1).mean(1)
 
 
 def largest_logit(logits_BK: Tensor) -> Tensor:
-    """The largest logit itself, which no sureness saturates (GAIA-Z, arXiv 2311.09620, the authors' code)."""
+    """Return the largest logit, which does not saturate when the classifier is certain.
+
+    Source: GAIA-Z, arXiv 2311.09620, the authors' code.
+    """
     return logits_BK.max(1).values
 
 
@@ -67,7 +79,10 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def objective(name: str) -> Objective:
-    """The objective of a name: a key of OBJECTIVES, or `n_hot:N` or `n_hot:N:SEED`. Raises ConfigError."""
+    """Return the objective with this name: a key of OBJECTIVES, `n_hot:N` or `n_hot:N:SEED`.
+
+    Raise ConfigError for any other name.
+    """
     if name in OBJECTIVES:
         return OBJECTIVES[name]
     kind, *numbers = name.split(":")

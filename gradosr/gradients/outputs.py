@@ -1,4 +1,7 @@
-"""What a classifier returns: logits [B, K], or something that holds them. B batch, K classes, F features."""
+"""Outputs of a classifier: logits [B, K], or a structure that contains them.
+
+Legend: B batch, K classes, F features.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,19 +15,19 @@ from gradosr.errors import ClassifierError
 
 @dataclass(frozen=True)
 class Head:
-    """The linear layer that makes the logits: z = W h + b."""
+    """The linear layer that computes the logits z = W h + b."""
 
     weight_KF: Tensor
     bias_K: Tensor
-    """Zeros where the layer has none."""
+    """The layer's bias; zeros if it has none."""
 
 
 def pick_logits(classifier: nn.Module, entry: int | str) -> None:
     """Make the classifier return one entry of its output: an index, a key, or the name of a field.
 
-    By a hook, not a wrapper: parameters keep their names, and copies keep the hook. A tensor stays as it
-    is: googlenet and inception_v3 return a tuple in training mode alone. The forward pass raises
-    ClassifierError where the output has no such tensor.
+    This uses a hook instead of a wrapper, so that parameters keep their names and copies keep the hook. An output that
+    is already a tensor is returned unchanged: googlenet and inception_v3 return a tuple only in training mode. The
+    forward pass raises ClassifierError if the output has no such tensor.
     """
     classifier.register_forward_hook(partial(_picked, entry))
 
@@ -39,7 +42,10 @@ def _picked(entry: int | str, _classifier: nn.Module, _args: Any, output: Any) -
 
 
 def checked_logits(output: Any, batch: int) -> Tensor:
-    """The output of a classifier. Raises ClassifierError unless it is logits [batch, K] of at least two classes."""
+    """Return a classifier's output after checking it.
+
+    Raise ClassifierError unless it is logits [batch, K] of at least two classes.
+    """
     if tensors := _tensors(output):
         logits = [entry for entry, tensor in tensors.items() if tensor.dim() == 2 and len(tensor) == batch]
         advice = (
@@ -60,7 +66,10 @@ def checked_logits(output: Any, batch: int) -> Tensor:
 
 
 def _tensors(output: Any) -> dict[int | str, Tensor]:
-    """The tensors of a mapping, a tuple or list (by index, and by name where it has names), or an object."""
+    """Return the tensors in a mapping, a tuple or list, or an object.
+
+    Entries of a tuple are keyed by index, and also by name if they have names.
+    """
     if isinstance(output, Tensor):
         return {}
     if isinstance(output, Mapping):

@@ -1,7 +1,7 @@
-"""One forward pass of a classifier under its plan, and backward passes that turn gradients into norms as they arrive.
+"""A forward pass of a classifier under its plan, and backward passes that convert gradients to norms as they arrive.
 
-Nothing is kept of a gradient but its norms: a backward pass holds what a training step's holds, or less.
-B batch, K classes.
+Only the norms of a gradient are kept, so a backward pass needs no more memory than that of a training step. Legend: B
+batch, K classes.
 """
 
 import math
@@ -26,44 +26,44 @@ from gradosr.gradients.rules import RULES
 
 
 class Root(torch.autograd.Function):
-    """Where the graph begins: at the output of a planned call that no other planned call leads to.
+    """The start of the autograd graph, at the output of a planned call that depends on no other planned call.
 
-    Neither the images nor what comes before takes part in the backward pass.
+    Neither the images nor earlier operations take part in the backward pass.
     """
 
     @staticmethod
     def forward(_context: Any, output: Tensor, _anchor: Tensor) -> Tensor:
-        """The output itself, cut off from what made it."""
+        """Return the output, detached from the operations that made it."""
         return output.detach()
 
     @staticmethod
     def backward(_context: Any, _grad: Tensor) -> tuple[None, None]:
-        """The gradient ends here."""
+        """End the backward pass here."""
         return None, None
 
 
 @dataclass(frozen=True)
 class _Record:
-    """A planned call of this pass."""
+    """One planned call of a pass."""
 
     rule: Rule
     call: Call
     version: int
     both: Folded | None
-    """Of a convolution that is its BatchNorm as well."""
+    """The folded convolution, if the call is one with its BatchNorm folded in."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What a pass leaves to the next ones of the same plan."""
+    """Results that a pass leaves for later passes of the same plan."""
 
     folded: dict[int, Folded] = field(default_factory=dict)
-    """By number of the convolution."""
+    """Folded convolutions by call number."""
     forms: Forms = field(default_factory=Forms)
 
 
 class Pass(Capture):
-    """One forward pass; then `backward` once per objective."""
+    """One forward pass, followed by one call of `backward` per objective."""
 
     def __init__(self, plan: Plan, classifier: nn.Module, kept: Kept) -> None:
         super().__init__()
@@ -82,7 +82,10 @@ class Pass(Capture):
         self._batch = 0
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Logits [B, K]. Raises ClassifierError when the classifier takes another path than the planned one."""
+        """Return the logits [B, K].
+
+        Raise ClassifierError if the classifier makes other calls than planned.
+        """
         self._batch = len(images_BCHW)
         with only_requiring_grad(self._classifier, self._plan.derived), self:
             logits_BK = forward(self._classifier, images_BCHW)
@@ -91,8 +94,8 @@ class Pass(Capture):
         return logits_BK
 
     def see(self, number: int, rule: Rule, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The call's output, with the planned use waiting for its gradient."""
-        if number in self._plan.folded:  # the convolution before did its work
+        """Run the call and return its output; if the call is planned, register a hook for its gradient."""
+        if number in self._plan.folded:  # folded into the convolution before it
             return args[0]
         use = self._plan.uses.get(number)
         if number == self._plan.penultimate:
@@ -106,7 +109,7 @@ class Pass(Capture):
             x = _batch_first(call.x.detach(), call.feature_dims, use.before, self._batch)
             self.middle_BM = channel_sums(x, 2) / x[0, :, 0].numel()
         if rule is RULES[F.linear] and not call.x.is_contiguous():
-            # With a frozen weight torch makes a product per position of it; made contiguous, one product.
+            # With a frozen weight torch computes one product per position; for a contiguous input, a single product.
             args = (call.x.contiguous(), *args[1:])
         both = self._folded(number, use, call)
         version = call.x._version
@@ -132,9 +135,10 @@ class Pass(Capture):
         return both
 
     def bytes_of(self, images_BCHW: Tensor) -> int:
-        """What a pass over these images holds at once, in bytes: all that the backward pass needs, and a quarter more.
+        """Return the bytes that a pass over these images holds at once.
 
-        By count, not by measuring: the same on every device.
+        This is all that the backward pass needs, plus a quarter. The bytes are counted, not measured, so the result is
+        the same on every device.
         """
         held: dict[int, int] = {}
 
@@ -152,7 +156,10 @@ class Pass(Capture):
         return sum(size for pointer, size in held.items() if pointer not in own) * 5 // 4
 
     def backward(self, loss: Tensor, *, last: bool = True, watches: Sequence[Watch] = ()) -> dict[str, Tensor]:
-        """Squared norms [B] by name, of the gradients of a summed loss; a parameter that got none is missing."""
+        """Return the squared norms [B] of the gradients of a summed loss, by parameter name.
+
+        Parameters that received no gradient are left out.
+        """
         self._last, self._norms, self._watches = last, {}, watches
         self._sums.clear()
         if loss.requires_grad and self._records:
@@ -160,7 +167,7 @@ class Pass(Capture):
         return self._norms | {name: squared_norm(value) for name, value in self._sums.items()}
 
     def _arrived(self, number: int, grad: Tensor) -> None:
-        """The gradient at the output of a call."""
+        """Process the gradient at the output of a call."""
         record = self._records.pop(number) if self._last else self._records[number]
         if record.call.x._version != record.version:
             raise input_overwritten()
@@ -182,7 +189,10 @@ class Pass(Capture):
         self._norms |= {name: norms[role] for role, name in names.items()}
 
     def _per_sample(self, use: Use, record: _Record, x: Tensor, g: Tensor) -> None:
-        """Gradients themselves: of parameters with several uses, and of tensors computed from parameters."""
+        """Compute per-sample gradients themselves.
+
+        They are needed for parameters with several uses, and for parameters from which other tensors are computed.
+        """
         size = sum(tensor.numel() for tensor in record.call.parameters.values()) * x.element_size()
         parts: dict[str, list[Tensor]] = defaultdict(list)
         for piece in chunks(self._batch, size):
@@ -199,7 +209,7 @@ class Pass(Capture):
                 self._norms[name] = torch.cat(values)
 
     def _pulled_back(self, derived: Tensor, names: tuple[str, ...], gradient_B: Tensor) -> list[tuple[str, Tensor]]:
-        """Per-sample gradients of the parameters that a tensor was computed from, by one batched backward pass."""
+        """Return per-sample gradients of the parameters behind a derived tensor, from one batched backward pass."""
         gradients = torch.autograd.grad(
             derived,
             [self._tensors[name] for name in names],
@@ -218,7 +228,7 @@ def _head(call: Call | None) -> Head | None:
 
 
 def _seen_as(use: Use, rule: Rule) -> tuple[Rule, tuple[str, ...]]:
-    """The layer whose output a gradient belongs to, and its parameters."""
+    """Return the rule and parameters of the layer to whose output a gradient belongs."""
     return (rule, use.parameters) if use.fold is None else (RULES[F.batch_norm], tuple(use.fold.names.values()))
 
 
@@ -230,7 +240,7 @@ def _other_path() -> ClassifierError:
 
 
 def input_overwritten() -> ClassifierError:
-    """The error of a classifier that autograd could not train either."""
+    """Return the error for a classifier that even autograd could not train."""
     return ClassifierError(
         "the classifier overwrites the input of a layer in place after the layer used it; "
         "replace the in-place operation"
@@ -238,7 +248,7 @@ def input_overwritten() -> ClassifierError:
 
 
 def forward(classifier: nn.Module, images_BCHW: Tensor) -> Tensor:
-    """Logits [B, K]. Raises ClassifierError when the output is anything else."""
+    """Return the logits [B, K]. Raise ClassifierError if the output is anything else."""
     return checked_logits(run(classifier, images_BCHW), len(images_BCHW))
 
 
@@ -246,12 +256,15 @@ NO_MEMORY = ("allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch, CUDA, cuBLAS or cuDNN could not have the memory it asked for."""
+    """Return whether torch, CUDA, cuBLAS or cuDNN failed to allocate memory."""
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in NO_MEMORY)
 
 
 def _batch_first(tensor: Tensor, feature_dims: int, before: int, batch: int) -> Tensor:
-    """[positions with the batch among them, *features] as [B, Q, *features]; a view where the batch comes first."""
+    """Reshape [positions including the batch, *features] to [B, Q, *features].
+
+    The result is a view if the batch comes first.
+    """
     features = tensor.shape[tensor.dim() - feature_dims :]
     positions = math.prod(tensor.shape[: tensor.dim() - feature_dims])
     after = positions // (before * batch)

@@ -1,4 +1,4 @@
-"""How every parameter of a classifier gets its norm, for one input shape."""
+"""The plan of how every parameter of a classifier gets its norm, for one input shape."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -15,43 +15,43 @@ class Use:
     function: str
     """Name of the function called."""
     before: int
-    """Positions of the output that lie before the batch: 1 for [B, ...], T for [T, B, ...]."""
+    """Number of output positions that precede the batch: 1 for [B, ...], T for [T, B, ...]."""
     names: Mapping[str, str]
-    """Role -> name of the parameter that stands there itself."""
+    """Parameter name by role, for roles that a parameter fills directly."""
     derived: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Role -> names of the parameters that the tensor there is computed from."""
+    """Parameter names by role, for roles filled by a tensor that is computed from parameters."""
     swapped: bool = False
-    """Of a symmetric function: the parameter is the first operand."""
+    """True if the parameter is the first operand of a symmetric function."""
     fold: Fold | None = None
-    """Of a convolution: the BatchNorm that becomes part of it."""
+    """The BatchNorm that is folded into this convolution."""
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """Every parameter that gets a part of its gradient here; once per role."""
+        """Every parameter that receives a part of its gradient from this call, once per role."""
         folded = () if self.fold is None else self.fold.names.values()
         return (*self.names.values(), *(name for names in self.derived.values() for name in names), *folded)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How every parameter of a classifier gets its norm, for one input shape."""
+    """Assignment of every parameter of a classifier to the calls that give its norm, for one input shape."""
 
     uses: Mapping[int, Use]
-    """By number of the ruled call."""
+    """Uses by number of the ruled call."""
     fallback: tuple[str, ...]
-    """Parameters without a rule that reproduces autograd: per-sample gradients by batches of one."""
+    """Parameters without a rule that reproduces autograd; their gradients come from batches of one."""
     unused: tuple[str, ...]
-    """Parameters that no gradient reaches: zero."""
+    """Parameters that no gradient reaches; their norm is zero."""
     penultimate: int | None
-    """Number of the linear call that makes the logits; its input is the features."""
+    """Number of the linear call that computes the logits; its input is the features."""
     middle: int | None
-    """Number of the middle one of the calls of convolutions and linear layers; its input is the middle activations."""
+    """Number of the middle call among convolutions and linear layers; its input is the middle activations."""
     calls: int
-    """Ruled calls of one forward pass."""
+    """Number of ruled calls in one forward pass."""
 
     @cached_property
     def shared(self) -> frozenset[str]:
-        """Parameters with more than one use: their gradients add before the norm."""
+        """Parameters with more than one use; their gradients are added before the norm is taken."""
         seen = Counter(name for use in self.uses.values() for name in use.parameters)
         return frozenset(name for name, uses in seen.items() if uses > 1)
 
@@ -62,5 +62,5 @@ class Plan:
 
     @cached_property
     def folded(self) -> frozenset[int]:
-        """Numbers of the BatchNorm calls that are part of a convolution."""
+        """Numbers of the BatchNorm calls that are folded into a convolution."""
         return frozenset(use.fold.batch_norm for use in self.uses.values() if use.fold)

@@ -1,9 +1,9 @@
-"""Finds which rule serves which parameter, once per input shape, by probing, and verifies it against autograd.
+"""Planning: find the rule that serves each parameter by probing, once per input shape, and verify it against autograd.
 
-A call's tensors may hold the batch anywhere: [B, ...], [T, B, ...] inside attention, [B * windows, ...].
-Where it is, is measured: one image of a probe batch is exchanged, and the positions that change are
-that image's. Then every norm is compared with autograd on a batch of one, in float64 where the
-classifier runs in it; a parameter whose rule does not reproduce autograd goes to the exact fallback.
+A call's tensors may hold the batch in any dimension: [B, ...], [T, B, ...] inside attention, [B * windows, ...]. Its
+position is measured: one image of a probe batch is exchanged, and the positions that change belong to that image. Then
+every norm is compared with autograd on a batch of one, in float64 if the classifier runs in it. A parameter whose rule
+does not reproduce autograd is assigned to the exact fallback.
 """
 
 import copy
@@ -33,16 +33,19 @@ from gradosr.gradients.rules import RULES
 
 logger = logging.getLogger(__name__)
 PROBES = (3, 4)
-"""Images of a probe batch. The second count is tried where the first leaves parameters without a rule: a tensor of
-parameters may have as many rows as the batch has images."""
+"""Images in a probe batch. The second count is tried if the first leaves parameters without a rule, because a tensor of
+parameters may happen to have as many rows as the batch has images."""
 LAYERS = tuple(RULES[function] for function in (F.linear, F.conv1d, F.conv2d))
-"""Among which the middle one is counted."""
+"""Rules of the layers among which the middle one is determined."""
 OFF_CENTRE = 100.0
-"""Mean of a BatchNorm's input in its standard deviations, beyond which folding would cancel too many digits."""
+"""Mean of a BatchNorm's input, in its standard deviations, above which folding would lose too much precision."""
 
 
 def make_plan(classifier: nn.Module, images_BCHW: Tensor) -> Plan:
-    """Plan for images of this shape, type and device. Raises ClassifierError when the classifier cannot serve."""
+    """Return the plan for images of this shape, type and device.
+
+    Raise ClassifierError if the classifier is unsuitable.
+    """
     check_mode(classifier)
     plans: list[Plan] = []
     for count in PROBES:
@@ -64,7 +67,7 @@ def _plan_by_probing(classifier: nn.Module, images_BCHW: Tensor, count: int) -> 
         return _plan(_precise_copy(classifier), probe.double(), tolerance=1e-6, floor=1e-12)
     except ClassifierError:
         raise
-    except (RuntimeError, TypeError, NotImplementedError) as error:  # casts of its own, or operators without float64
+    except (RuntimeError, TypeError, NotImplementedError) as error:  # the network casts, or an operator lacks float64
         if isinstance(error, RuntimeError) and is_out_of_memory(error):
             raise
         logger.info("verified in %s, not in float64: %s", images_BCHW.dtype, error)
@@ -72,10 +75,10 @@ def _plan_by_probing(classifier: nn.Module, images_BCHW: Tensor, count: int) -> 
 
 
 def _precise_copy(classifier: nn.Module) -> nn.Module:
-    """In float64, every parameter moved a little.
+    """Copy the classifier in float64, with a small random change to every parameter.
 
-    Where gradients vanish (a head or a residual scale that starts at zero, a dead activation) nothing
-    could be measured or verified.
+    Without it, nothing could be measured or verified where gradients vanish: at a head or a residual scale that starts
+    at zero, or behind a dead activation.
     """
     precise = copy.deepcopy(classifier).double()
     generator = torch.Generator().manual_seed(0)
@@ -87,7 +90,7 @@ def _precise_copy(classifier: nn.Module) -> nn.Module:
 
 
 def check_mode(classifier: nn.Module) -> None:
-    """Raise ClassifierError for a classifier in training mode."""
+    """Raise ClassifierError if the classifier is in training mode."""
     training = [name or "the classifier itself" for name, module in classifier.named_modules() if module.training]
     if training:
         raise ClassifierError(f"{training[0]} is in training mode; call .eval() on the classifier first")
@@ -132,7 +135,7 @@ def _verified(
     tolerance: float,
     floor: float,
 ) -> Plan:
-    """The plan with the parameters that it serves wrongly, or not at all, in its fallback."""
+    """Return the plan after moving parameters whose norm is wrong or missing to its fallback."""
     one = Pass(plan, classifier, Kept(forms=Forms(measure=False)))
     again = one.forward(probe)
     norms = one.backward(OBJECTIVES["all_hot"](again).sum())
@@ -150,7 +153,10 @@ def _verified(
 
 
 def _autograd_norms(classifier: nn.Module, image_1CHW: Tensor) -> dict[str, float | None]:
-    """The definition, for one image: plain autograd on a batch of one, the all-hot objective; None: not reached."""
+    """Return each parameter's squared norm for one image from plain autograd with the all-hot objective.
+
+    The value is None for a parameter that no gradient reaches.
+    """
     parameters = dict(classifier.named_parameters())
     with only_requiring_grad(classifier, parameters):
         logits = forward(classifier, image_1CHW)
@@ -184,7 +190,7 @@ def _use(record: Record, before: int, parameters: Mapping[str, nn.Parameter]) ->
 
 
 def _folds(classifier: nn.Module, recorder: Recorder, uses: Mapping[int, Use], logits: Tensor) -> dict[int, Use]:
-    """The same uses, with every BatchNorm that can and should become part of the convolution before it."""
+    """Return the uses after folding every BatchNorm that can and should be folded into the convolution before it."""
     tensors = {**dict(classifier.named_parameters()), **dict(classifier.named_buffers())}
     names = {id(tensor): name for name, tensor in tensors.items()}
     shared, consumers, result = Plan(uses, (), (), None, None, 0).shared, _consumers(logits), dict(uses)
@@ -220,7 +226,7 @@ def _is_centred(norm: Call, conv: Call) -> bool:
 
 
 def _consumers(logits: Tensor) -> Counter[Node]:
-    """How many nodes of the graph read each node's output."""
+    """Count for each node of the autograd graph how many nodes read its output."""
     seen: Counter[Node] = Counter()
     stack = [logits.grad_fn] if logits.grad_fn else []
     while stack:

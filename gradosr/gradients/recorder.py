@@ -1,4 +1,4 @@
-"""Sees which parameters meet the images in which call, and what tensors are computed from."""
+"""Recording of which parameters meet the images in which call, and of the parameters behind each tensor."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from gradosr.gradients.calls import Call, Rule
 from gradosr.gradients.capture import Capture, Function
 from gradosr.gradients.passes import Root
 
-EXCHANGED = 1  # an inner image: both neighbours must stay as they are
+EXCHANGED = 1  # an inner image, so that both of its neighbours are checked
 
 
 class Origins:
-    """What a tensor was computed from, read off the autograd graph."""
+    """Lookup of the parameters that a tensor was computed from, read from the autograd graph."""
 
     def __init__(self, classifier: nn.Module, images: Tensor) -> None:
         self._names = {id(parameter): name for name, parameter in classifier.named_parameters()}
@@ -23,7 +23,10 @@ class Origins:
         self._known: dict[Node, frozenset[str] | None] = {}
 
     def __call__(self, tensor: Any) -> frozenset[str] | None:
-        """Names of the parameters, where a tensor is made of them alone; None where images take part."""
+        """Return the names of the parameters that a tensor was computed from.
+
+        Return None if images contributed to it.
+        """
         if not isinstance(tensor, Tensor):
             return frozenset()
         if tensor is self._images:
@@ -52,22 +55,22 @@ class Origins:
 
 @dataclass(frozen=True)
 class Record:
-    """One ruled call in which images and parameters meet, or by which a parameter becomes a part of every sample."""
+    """One ruled call that combines images and parameters, or that turns a parameter into a part of every sample."""
 
     function: str
     rule: Rule
     call: Call
     roles: Mapping[str, frozenset[str]]
-    """Parameters that the tensor of each role is made of."""
+    """Names of the parameters behind the tensor in each role."""
     output: Tensor
     input: Tensor
-    """As it was given to the function."""
+    """First argument of the function, unchanged."""
     node: Node | None
     swapped: bool
 
 
 class Recorder(Capture):
-    """Records every ruled call that could serve a parameter."""
+    """A mode that records every ruled call that could serve a parameter."""
 
     def __init__(self, classifier: nn.Module, images: Tensor, *, exchanged: bool = False) -> None:
         super().__init__()
@@ -77,7 +80,7 @@ class Recorder(Capture):
         self._exchanged = exchanged
 
     def see(self, number: int, rule: Rule, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The call's output; what it showed is kept."""
+        """Run the call, record it if it could serve a parameter, and return its output."""
         swapped = rule.symmetric and len(args) == 2 and bool(self.origins(args[0]))
         ordered = args[::-1] if swapped else args
         of_parameters = bool(self.origins(ordered[0]))
@@ -90,7 +93,7 @@ class Recorder(Capture):
         if not roles or (rule.source and not _becomes_a_batch(call.x, output, len(self.images))):
             return output
         constant = self.origins(call.x) == frozenset() and len(output) == len(self.images)
-        if rule.source or constant:  # from here on it is a part of the samples
+        if rule.source or constant:  # from here on the output is a part of the samples
             output = Root.apply(self._own_of(output), self.images)
         self.records[number] = Record(
             func.__name__, rule, call, roles, output.detach(), args[0], output.grad_fn, swapped
@@ -98,7 +101,10 @@ class Recorder(Capture):
         return output
 
     def _own_of(self, source: Tensor) -> Tensor:
-        """Of the exchanged image, another one: what follows from a class token alone shows where the batch is, too."""
+        """Give the exchanged image its own version of a tensor that is made of parameters alone.
+
+        The batch can then be located also in calls whose input depends only on, say, a class token.
+        """
         if not self._exchanged:
             return source
         own = source.detach().clone()

@@ -1,7 +1,7 @@
-"""The table of rules: exact per-sample gradients of a parameter from one call's input and output gradient.
+"""The table of rules: a parameter's exact per-sample gradients from one call's input and output gradient.
 
-Rules are keyed by function, not by module: a call is seen wherever it is made, through a module, a
-functional call or a wrapper that pads first. Pure functions of (call, x, grad); no state. Legend in calls.py.
+Rules are keyed by function, not by module, so that a call is found wherever it is made: through a module, a functional
+call, or a wrapper that pads first. Rules are pure functions of (call, x, grad). Legend in calls.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +36,6 @@ from gradosr.gradients.calls import (
 from gradosr.gradients.convolution import (
     FUSED_GRAM,
     FUSED_PRODUCT,
-    bind_conv,
     conv_forms,
     conv_gradients,
     conv_squared_norms,
@@ -44,28 +43,31 @@ from gradosr.gradients.convolution import (
     fused_squared_norm,
     place_sums,
 )
-from gradosr.gradients.geometry import Geometry
+from gradosr.gradients.geometry import Geometry, bind_conv
 from gradosr.gradients.kernels import fused_kernels
 
 PLANE = 16
-"""Places of a map from which on a kernel per channel is faster than passes over the whole."""
+"""Smallest number of places in a map for which a kernel per channel is faster than passes over the whole tensor."""
 
 # --- Linear ---
 
 
 def bind_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Call:
-    """Of torch.nn.functional.linear."""
+    """Bind a call of torch.nn.functional.linear."""
     return Call(x, weight, bias, feature_dims=1)
 
 
 def linear_gradients(call: Call, x: Tensor, grad: Tensor) -> Gradients:
-    """Weight [B, O, I], bias [B, O]."""
+    """Return the per-sample gradients of weight [B, O, I] and bias [B, O]."""
     gradients = {"weight": torch.bmm(grad.transpose(1, 2), x)}
     return gradients | ({} if call.bias is None else {"bias": _sum(grad)})
 
 
 def linear_forms(_call: Call, x: Tensor, grad: Tensor, *, materialised: bool) -> list[str]:
-    """Several positions: the product g^T x itself, or the Gram sum((x x^T) * (g g^T)), which is no gradient."""
+    """Return the names of the forms worth trying: the product g^T x, or the Gram form sum((x x^T) * (g g^T)).
+
+    The Gram form gives only the norm, not the gradient. For a single position there is only one way.
+    """
     Q, inputs, outputs = x.shape[1], x.shape[2], grad.shape[2]
     if Q == 1 or materialised:
         return []
@@ -76,7 +78,7 @@ def linear_forms(_call: Call, x: Tensor, grad: Tensor, *, materialised: bool) ->
 
 
 def _tokens(x: Tensor, grad: Tensor) -> Geometry:
-    """The same as a convolution: every token a map of one place."""
+    """Describe a linear layer as a convolution in which every token is a map with one place."""
     one, none = (1, 1), (0, 0)
     return Geometry(
         x.shape[1], x.shape[2], grad.shape[2], 1, one, one, kernel=one, stride=one, padding=none, dilation=one
@@ -84,7 +86,10 @@ def _tokens(x: Tensor, grad: Tensor) -> Geometry:
 
 
 def linear_squared_norms(call: Call, x: Tensor, grad: Tensor) -> Gradients:
-    """One position: ||x||^2 ||g||^2. Several: the product or the Gram, whichever is cheaper."""
+    """Return the squared norms of weight and bias, each [B].
+
+    For one position the weight's is ||x||^2 ||g||^2; for several, the product or the Gram form, whichever is cheaper.
+    """
     norms = {"weight": _linear_weight(call, x, grad)}
     return norms | ({} if call.bias is None else {"bias": squared_norm(place_sums(grad))})
 
@@ -104,7 +109,7 @@ def _linear_weight(call: Call, x: Tensor, grad: Tensor) -> Tensor:
 
 
 def _sum(tensor_BQ: Tensor) -> Tensor:
-    """Over the positions, [B, *features]."""
+    """Sum over the positions, giving [B, *features]."""
     return tensor_BQ.sum(1, dtype=accumulator(tensor_BQ.dtype))
 
 
@@ -125,7 +130,7 @@ def bind_batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Call:
-    """Of torch.nn.functional.batch_norm. Raises ClassifierError in training mode."""
+    """Bind a call of torch.nn.functional.batch_norm. Raise ClassifierError in training mode."""
     if training or running_mean is None or running_var is None:
         raise ClassifierError(
             "a BatchNorm uses the statistics of its batch: images would influence each other's gradients; "
@@ -135,7 +140,7 @@ def bind_batch_norm(
 
 
 def batch_norm_gradients(call: Call, x: Tensor, grad: Tensor) -> Gradients:
-    """Scale and shift, each [B, C]."""
+    """Return the per-sample gradients of scale and shift, each [B, C]."""
     if kernels := fused_kernels(x):
         scale, shift = kernels.centred_sums(grad, x, call.options["mean"])
     else:
@@ -144,13 +149,16 @@ def batch_norm_gradients(call: Call, x: Tensor, grad: Tensor) -> Gradients:
 
 
 def _sums(call: Call, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """sum(g * (x - mean)) and sum(g), each [B, C]."""
+    """Return sum(g * (x - mean)) and sum(g), each [B, C]."""
     mean = call.options["mean"].view([1, 1, -1] + [1] * (x.dim() - 3))
     return channel_sums((x - mean) * grad, 2), channel_sums(grad, 2)
 
 
 def _sums_in_one_pass(call: Call, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """The same: every channel of every sample as a channel of its own, by the library's kernel for a whole batch."""
+    """Return sum(g * (x - mean)) and sum(g), each [B, C], from one call of the library's kernel for a whole batch.
+
+    It treats every channel of every sample as a channel of its own.
+    """
     batch, maps, channels = x.shape[:3]
     wide = accumulator(x.dtype)
     one = torch.ones(batch * maps * channels, device=x.device, dtype=wide)
@@ -163,7 +171,7 @@ def _sums_in_one_pass(call: Call, x: Tensor, grad: Tensor) -> tuple[Tensor, Tens
 
 
 def _is_planar(x: Tensor, grad: Tensor) -> bool:
-    """Whether every channel is a plane of its own in a CPU's memory, large enough for a kernel per channel."""
+    """Return whether every channel is a contiguous plane in CPU memory, large enough for a kernel per channel."""
     return not x.is_cuda and x.is_contiguous() and grad.is_contiguous() and x.shape[3:].numel() >= PLANE
 
 
@@ -174,12 +182,12 @@ def bind_layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Call:
-    """Of torch.nn.functional.layer_norm."""
+    """Bind a call of torch.nn.functional.layer_norm."""
     return Call(x, weight, bias, len(normalized_shape), {"shape": list(normalized_shape), "eps": eps})
 
 
 def layer_norm_gradients(call: Call, x: Tensor, grad: Tensor) -> Gradients:
-    """Scale and shift, each [B, *normalized_shape]."""
+    """Return the per-sample gradients of scale and shift, each [B, *normalized_shape]."""
     if x.dim() == 3 and (kernels := fused_kernels(x)):
         return _scale_and_shift(call, *kernels.normalised_sums(grad, x, call.options["eps"]))
     xhat = F.layer_norm(x, call.options["shape"], eps=call.options["eps"])
@@ -189,24 +197,24 @@ def layer_norm_gradients(call: Call, x: Tensor, grad: Tensor) -> Gradients:
 def bind_rms_norm(
     x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
 ) -> Call:
-    """Of torch.nn.functional.rms_norm."""
+    """Bind a call of torch.nn.functional.rms_norm."""
     return Call(x, weight, None, len(normalized_shape), {"shape": list(normalized_shape), "eps": eps})
 
 
 def rms_norm_gradients(call: Call, x: Tensor, grad: Tensor) -> Gradients:
-    """Scale [B, *normalized_shape]."""
+    """Return the per-sample gradient of the scale, [B, *normalized_shape]."""
     return {"weight": _sum(F.rms_norm(x, call.options["shape"], eps=call.options["eps"]) * grad)}
 
 
 def bind_group_norm(
     x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Call:
-    """Of torch.nn.functional.group_norm."""
+    """Bind a call of torch.nn.functional.group_norm."""
     return Call(x, weight, bias, x.dim() - 1, {"groups": num_groups, "eps": eps})
 
 
 def group_norm_gradients(call: Call, x: Tensor, grad: Tensor) -> Gradients:
-    """Scale and shift, each [B, C]."""
+    """Return the per-sample gradients of scale and shift, each [B, C]."""
     xhat = F.group_norm(x.flatten(0, 1), call.options["groups"], eps=call.options["eps"]).view_as(x)
     return _scale_and_shift(call, channel_sums(xhat * grad, 2), channel_sums(grad, 2))
 
@@ -217,7 +225,7 @@ def _scale_and_shift(call: Call, scale: Tensor, shift: Tensor) -> Gradients:
 
 
 def _norms_of(gradients: Callable[[Call, Tensor, Tensor], Gradients]) -> Callable[[Call, Tensor, Tensor], Gradients]:
-    """For parameters so small that the gradient itself costs nothing."""
+    """Make a squared-norms function from a gradients function, for parameters so small that gradients are cheap."""
     return lambda call, x, grad: {role: squared_norm(g) for role, g in gradients(call, x, grad).items()}
 
 

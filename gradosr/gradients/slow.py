@@ -1,4 +1,4 @@
-"""The definition that everything fast is tested against: a batch of one and plain autograd."""
+"""The reference that all fast code is tested against: plain autograd on batches of one."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,10 @@ from gradosr.gradients.objectives import objective as objective_named
 
 
 def slow_squared_norms(classifier: nn.Module, images_BCHW: Tensor, objective: str = "all_hot") -> Tensor:
-    """[B, P] in float64, squared gradient norm of every named parameter, one image at a time (Lee & AlRegib, Eq. 1)."""
+    """Return the squared gradient norm of every named parameter, [B, P] in float64, computed one image at a time.
+
+    Source: Lee & AlRegib, Eq. 1.
+    """
     loss = objective_named(objective)
     flags = [p.requires_grad for p in classifier.parameters()]
     classifier.requires_grad_(True)

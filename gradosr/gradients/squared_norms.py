@@ -1,4 +1,7 @@
-"""What a pass gives for a batch. B batch, K classes, P parameter tensors, F penultimate features, M middle channels."""
+"""Results of a pass over a batch.
+
+Legend: B batch, K classes, P parameter tensors, F penultimate features, M middle channels.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,21 +17,21 @@ class SquaredNorms:
     """The representation of a batch under one objective."""
 
     names: tuple[str, ...]
-    """The P named parameters, in named_parameters() order."""
+    """Names of the P parameters, in named_parameters() order."""
     values_BP: Tensor
-    """Squared L2 norm of dJ/dp per image (Lee & AlRegib, Eq. 1); float32 of a classifier in bfloat16."""
+    """Squared L2 norm of dJ/dp per image (Lee & AlRegib, Eq. 1); float32 for a classifier in bfloat16."""
     logits_BK: Tensor
     features_BF: Tensor | None
-    """Input of the linear layer that makes the logits; None where no such layer does."""
+    """Input of the linear layer that computes the logits; None if there is no such layer."""
     middle_BM: Tensor | None = None
-    """Input of the middle convolution or linear layer, its mean over positions."""
+    """Input of the middle convolution or linear layer, averaged over positions."""
     head: Head | None = None
-    """The linear layer that makes the logits of the features."""
+    """The linear layer that computes the logits from the features."""
     watched: dict[str, Tensor] = field(default_factory=dict)
-    """What watchers made of the backward pass, by coordinate, each [B]."""
+    """Values that watchers computed from the backward pass, by name, each [B]."""
 
     def none(self) -> "SquaredNorms":
-        """The same of no image."""
+        """Return a copy without images."""
         features = None if self.features_BF is None else self.features_BF[:0]
         middle = None if self.middle_BM is None else self.middle_BM[:0]
         watched = {name: values[:0] for name, values in self.watched.items()}
@@ -36,7 +39,7 @@ class SquaredNorms:
 
 
 def joined(pieces: Sequence[SquaredNorms]) -> SquaredNorms:
-    """The images of all pieces, in order."""
+    """Concatenate the images of all pieces, in order."""
     if len(pieces) == 1:
         return pieces[0]
     features = [piece.features_BF for piece in pieces if piece.features_BF is not None]

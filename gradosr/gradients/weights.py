@@ -1,4 +1,4 @@
-"""What weights must be (finite, of the images' type unless the classifier casts for itself) and how they best lie."""
+"""Requirements on weights (finite, and of the images' type unless the classifier casts) and their memory layout."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,8 +18,8 @@ CASTS = {
 
 
 def check_finite(classifier: nn.Module) -> None:
-    """Raise ClassifierError with the first parameter or BatchNorm statistic that holds a nan or an infinity."""
-    # Of the buffers the statistics alone: a mask may hold infinities.
+    """Raise ClassifierError naming the first parameter or BatchNorm statistic that holds a nan or an infinity."""
+    # Of the buffers, only statistics are checked: a mask may hold infinities.
     statistics = (
         (name, buffer) for name, buffer in classifier.named_buffers() if name.endswith(("running_mean", "running_var"))
     )
@@ -34,9 +34,9 @@ def check_finite(classifier: nn.Module) -> None:
 
 
 def lay_channels_last(classifier: nn.Module) -> None:
-    """Lay the weights of 2-D convolutions out in channels-last order, in place: the same numbers for faster kernels.
+    """Convert the weights of 2-D convolutions to channels-last order, in place: the same numbers, but faster kernels.
 
-    Images and activations follow by themselves.
+    Images and activations adopt the order from the weights.
     """
     for parameter in classifier.parameters():
         if parameter.dim() == 4:
@@ -45,7 +45,10 @@ def lay_channels_last(classifier: nn.Module) -> None:
 
 @contextmanager
 def told_of_mixed_precision(classifier: nn.Module, images: Tensor) -> Iterator[None]:
-    """Torch's refusal to compute with two types becomes a ClassifierError that names the parameters of the other."""
+    """Convert torch's error about mixed types to a ClassifierError.
+
+    It names the parameters whose type differs from that of the images.
+    """
     try:
         yield
     except RuntimeError as error:

@@ -1,1 +1,1 @@
-"""What measures gradosr: evaluation, benchmarks, conformance, and the servers and data that they need."""
+"""Tools that measure gradosr: evaluation, benchmarks, conformance, and the servers and data that they need."""

@@ -1,8 +1,8 @@
-"""The gradient engine against its definition, over every classifier of a library.
+"""Comparison of the gradient engine with its definition, for every classifier of a library.
 
-Float64: within 1e-9 of plain autograd on a batch of one. Float32: within 1e-4 of that, or twice the largest relative
-error that plain autograd in float32 itself has on that image. Beside both, the share of an image's largest norm that
-tells rounding from signal where the true gradient is zero.
+In float64, norms must lie within 1e-9 of plain autograd on a batch of one. In float32, they must lie within 1e-4 of it,
+or within twice the largest relative error that plain autograd in float32 itself has on that image. Both bounds allow an
+additional small share of an image's largest norm, which separates rounding from signal where the true gradient is zero.
 """
 
 import gc
@@ -22,9 +22,10 @@ from gradosr.gradients import GradientEngine
 from gradosr.gradients.slow import slow_squared_norms
 
 SIZES = (64, 112, 128, 160, 192, 224, 256)
-"""Pixels; the smallest that an architecture takes."""
+"""Image sizes in pixels; the smallest that an architecture accepts is used."""
 DRAWS = 4
-"""Pairs of images tried: rounding alone, in another order than that of a batch of one, can turn a ReLU on or off."""
+"""Number of image pairs tried, because rounding in another order than for a batch of one can switch a ReLU on or
+off."""
 TIMM = (
     "resnet26d", "resnetv2_50x1_bit", "resnext26ts", "seresnext26d_32x4d", "ecaresnet26t", "resnest14d", "skresnet18",
     "res2net50_26w_4s", "wide_resnet50_2", "efficientnet_b0", "efficientnetv2_rw_t", "tf_efficientnet_lite0",
@@ -43,29 +44,29 @@ TIMM = (
     "sequencer2d_s", "hiera_tiny_224", "eva02_tiny_patch14_224", "mambaout_femto", "rdnet_tiny", "tresnet_m",
     "selecsls42", "dpn68", "nextvit_small", "efficientvit_b0", "efficientvit_m0", "tnt_s_patch16_224",
 )  # fmt: skip
-"""One or two of every family."""
+"""One or two architectures of every family in timm."""
 MOVED = 0.01
-"""Standard deviation by which parameters are moved off their start."""
+"""Standard deviation of the random change to the initial parameters."""
 
 
 @dataclass(frozen=True)
 class Conformance:
-    """One classifier. Errors are shares of the bound: above 1 it does not conform."""
+    """Result for one classifier. Errors are fractions of their bound: above 1 it does not conform."""
 
     arch: str
     size: int
     parameters: int
-    """Parameter tensors."""
+    """Number of parameter tensors."""
     float64: float
     float32: float
     draw: int
-    """Number of the pair of images: above 1, a ReLU input lay within rounding of zero in an earlier one."""
+    """Number of the image pair; above 1, a ReLU's input lay within rounding of zero for an earlier pair."""
     fallback: tuple[str, ...]
     unused: int
 
     @property
     def conforms(self) -> bool:
-        """Within both bounds; NaN is not."""
+        """True if both errors are within their bounds; False for NaN."""
         return self.float64 <= 1 and self.float32 <= 1
 
 
@@ -79,7 +80,7 @@ class Failure:
 
 
 def architectures(library: str) -> list[str]:
-    """References as `build_classifier` takes them. Raises ConfigError for a library that is none."""
+    """Return references for `build_classifier`. Raise ConfigError for an unknown library."""
     if library == "torchvision":
         from torchvision import models
 
@@ -90,12 +91,15 @@ def architectures(library: str) -> list[str]:
 
 
 def conformance(library: str) -> Iterator[Conformance | Failure]:
-    """Every architecture of a library, with random weights, two images and ten classes; a failure stops no other."""
+    """Check every architecture of a library, with random weights, two images and ten classes.
+
+    A failure does not stop the others.
+    """
     for arch in architectures(library):
         try:
             with _unannounced():
                 one: Conformance | Failure = conformance_of(arch)
-        except Exception as error:  # whatever an architecture says
+        except Exception as error:  # any error that an architecture raises
             one = Failure(arch, first_line(error))
         yield one
         gc.collect()
@@ -103,7 +107,7 @@ def conformance(library: str) -> Iterator[Conformance | Failure]:
 
 @contextmanager
 def _unannounced() -> Iterator[None]:
-    """The table tells which parameters have no rule; the engine's warnings would say it again."""
+    """Silence the engine's warnings about parameters without a rule, which the table shows as well."""
     logger = logging.getLogger("gradosr.gradients")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -114,7 +118,7 @@ def _unannounced() -> Iterator[None]:
 
 
 def conformance_of(arch: str) -> Conformance:
-    """Of one architecture, on the first of DRAWS pairs of images on which it conforms, else on the last."""
+    """Check one architecture, on the first of DRAWS image pairs on which it conforms, or else on the last."""
     for draw in range(1, DRAWS + 1):
         one = _conformance(arch, draw)
         if one.conforms:
@@ -136,7 +140,7 @@ def _conformance(arch: str, draw: int) -> Conformance:
     found64 = GradientEngine(classifier)(images_BCHW.double(), ["all_hot"])[0].values_BP
     largest_B1 = twin.amax(1, keepdim=True)
     floor = 1e-6 * largest_B1
-    own_B1 = ((loop32 - twin).abs() / (twin + floor)).amax(1, keepdim=True)  # of autograd in float32, per image
+    own_B1 = ((loop32 - twin).abs() / (twin + floor)).amax(1, keepdim=True)  # error of autograd in float32, per image
     bound32 = (2 * own_B1).clamp_min(1e-4) * twin + floor
     return Conformance(
         arch,
@@ -155,14 +159,17 @@ def _worst(found_BP: Tensor, twin_BP: Tensor, bound_BP: Tensor) -> float:
 
 
 def move(classifier: nn.Module) -> None:
-    """Off its start, in place: a head (ViT) or a residual scale that begins at zero leaves no gradient to compare."""
+    """Change the parameters randomly, in place.
+
+    A head (ViT) or a residual scale that starts at zero would leave no gradient to compare.
+    """
     with torch.no_grad():
         for parameter in classifier.parameters():
             parameter.add_(MOVED * torch.randn_like(parameter))
 
 
 def _smallest(arch: str, draw: int = 1) -> tuple[nn.Module, Tensor]:
-    """The classifier at the smallest size it takes, and images for it."""
+    """Return the classifier at the smallest size that it accepts, and images for it."""
     fault: Exception = ClassifierError(f"{arch}: takes no size of {SIZES}")
     for size in SIZES:
         for args in ({"image_size": size}, {"img_size": size}, {}):
@@ -171,7 +178,7 @@ def _smallest(arch: str, draw: int = 1) -> tuple[nn.Module, Tensor]:
                 classifier = build_classifier(arch, args, 10)
                 with torch.no_grad():
                     classifier(images_BCHW)
-            except Exception as error:  # whatever an architecture says to a size it was not made for
+            except Exception as error:  # any error that an architecture raises for an unsuitable size
                 fault = error
             else:
                 return classifier, images_BCHW
@@ -179,6 +186,6 @@ def _smallest(arch: str, draw: int = 1) -> tuple[nn.Module, Tensor]:
 
 
 def facts(one: Conformance | Failure) -> dict[str, Any]:
-    """For JSON, which has no NaN and no infinity: null."""
+    """Return the result for JSON, with null for NaN and infinity."""
     values = {**asdict(one), "conforms": one.conforms}
     return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}

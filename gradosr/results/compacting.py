@@ -1,7 +1,8 @@
-"""A finished run's table in few large Parquet files, in a folder of its own. Nothing of the run is changed.
+"""Compaction of a finished run's table into a few large Parquet files in a new folder; the run itself is unchanged.
 
-OUT/00000.parquet ...   the rows in the order of the parts; footers name the fingerprint and the parts of each
-OUT/_manifest.json      what run.json says, the parts, and files, rows and checksums; written last, once all is verified
+OUT/00000.parquet ...   the rows in the order of the parts; footers name the fingerprint and the parts of each file
+OUT/_manifest.json      the content of run.json, the parts, and files, rows and checksums; written last, once all
+                        files have been verified
 """
 
 import hashlib
@@ -26,12 +27,12 @@ from gradosr.store import Store, join
 
 MANIFEST = "_manifest.json"
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_OPEN = 8  # parts opened ahead: small ones cost a round trip to the store each
-_BUCKETS = 256  # files of digests of keys, of which one at a time is in memory
+_OPEN = 8  # parts opened ahead, because each costs a round trip to the store
+_BUCKETS = 256  # files of digests of keys; one at a time is in memory
 
 
 def parse_size(text: str) -> int:
-    """Bytes of 256MB, 1GiB and the like. Raises ConfigError."""
+    """Parse a size such as 256MB or 1GiB into bytes. Raises ConfigError."""
     found = re.fullmatch(r"([0-9]+) ?([a-z]*)", text.strip(), re.IGNORECASE)
     unit = _UNITS.get(found[2].upper()) if found else None
     if found is None or unit is None or not int(found[1]):
@@ -40,10 +41,11 @@ def parse_size(text: str) -> int:
 
 
 def compact(store: Store, results: str, target: str, size: int) -> dict[str, Any]:
-    """The manifest, after the rows of `results` were written to files of at most about `size` bytes in `target`.
+    """Write the rows of `results` to files of at most about `size` bytes in `target`; return the manifest.
 
-    What was written is read again: rows, keys and the values of every column are those of the parts. Raises InputError
-    for a run that is not finished or a folder that is not empty, RunFailed when what is read is not what was written.
+    The files are read back: rows, keys and the values of every column must equal those of the parts. Raises InputError
+    if the run is not finished or the folder is not empty, RunFailed if the files read back differ from what was
+    written.
     """
     folder = RunFolder(store, results)
     about, listing = folder.about(), folder.look()
@@ -72,7 +74,7 @@ def compact(store: Store, results: str, target: str, size: int) -> dict[str, Any
 def _check_new(store: Store, target: str) -> None:
     try:
         taken = next(iter(store.list(join(target, ""))), None)
-    except NotFound:  # a local folder that will be made
+    except NotFound:  # a local folder that is created later
         return
     if taken is not None:
         raise InputError(f"{target}: holds objects already ({taken.uri}); choose a new folder")
@@ -81,7 +83,7 @@ def _check_new(store: Store, target: str) -> None:
 def _files(
     folder: RunFolder, parts: Sequence[str], fingerprint: dict[str, Any], size: int, expected: "_Sums"
 ) -> Iterator[tuple[BinaryIO, list[str], int]]:
-    """Files to be put and closed: their bodies, the parts whose rows they hold, and how many rows."""
+    """Yield each file's body, the parts whose rows it holds, and its number of rows; the caller closes the body."""
     file: _File | None = None
     for table, names in _chunks(folder, parts):
         expected.add(table)
@@ -96,7 +98,7 @@ def _files(
 
 
 class _File:
-    """One file in the making, on local disk once it is large."""
+    """A file that is being written, kept on local disk once it is large."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self._body = tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115 - closed by whoever puts it
@@ -105,7 +107,7 @@ class _File:
         self.bytes = self.last = self.rows = 0
 
     def add(self, table: pa.Table, parts: Sequence[str]) -> None:
-        """One row group."""
+        """Append a table as one row group."""
         before = self._body.tell()
         with spooled():
             self._writer.write_table(table, row_group_size=len(table))
@@ -114,7 +116,7 @@ class _File:
         self._parts.update(dict.fromkeys(parts))
 
     def finish(self, fingerprint: dict[str, Any]) -> tuple[BinaryIO, list[str], int]:
-        """The body from its beginning, the parts and the rows in it."""
+        """Finish the file; return its body, rewound to the start, its parts, and its number of rows."""
         facts = {"schema_version": SCHEMA_VERSION, "fingerprint": fingerprint, "parts": list(self._parts)}
         self._writer.add_key_value_metadata({f"gradosr.{name}": json.dumps(fact) for name, fact in facts.items()})
         with spooled():
@@ -124,7 +126,7 @@ class _File:
 
 
 def _chunks(folder: RunFolder, parts: Sequence[str]) -> Iterator[tuple[pa.Table, list[str]]]:
-    """The table ROW_GROUP rows at a time, and which parts they are of."""
+    """Yield the table ROW_GROUP rows at a time, with the names of the parts that the rows come from."""
     held: list[pa.Table] = []
     names: dict[str, None] = {}
     rows = 0
@@ -151,7 +153,7 @@ def _joined(folder: RunFolder, tables: Sequence[pa.Table]) -> pa.Table:
 
 
 def _tables(folder: RunFolder, parts: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
-    """The parts' rows in order, at most ROW_GROUP at a time, without the parts' metadata."""
+    """Yield the rows of the parts in order, at most ROW_GROUP at a time, without the parts' metadata."""
 
     def opened(part: str) -> tuple[BinaryIO, Iterator[pa.RecordBatch], pa.RecordBatch | None]:
         body = folder.open_part(part)
@@ -182,14 +184,14 @@ def _row_groups(store: Store, uri: str) -> Iterator[pa.Table]:
 
 
 class _Sums:
-    """Rows, and a SHA-256 of each column; the same for the same rows in the same chunks."""
+    """The number of rows and a SHA-256 of each column; equal rows in equal chunks give equal digests."""
 
     def __init__(self) -> None:
         self.rows = 0
         self._digests: dict[str, Any] = {}
 
     def add(self, table: pa.Table) -> None:
-        """The next chunk."""
+        """Add the next chunk."""
         self.rows += len(table)
         for name in table.column_names:
             digest = self._digests.setdefault(name, hashlib.sha256())
@@ -197,12 +199,12 @@ class _Sums:
                 digest.update(content)
 
     def hexdigests(self) -> dict[str, str]:
-        """By column."""
+        """Return the digest of each column."""
         return {name: digest.hexdigest() for name, digest in self._digests.items()}
 
 
 def _content(array: pa.Array) -> Iterator[bytes]:
-    """Which values there are, and the values, whatever lies in memory where there are none."""
+    """Yield the validity of each value and then the valid values, ignoring what memory holds in place of nulls."""
     yield array.is_valid().cast(pa.uint8()).to_numpy().tobytes()
     values = array.drop_null()
     if pa.types.is_fixed_size_list(values.type):
@@ -215,7 +217,7 @@ def _content(array: pa.Array) -> Iterator[bytes]:
 
 
 class _Keys:
-    """Digests of all keys, in files by their first byte: `with _Keys() as keys`."""
+    """Digests of all keys, in temporary files by their first byte; used as `with _Keys() as keys`."""
 
     def __enter__(self) -> "_Keys":
         self._files = [tempfile.TemporaryFile() for _ in range(_BUCKETS)]  # noqa: SIM115 - closed on exit
@@ -226,7 +228,7 @@ class _Keys:
             file.close()
 
     def add(self, keys: pa.ChunkedArray) -> None:
-        """More keys."""
+        """Add keys."""
         buckets: list[list[bytes]] = [[] for _ in range(_BUCKETS)]
         for key in keys.to_pylist():
             digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
@@ -236,7 +238,7 @@ class _Keys:
                 file.write(b"".join(digests))
 
     def check(self, results: str) -> None:
-        """Raise InputError unless every key is there once."""
+        """Raise InputError if any key occurs more than once."""
         twice = 0
         for file in self._files:
             file.seek(0)

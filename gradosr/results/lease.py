@@ -1,8 +1,9 @@
-"""One driver per run: RUN/lease.json, taken by conditional writes and renewed for as long as the driver works.
+"""A lease that allows one driver per run: RUN/lease.json, taken by conditional writes and renewed while it works.
 
-It spares work and says who is at it; the table is right without it, because parts are idempotent. Clocks of two
-machines are never compared: a lease that a waiter sees unchanged for EXPIRES seconds of its own clock is taken over.
-lease.json stays behind the driver, `released`, so that its last progress can be read from the folder alone.
+The lease avoids double work and shows who is working; the table would be right without it, because parts are
+idempotent. The clocks of two machines are never compared: a lease is taken over if the waiting driver sees it unchanged
+for EXPIRES seconds of its own clock. When the driver ends, lease.json stays behind, marked `released`, so that its last
+progress can be read from the folder alone.
 """
 
 import json
@@ -25,48 +26,48 @@ from gradosr.errors import NoConditionalWrites, NotFound, RunActive, StoreError
 from gradosr.store import Store, join
 
 EXPIRES = 30.0
-"""Seconds without a renewal after which another driver may take the run over."""
+"""Seconds without a renewal after which another driver may take over the run."""
 RENEW = 10.0
 """Seconds between renewals."""
 WAIT = 40.0
-"""Seconds that a second driver waits at most to see whether the first still lives."""
+"""Most seconds that a second driver waits to see whether the first is still alive."""
 LOOK = 1.0
-"""Seconds between its looks."""
+"""Seconds between two looks at the lease while waiting."""
 TRIES = 5
-"""Writes that are refused in a row, because others were faster, before one is given up."""
+"""Consecutive writes refused because others were faster, after which taking or renewing the lease is given up."""
 JOB = "GRADOSR_JOB"
-"""Environment variable of a driver that is a Ray job: its submission id."""
-_NO_VERSION = "0" * 32  # in the form of an ETag, and of no object
+"""Environment variable that holds the submission id of a driver that runs as a Ray job."""
+_NO_VERSION = "0" * 32  # has the form of an ETag, but matches no object
 
 
 @dataclass(frozen=True)
 class LeaseRecord:
-    """lease.json."""
+    """The content of lease.json."""
 
     token: str
-    """Drawn anew by each driver."""
+    """Random token that identifies a driver."""
     host: str
     pid: Annotated[int, Field(gt=0, lt=2**31)]
     job: str | None
-    """Submission id of the Ray job that the driver is, if it is one."""
+    """Submission id of the driver's Ray job; None if it is not one."""
     renewed_at: str
-    """ISO 8601, UTC."""
+    """Time of the last renewal, in ISO 8601, UTC."""
     released: bool
-    """Whether the driver ended in order."""
+    """True if the driver ended in an orderly way."""
     progress: dict[str, Any]
     """The driver's facts at the last renewal."""
     machine: str | None = None
-    """Boot and process namespace: drivers of one `machine` see each other's pid. None where that is not known."""
+    """Boot id and process namespace; drivers with the same value see each other's pid. None if it is not known."""
     started: int | None = None
-    """Clock ticks from the boot to the driver's start: a pid is given again, but not at the same tick."""
+    """Clock ticks from boot to the driver's start. A pid can be reused, but not with the same start tick."""
 
     @property
     def holder(self) -> str:
-        """For people."""
+        """The driver's host and pid, and its job if it has one, for people."""
         return f"{self.host} (pid {self.pid}" + (f", job {self.job})" if self.job else ")")
 
     def is_dead(self) -> bool:
-        """Whether the driver is known to have died: it ran on this machine, and its process is gone."""
+        """Return whether the driver is known to have died: it ran on this machine, and its process is gone."""
         if self.machine is None or self.machine != _machine():
             return False
         try:
@@ -80,16 +81,16 @@ _RECORD = TypeAdapter(LeaseRecord)
 
 
 def read_lease(store: Store, run_uri: str) -> LeaseRecord | None:
-    """The lease of a run; None where there is none, or none that can be read. Raises StoreError."""
+    """Read the lease of a run; None if there is none that can be read. Raises StoreError."""
     found = _look(store, join(run_uri, "lease.json"))
     return found.record if found else None
 
 
 class Lease:
-    """`with Lease(store, run_uri, facts, say) as lease:` stands around a driver's work, which calls `lease.check`.
+    """The lease of a run, held during a driver's work: `with Lease(store, run_uri, facts, say) as lease:`.
 
-    `facts` gives the progress to publish, called from another thread; `say` tells the user a line. Entering raises
-    RunActive when another driver is at work, and StoreError.
+    The work calls `lease.check` from time to time. `facts` returns the progress to publish and is called from another
+    thread; `say` shows the user a line. Entering raises RunActive if another driver is at work, and StoreError.
     """
 
     def __init__(
@@ -100,14 +101,14 @@ class Lease:
         say: Callable[[str], None],
     ) -> None:
         self.lost = threading.Event()
-        """Set once another driver has taken the run over."""
+        """Event that is set once another driver has taken over the run."""
         self.waited = False
-        """Whether entering had to wait: another driver may have finished shards meanwhile."""
+        """True if entering had to wait; another driver may have finished shards in the meantime."""
         self._store, self._run, self._uri = store, run_uri, join(run_uri, "lease.json")
         self._facts, self._say, self._job = facts, say, os.environ.get(JOB)
         self._token = uuid.uuid4().hex
-        self._version: str | None = None  # what our last write made
-        self._conditional = True  # unless the store shows otherwise
+        self._version: str | None = None  # version that our last write created
+        self._conditional = True  # until the store shows otherwise
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="gradosr-lease", daemon=True)
 
@@ -128,10 +129,10 @@ class Lease:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
-        self._thread.join(RENEW)  # where the store does not answer, the lease expires by itself
+        self._thread.join(RENEW)  # if the store does not answer, the lease expires by itself
 
     def check(self) -> None:
-        """Raise RunActive once another driver has taken the run over."""
+        """Raise RunActive once another driver has taken over the run."""
         if self.lost.is_set():
             raise RunActive(
                 f"{self._run}: another driver took this run over, because the lease was deleted or not renewed "
@@ -139,7 +140,7 @@ class Lease:
             )
 
     def _acquire(self) -> None:
-        """Take the lease, or wait until whoever holds it is seen to be dead, gone or alive."""
+        """Take the lease, or wait until its holder is seen to be dead, gone or alive."""
         held = self._take()
         if held is None:
             return
@@ -158,10 +159,13 @@ class Lease:
                 )
 
     def _take(self, expired: str | None = None) -> "_Found | None":
-        """None: it is ours. Else who holds it, in another version than `expired`."""
+        """Try to take the lease; return None on success, else the lease found there.
+
+        A lease in the version `expired` is taken over, and so is one that is released or whose driver is dead.
+        """
         for _ in range(TRIES):
             found = _look(self._store, self._uri)
-            if found and found.is_of(self._token):  # our own write, whose answer was lost
+            if found and found.is_of(self._token):  # written by us, but the answer was lost
                 self._version = found.version
                 return None
             if found and found.version != expired and not found.is_free():
@@ -172,9 +176,10 @@ class Lease:
         raise StoreError(f"{self._uri}: replaced by others each time that it was looked at; run this again")
 
     def _conditions_count(self) -> bool:
-        """Whether the store heeds the condition of a write, shown by one that must be refused.
+        """Return whether the store honours conditional writes, tested with a write that must be refused.
 
-        One that ignores it takes our record for written, over that of another driver, who has no lease there either.
+        A store that ignores the condition overwrites the lease of another driver, but on such a store there are no
+        leases.
         """
         try:
             return self._store.exchange(self._uri, self._body(), _NO_VERSION) is None
@@ -182,15 +187,15 @@ class Lease:
             return False
 
     def _keep(self) -> None:
-        """Renew until the end, and then release."""
+        """Renew the lease until the work ends, and then release it."""
         while not self._ended.wait(RENEW):
-            with suppress(StoreError):  # tried again: as long as nobody takes it, it is ours
+            with suppress(StoreError):  # retried later; the lease stays ours until somebody takes it
                 self._write()
         with suppress(StoreError):
             self._write(released=True)
 
     def _write(self, *, released: bool = False) -> None:
-        """Put the present facts into the lease; never over that of another."""
+        """Write the current facts into the lease, but never over the lease of another driver."""
         if not self._conditional:
             self._store.write(self._uri, self._body(released=released))
             return
@@ -204,10 +209,10 @@ class Lease:
             found = _look(self._store, self._uri)
             if found and not found.is_of(self._token):
                 self.lost.set()
-            self._version = found.version if found else None  # written, but the answer was lost; or deleted
+            self._version = found.version if found else None  # written but the answer was lost, or deleted
 
     def _body(self, *, released: bool = False) -> bytes:
-        """No two are the same, so no two have the same version."""
+        """Return the record as JSON; its renewal time makes each body, and thus each version, unique."""
         pid, machine = os.getpid(), _machine()
         record = LeaseRecord(
             token=self._token,
@@ -224,11 +229,11 @@ class Lease:
 
 
 class _Found(NamedTuple):
-    """A lease that is there."""
+    """A lease that exists in the run folder."""
 
     version: str
     record: LeaseRecord | None
-    """None: not a lease that can be read; it expires as any other."""
+    """The record; None if it cannot be read as a lease, which expires like any other."""
 
     @property
     def holder(self) -> str:
@@ -243,7 +248,7 @@ class _Found(NamedTuple):
 
 def _look(store: Store, uri: str) -> _Found | None:
     try:
-        version = store.stat(uri).version  # before the body: with a body newer than its version no exchange succeeds
+        version = store.stat(uri).version  # read before the body, so that an exchange fails if the body is newer
         body = store.read(uri)
     except NotFound:
         return None
@@ -254,7 +259,7 @@ def _look(store: Store, uri: str) -> _Found | None:
 
 
 def _machine() -> str | None:
-    """Within one boot and process namespace a pid and its start time are one process. Linux alone tells."""
+    """Return the boot id and process namespace; within them, a pid and its start identify a process. Linux only."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -263,13 +268,13 @@ def _machine() -> str | None:
 
 
 def _process(pid: int) -> tuple[str, int]:
-    """State letter, and clock ticks from the boot to the start. Raises OSError where it is gone or hidden."""
+    """Return the state letter of a process, and its start in clock ticks. Raises OSError if it is gone or hidden."""
     fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     return fields[0].decode(), int(fields[19])
 
 
 def _exists(pid: int) -> bool:
-    """Asked of the kernel, because /proc may be mounted so that it hides the processes of other users."""
+    """Return whether a process exists, by asking the kernel, because /proc may hide the processes of other users."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,8 +1,8 @@
-"""The result schema, and a part in the making.
+"""The result schema, and the construction of a part.
 
-Footer metadata of a part (JSON values): gradosr.schema_version, gradosr.counts, gradosr.shard (its URI, version and,
-unless it is a group, when it was modified, in seconds since 1970), gradosr.fingerprint, gradosr.seconds (by stage;
-`write` is what came before the part's own PUT), gradosr.worker, gradosr.software.
+Footer metadata of a part (JSON values): gradosr.schema_version, gradosr.counts, gradosr.shard (its URI, its version
+and, unless it is a group, the time of its last modification in seconds since 1970), gradosr.fingerprint,
+gradosr.seconds (by stage; `write` is the time before the part's own PUT), gradosr.worker, gradosr.software.
 """
 
 import json
@@ -23,9 +23,9 @@ SCHEMA_VERSION = 1
 STATUSES = ("ok", "empty", "truncated", "not_an_image", "unsupported", "too_large", "non_finite")
 STAGES = ("read", "decode", "score", "write")
 SPOOL_BYTES = 64 << 20
-"""A part larger than this grows on local disk instead of in memory."""
+"""Bytes above which a part grows on local disk instead of in memory."""
 ROW_GROUP = 10_000
-"""Rows written at once; fewer where their texts are longer than SPOOL_BYTES together."""
+"""Rows written at once; fewer if their texts together are longer than SPOOL_BYTES."""
 _COLUMNS: dict[str, pa.DataType] = {
     "key": pa.string(),
     "source": pa.string(),
@@ -51,7 +51,7 @@ _BAD_IMAGE = ("key", "source", "status", "error")
 
 
 def schema(representation: int = 0, features: int = 0) -> pa.Schema:
-    """Columns of a part; with the widths of the representation and features where they are stored, else 0."""
+    """Return the columns of a part, given the widths of the stored representation and features (0 if not stored)."""
     fields = [pa.field(name, kind, nullable=name not in _REQUIRED) for name, kind in _COLUMNS.items()]
     if representation:
         fields.append(pa.field("representation", pa.list_(pa.float32(), representation)))
@@ -64,7 +64,7 @@ Row = dict[str, Any]
 
 
 class PartBuilder:
-    """One part in the making: rows in input order, nothing visible until it is put."""
+    """A part under construction: rows in input order, none of them visible until the part is published."""
 
     def __init__(self, shard: Shard, columns: pa.Schema) -> None:
         self._shard, self._schema = shard, columns
@@ -72,11 +72,11 @@ class PartBuilder:
         self._writer = pq.ParquetWriter(self._body, columns, compression="zstd")
         self._bad_images = tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115 - closed with the part
         self._rows: list[Row] = []
-        self._letters = 0  # of the texts that come from the archive, and may be as long as it likes
+        self._letters = 0  # total length of texts from the archive, which can be of any length
         self.counts: Counter[str] = Counter()
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Append rows; absent columns are null."""
+        """Append rows; absent columns become null."""
         for row in rows:
             self._rows.append({**row, "shard": self._shard.name, "row": self.counts["rows"]})
             self.counts["rows"] += 1
@@ -91,7 +91,7 @@ class PartBuilder:
             self.flush()
 
     def flush(self) -> None:
-        """Encode the rows so far."""
+        """Encode the rows added so far."""
         if not self._rows:
             return
         arrays = [pa.array([row.get(f.name) for row in self._rows], f.type) for f in self._schema]
@@ -100,14 +100,14 @@ class PartBuilder:
         self._rows, self._letters = [], 0
 
     def bad_images(self) -> BinaryIO | None:
-        """The rows so far that have no score, one JSON line each, from the beginning; None where all have one."""
+        """Return the rows so far without a score, one JSON line each, from the start; None if every row has a score."""
         if self.counts["ok"] == self.counts["rows"]:
             return None
         self._bad_images.seek(0)
         return cast("BinaryIO", self._bad_images)
 
     def finish(self, metadata: Mapping[str, Any]) -> BinaryIO:
-        """The whole file from its beginning, with `metadata` and the counts in the footer."""
+        """Return the whole file from its start, with `metadata` and the counts in the footer."""
         self.flush()
         facts = {"gradosr.schema_version": SCHEMA_VERSION, "gradosr.counts": dict(self.counts), **metadata}
         self._writer.add_key_value_metadata({name: json.dumps(value) for name, value in facts.items()})
@@ -117,15 +117,15 @@ class PartBuilder:
         return cast("BinaryIO", self._body)
 
     def close(self) -> None:
-        """Drop the memory and the spool files, finished or not."""
+        """Release memory and temporary files, whether or not the part was finished."""
         for file in (self._writer, self._body, self._bad_images):
-            with suppress(OSError):  # all want to end what is unfinished: the spool disk may be full
+            with suppress(OSError):  # closing writes what is left, and the temporary disk may be full
                 file.close()
 
 
 @contextmanager
 def spooled() -> Iterator[None]:
-    """Tells which disk is full: it is another one than the output's."""
+    """Raise StoreError that names the temporary disk if it is full; it is not the disk of the output."""
     try:
         yield
     except OSError as error:
@@ -134,7 +134,7 @@ def spooled() -> Iterator[None]:
 
 
 def stored_values(wanted: str, unknown: np.ndarray, values: np.ndarray | None) -> list[np.ndarray | None]:
-    """Per row, what `none | unknown | all` says is stored of an array [B, ...]."""
+    """Return the values of an array [B, ...] to store for each row, chosen by `none`, `unknown` or `all`."""
     if values is None:
         return [None] * len(unknown)
     return [

@@ -1,4 +1,4 @@
-"""Where a run stands, from its results folder alone: no cluster is asked, neither Ray nor torch is imported."""
+"""The state of a run, from its results folder alone: no cluster is asked, and neither Ray nor torch is imported."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -19,42 +19,45 @@ State = Literal["finished", "running", "ended", "silent", "unknown"]
 
 @dataclass(frozen=True)
 class RunStatus:
-    """What the run folder tells."""
+    """The state of a run, as told by its folder."""
 
     output: str
     state: State
-    """finished; running (a driver is at work); ended or silent (no driver is at work: it ended, or gives no sign of
-    life, before the run was finished); unknown (not finished, and no lease that tells of a driver)."""
+    """One of finished, running, ended, silent or unknown.
+
+    In a running run a driver is at work. In an ended or silent one none is: it ended, or shows no sign of life, before
+    the run was finished. An unknown run is not finished and has no lease that tells of a driver.
+    """
     shards: int | None
-    """Of the archive as the last driver listed it; None where no driver said so yet."""
+    """Number of shards in the archive as the last driver listed it; None if no driver has recorded it yet."""
     done: int
-    """Parts there are."""
+    """Number of finished parts."""
     missing: int | None
-    """Shards without a part or a quarantine mark, failed ones included."""
+    """Number of shards without a part or a quarantine mark, including failed ones."""
     failed: int
-    """Shards that failed under the last driver; the next one tries them again."""
+    """Number of shards that failed under the last driver; the next one tries them again."""
     quarantined: int
     images: int
-    """Rows of the parts whose counts are on record."""
+    """Number of rows in the parts whose counts are recorded."""
     images_complete: bool
-    """Whether these are all parts; a driver records the counts at its end."""
+    """True if the counts of all parts are recorded; a driver records them when it ends."""
     images_per_second: float | None
-    """Under the last driver, since its first worker was ready."""
+    """Rate under the last driver, since its first worker was ready."""
     eta: float | None
-    """Seconds until the driver at work is done, at its pace so far."""
+    """Seconds until the current driver is done, at its pace so far; None if no driver is at work."""
     driver: LeaseRecord | None
     sign_of_life: float | None
-    """Seconds since the driver gave one, by its clock and the one here, which may differ."""
+    """Seconds since the driver last wrote the lease, by its clock and the one here, which may differ."""
     reasons: dict[str, dict[str, str]]
-    """`quarantined` and `failed`: shard -> reason, of the first ones."""
+    """The first reasons for `quarantined` and `failed`, by shard."""
 
     def facts(self) -> dict[str, Any]:
-        """For a JSON document."""
+        """Return the status as plain data for a JSON document."""
         return asdict(self)
 
 
 def read_status(store: Store, uri: str) -> RunStatus:
-    """Where the run in the folder `uri` stands. Raises InputError where there is none."""
+    """Read the status of the run in the folder `uri`. Raises InputError if there is none."""
     folder = RunFolder(store, uri)
     folder.about()
     listing, lease, stats = folder.look(), read_lease(store, uri), _document(store, folder.path("stats.json"))
@@ -86,7 +89,7 @@ def read_status(store: Store, uri: str) -> RunStatus:
 
 
 def _document(store: Store, uri: str) -> dict[str, Any]:
-    """A JSON object of the folder; empty where it is missing or damaged: it is never the only record."""
+    """Read a JSON object of the folder; return an empty one if it is missing or damaged, as others record it too."""
     try:
         document = json.loads(store.read(uri))
     except (NotFound, ValueError):
@@ -95,7 +98,7 @@ def _document(store: Store, uri: str) -> dict[str, Any]:
 
 
 def _state(listing: Listing, lease: LeaseRecord | None) -> tuple[State, float | None]:
-    """The run's state, and the seconds since its driver's last sign of life."""
+    """Return the run's state, and the seconds since its driver last wrote the lease."""
     if lease is None:
         return ("finished" if listing.finished else "unknown"), None
     since = datetime.now(timezone.utc) - datetime.fromisoformat(lease.renewed_at.replace("Z", "+00:00"))
@@ -108,11 +111,14 @@ def _state(listing: Listing, lease: LeaseRecord | None) -> tuple[State, float | 
 
 
 def _images(listing: Listing, stats: Mapping[str, Any], progress: Mapping[str, Any]) -> tuple[int, bool]:
-    """Rows on record, and whether of all parts: what drivers recorded at their end, and what the last one did since."""
+    """Return the number of recorded rows, and whether they cover all parts.
+
+    They are the rows recorded by drivers when they ended, plus those that the last driver has done since.
+    """
     recorded = [entry["counts"] for part, entry in stats.get("parts", {}).items() if part in listing.parts]
     rows, parts = merged(recorded).get("rows", 0), len(recorded)
     fresh = progress.get("done", 0) - progress.get("failed", 0) - progress.get("quarantined", 0)
-    if fresh <= len(listing.parts) - parts:  # else they are among the recorded ones: the driver ended
+    if fresh <= len(listing.parts) - parts:  # otherwise the driver ended and they are already recorded
         rows, parts = rows + progress.get("rows", 0), parts + fresh
     return rows, parts == len(listing.parts)
 
@@ -127,7 +133,7 @@ def _eta(progress: Mapping[str, Any]) -> float | None:
 
 
 def _marks(store: Store, folder: RunFolder, parts: Iterable[str]) -> dict[str, str]:
-    """Shard -> reason of quarantine marks."""
+    """Read the reasons of quarantine marks by shard."""
     with ThreadPoolExecutor(SHOWN, "marks") as pool:
         marks = pool.map(lambda part: _document(store, folder.path("quarantine", f"{part}.json")), parts)
         return {str(mark.get("shard")): str(mark.get("reason")) for mark in marks}
@@ -143,7 +149,7 @@ _STATES = {
 
 
 def status_report(status: RunStatus) -> str:
-    """Where a run stands, for people."""
+    """Format a status for people."""
     lines = [f"{status.output}: {_STATES[status.state]}", f"shards       {_shards(status)}"]
     pace = "" if status.images_per_second is None else f", {status.images_per_second:,.0f}/s"
     eta = "" if status.eta is None else f", ETA {duration(status.eta)}"

@@ -1,1 +1,1 @@
-"""A run from start to finish: what is to be done, the driver on Ray, submission as a job, what is said meanwhile."""
+"""A run from start to finish: its plan, the driver on Ray, its submission as a job, and its messages."""

@@ -1,7 +1,7 @@
-"""What a run says while it works, on stderr: a live display on a terminal, a line now and then or a JSON log elsewhere.
+"""Messages of a running job on stderr: a live display on a terminal, else a line now and then, or a JSON log.
 
-Names of shards and reasons come from data: as text their control characters are shown, not obeyed; JSON escapes them.
-Rich draws the display, and is imported for that alone: a machine without a terminal can do without it.
+Names of shards and reasons come from data: in text their control characters are escaped, and JSON escapes them anyway.
+Rich draws the display and is imported only for that, so a machine without a terminal can do without it.
 """
 
 import json
@@ -23,24 +23,25 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.status import Status
 WINDOW = 60.0
-"""Seconds that the rate of the last minute looks back."""
+"""Seconds over which the rate of the last minute is averaged."""
 
 
 def log_line(event: str, text: str, level: str = "info", **facts: Any) -> str:
-    """One line of the JSON log: time (ISO 8601, UTC), level (info, warning, error), event, message, facts by name."""
+    """Return a line of the JSON log: time (ISO 8601, UTC), level (info, warning, error), event, message, facts."""
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     return json.dumps({"time": now, "level": level, "event": event, "message": text, **facts})
 
 
 class Notes:
-    """The one sink of a job's messages: lines that stay, and where the work stands.
+    """The sink of all messages of a job: lines that stay, and the current state of the work.
 
-    The latter is a display that is replaced by the next on a terminal, elsewhere a line every `interval` seconds; the
-    first at once, and one when the first shard is done. With `as_json` every line is a JSON object, see `log_line`.
+    On a terminal the state is a display that is replaced by each new one. Elsewhere it is a line every `interval`
+    seconds; the first comes at once, and another when the first shard is done. With `as_json` every line is a JSON
+    object in the form of `log_line`.
     """
 
     def __init__(self, stream: TextIO | None = None, interval: float = 30.0, *, as_json: bool = False) -> None:
-        """`stream`: stderr, unless it is given."""
+        """Create a sink that writes to `stream`, or to stderr if none is given."""
         self._stream = stream or sys.stderr
         self._interval, self._as_json = interval, as_json
         self._status: Status | None = None
@@ -63,21 +64,24 @@ class Notes:
             self._status = None
 
     def say(self, text: str) -> None:
-        """Lines that stay."""
+        """Write lines that stay."""
         self._tell("note", text)
 
     def warn(self, text: str) -> None:
-        """Lines that stay and tell of trouble that the work survives."""
+        """Write lines that stay, as a warning of a problem that does not end the work."""
         self._tell("warning", text, "warning")
 
     def lost(self, shard: str, fate: str, reason: str) -> None:
-        """A shard that becomes no part: `failed` or `quarantined`. A text log names the first few, the summary too."""
+        """Report a shard that yields no part: `fate` is failed or quarantined.
+
+        A text log names only the first few, as does the summary.
+        """
         self._shards_named += 1
         if self._as_json or self._shards_named <= SHOWN:
             self._tell(fate, f"{fate}: {printable(shard)}: {printable(reason)}", "warning", shard=shard, reason=reason)
 
     def step(self, text: str) -> None:
-        """Where the work stands."""
+        """Show the current step of the work."""
         if self._status:
             from rich.text import Text
 
@@ -86,7 +90,7 @@ class Notes:
             self._tell("step", text)
 
     def progress(self, progress: Progress) -> None:
-        """Where a run stands; to be called often."""
+        """Show the progress of a run; to be called often."""
         recent = self._pace(progress.seconds, progress.counts["rows"])
         if self._status:
             self._status.update(_display(progress, recent))
@@ -95,9 +99,9 @@ class Notes:
         self._any_done |= progress.done > 0
 
     def summary(self, summary: Summary) -> None:
-        """What a run left."""
+        """Write the summary of a run."""
         level = "error" if summary.failed else "warning" if summary.exceeded else "info"
-        lengths = {"failed": len(summary.failed), "quarantined": len(summary.quarantined)}  # each was told by itself
+        lengths = {"failed": len(summary.failed), "quarantined": len(summary.quarantined)}  # each was reported
         self._tell("summary", summary_report(summary), level, **{**asdict(summary), **lengths})
 
     def _is_due(self, *, at_once: bool = False) -> bool:
@@ -117,13 +121,13 @@ class Notes:
 
 
 class _Pace:
-    """Images per second over the last WINDOW seconds."""
+    """A meter of images per second over the last WINDOW seconds."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int]] = deque()
 
     def __call__(self, seconds: float, rows: int) -> float | None:
-        """Of a run that has `rows` after `seconds`; None as long as it is younger than the window."""
+        """Return the rate of a run with `rows` rows after `seconds`; None while the run is younger than the window."""
         if not self._seen or seconds - self._seen[-1][0] >= 1:
             self._seen.append((seconds, rows))
         while len(self._seen) > 1 and self._seen[1][0] <= seconds - WINDOW:
@@ -133,7 +137,7 @@ class _Pace:
 
 
 def line(progress: Progress, recent: float | None = None) -> str:
-    """A run's progress in one line; `recent` in images per second."""
+    """Format a run's progress in one line; `recent` is in images per second."""
     rows, ok = progress.counts["rows"], progress.counts["ok"]
     lately = "" if recent is None else f", last minute {_rate(recent)}"
     parts = [f"shards {progress.done:,}/{progress.total:,}", f"images {rows:,} ({_rate(_average(progress))}{lately})"]
@@ -149,7 +153,7 @@ def line(progress: Progress, recent: float | None = None) -> str:
 
 
 def _facts(progress: Progress, recent: float | None) -> dict[str, Any]:
-    """The same for programs."""
+    """Return a run's progress as plain data, for programs."""
     return {
         **progress.facts(),
         "images_per_second": round(_average(progress), 1),
@@ -159,7 +163,7 @@ def _facts(progress: Progress, recent: float | None) -> dict[str, Any]:
 
 
 def _display(progress: Progress, recent: float | None) -> "RenderableType":
-    """A bar above the line."""
+    """Return a progress bar above the progress line."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
@@ -178,7 +182,7 @@ def _rate(per_second: float) -> str:
 
 
 def plan_report(facts: Mapping[str, Any]) -> str:
-    """What a run would do, for people."""
+    """Format the plan of a run for people."""
     done = facts["shards"] - facts["pending_shards"]
     found = facts.get("estimate")
     return "\n".join(
@@ -204,7 +208,7 @@ def _estimate_lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def summary_report(summary: Summary) -> str:
-    """What a run left, for people: one line, and one more for each shard without results."""
+    """Format the summary of a run for people: one line, and one more for each shard without results."""
     counts = summary.counts
     rows, ok = counts.get("rows", 0), counts.get("ok", 0)
     head = f"{summary.scored:,} shards scored now" if summary.scored else "nothing left to score"

@@ -1,4 +1,4 @@
-"""What a run would take: images, time and cost, from a sample of the archive scored on this machine. Writes nothing."""
+"""Estimate of a run's images, time and cost, from a sample of the archive scored on this machine; it writes nothing."""
 
 import heapq
 import os
@@ -24,37 +24,38 @@ from gradosr.scoring.scorer import Scorer
 from gradosr.store import Store
 
 COUNTED = 8
-"""Shards whose images are counted, spread over those that are to be done."""
+"""Number of shards whose images are counted, spread evenly over the pending ones."""
 SCORED = 3
-"""Of them, shards whose beginning is scored."""
+"""Number of shards whose beginning is scored, spread likewise."""
 SECONDS = 10.0
-"""That scoring the sample takes about."""
+"""Approximate seconds spent on scoring the sample."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of the shards that are to be done; the start of Ray and of its workers, and a cluster that grows, come on top."""
+    """An estimate for the pending shards, without the start of Ray and its workers or the growth of a cluster."""
 
     images: int
     workers: int
     images_per_second: float
-    """Of one worker."""
+    """Rate of one worker."""
     planning: float
-    """Seconds that each worker's first batch takes beyond a later one: the engine measures the forms of its norms."""
+    """Seconds by which a worker's first batch exceeds later ones, because the engine measures ways to compute norms."""
     seconds: float
-    """From when all workers are ready, `planning` included."""
+    """Seconds from when all workers are ready, including `planning`."""
     cost: float | None
-    """In the currency of price_per_hour; None where there is no price."""
+    """Cost in the currency of price_per_hour; None if there is no price."""
     sample_images: int
     sample_shards: int
     device: str
-    """What the sample was scored on."""
+    """Device on which the sample was scored."""
 
 
 def estimate(plan: Plan) -> Estimate | None:
-    """Score a sample as a worker does, all but its PUT; None where the sample holds no image.
+    """Estimate a run by scoring a sample as a worker does, but without the PUT; None if the sample holds no image.
 
-    Raises ConfigError for a device or precision that is not to be had here, InputError for what fails in a run too.
+    Raises ConfigError for a device or precision that is not available here, InputError for errors that a run would meet
+    as well.
     """
     sample = _Sample(plan)
     counted = spread(plan.pending, COUNTED)
@@ -80,13 +81,16 @@ def estimate(plan: Plan) -> Estimate | None:
 
 
 def spread(shards: Sequence[Shard], count: int) -> list[Shard]:
-    """At most `count`, evenly through the listing."""
+    """Return at most `count` shards, spread evenly over the listing."""
     count = min(count, len(shards))
     return [shards[(2 * place + 1) * len(shards) // (2 * count)] for place in range(count)]
 
 
 def makespan(sizes: Sequence[int], workers: int) -> int:
-    """Of what is handed out in order, one at a time to whoever is free: the size that the busiest worker has done."""
+    """Return the total size handled by the busiest of the workers.
+
+    Sizes are handed out in order, one at a time, each to the worker that is free first.
+    """
     done = [0] * workers
     for size in sizes:
         heapq.heapreplace(done, done[0] + size)
@@ -94,7 +98,10 @@ def makespan(sizes: Sequence[int], workers: int) -> int:
 
 
 def _share(job: ScoreJob, shards: int) -> tuple[int, int, float]:
-    """Workers as the driver would have them, on this machine where it decides; threads and cores of each."""
+    """Return the number of workers that the driver would start, and the threads and cores of each.
+
+    If the config leaves the number to the driver, it is that for this machine.
+    """
     cores = os.cpu_count() or 1
     if isinstance(job.workers, Workers):
         return min(job.workers.max, shards), max(1, min(int(job.workers.cpus), cores)), job.workers.cpus
@@ -116,15 +123,16 @@ class _Sample:
         self.device = torch.cuda.get_device_name() if cuda else "CPU"
 
     def count(self, shard: Shard) -> int:
-        """Images in a shard; 0 in one that cannot be read."""
+        """Return the number of images in a shard; 0 if it cannot be read."""
         with suppress(ShardUnreadable):
             return READERS[self._job.input.kind].images_in(shard, self._store, self._job.input)
         return 0
 
     def rate(self, shards: Sequence[Shard], threads: int, cores: float) -> tuple[int, float, float]:
-        """Images scored (0: there is none), images per second of a worker of so many threads and cores, and `planning`.
+        """Return the images scored (0 if there are none), a worker's images per second, and `planning` in seconds.
 
-        A worker alone on a machine has its idle cores for reading and decoding; of many, each has no more than its own.
+        `threads` and `cores` are those of one worker. A worker alone on a machine uses its idle cores for reading and
+        decoding; with many workers, each has only its own.
         """
         torch.set_num_threads(threads)
         size = self._job.batch_size
@@ -144,7 +152,7 @@ class _Sample:
             images, wanted = scored, size * max(1, round(scored / spent * SECONDS / size))
 
     def _score(self, shards: Sequence[Shard], count: int, threads: int) -> int:
-        """Rows of a part that is never put: of the first `count` images of the shards, an equal number of each."""
+        """Score the first `count` images, equally many per shard, into a part that is not published; count its rows."""
         part = PartBuilder(shards[0], schema())
         try:
             for batch in self._batches(shards, count, threads):

@@ -1,4 +1,4 @@
-"""A scoring run from the outside: what is to be done, and what is left when it is. Needs neither Ray nor torch."""
+"""The plan of a scoring run and its conclusion, without Ray or torch: what is pending, and what remains at the end."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 from gradosr.archive.image import DECODER, resolve_names
 from gradosr.archive.readers import READERS
-from gradosr.archive.shards import Shard, list_groups, list_shards, means
+from gradosr.archive.shards import Shard, means
 from gradosr.bundle.manifest import Manifest, read_manifest
-from gradosr.config import LIBRARIES, Allowance, ImagesInput, ScoreJob
+from gradosr.config import LIBRARIES, Allowance, ScoreJob
 from gradosr.errors import ConfigError, GradosrError, InputError, RunFailed
 from gradosr.results.folder import BAD_IMAGES, MARK, PART, Listing, RunFolder, merged
 from gradosr.results.outcome import Outcome, PartStats
@@ -22,15 +22,15 @@ T = TypeVar("T")
 
 @dataclass
 class Plan:
-    """A run that can start; nothing is written yet."""
+    """A run that is ready to start; nothing has been written yet."""
 
     job: ScoreJob
     folder: RunFolder
     fingerprint: dict[str, Any]
     manifest: Manifest
-    """Of the bundle."""
+    """Manifest of the bundle."""
     shards: Sequence[Shard]
-    """The archive as listed."""
+    """All shards of the archive, in listing order."""
     new_groups: Sequence[Sequence[str]]
     """Groups of single images that are not recorded yet."""
     listing: Listing
@@ -38,9 +38,9 @@ class Plan:
     """Shards without a part or a quarantine mark."""
 
     def claim(self) -> None:
-        """Make the output folder ours, and say that its table is being changed.
+        """Claim the output folder for this run, and mark its table as changing.
 
-        Raises FingerprintMismatch or RunFailed when another driver was first, StoreError when it cannot be written.
+        Raises FingerprintMismatch or RunFailed if another driver was first, StoreError if the folder cannot be written.
         """
         if not self.listing.claimed:
             self.folder.claim(self.fingerprint, self._about())
@@ -50,12 +50,12 @@ class Plan:
             self.folder.reopen()
 
     def _about(self) -> dict[str, Any]:
-        """What run.json tells beside the fingerprint, which covers it by the bundle's digest."""
+        """Return the content of run.json beside the fingerprint, which covers it through the bundle's digest."""
         facts = self.manifest.model_dump(mode="json", include={"classes", "false_alarm_rate", "calibration"})
         return {**facts, "software": software()}
 
     def facts(self) -> dict[str, Any]:
-        """What would be done."""
+        """Return the plan as plain data."""
         return {
             "output": self.folder.uri,
             "shards": len(self.shards),
@@ -68,43 +68,43 @@ class Plan:
 
 @dataclass(frozen=True)
 class Exceeded:
-    """A bound of the job that the table as a whole is beyond."""
+    """A bound of the job that the table as a whole exceeds."""
 
     bound: str
-    """max_bad_images or max_bad_shards."""
+    """Name of the bound: max_bad_images or max_bad_shards."""
     found: int
     total: int
-    """Images, or shards of the archive."""
+    """Number of all images, or of all shards in the archive."""
     allowed: int
 
 
 @dataclass
 class Summary:
-    """What a run left."""
+    """The result of a run."""
 
     output: str
     shards: int
     scored: int
-    """Shards scored now."""
+    """Number of shards scored by this run."""
     counts: dict[str, int]
-    """Of the whole table: rows, unknown, one per status."""
+    """Counts of the whole table: rows, unknown, and one per status."""
     seconds: dict[str, float]
-    """Of the whole table, by stage; all workers added up."""
+    """Seconds by stage for the whole table, added up over all workers."""
     superseded: int
-    """Parts moved out of the table."""
+    """Number of parts moved out of the table."""
     quarantined: tuple[str, ...]
     failed: dict[str, str]
-    """Shard -> reason."""
+    """The reason for each failed shard, by shard name."""
     interrupted: bool
-    """Asked to end before every shard had its turn."""
+    """True if the run was asked to end before every shard had been tried."""
     exceeded: tuple[Exceeded, ...] = ()
-    """Of a run whose table is whole."""
+    """Bounds that were exceeded; filled in only if the table is whole."""
 
 
 def prepare(job: ScoreJob) -> Plan:
-    """Check everything that can be checked before work starts, and list the archive. Writes nothing.
+    """Check everything that can be checked before work starts, and list the archive; nothing is written.
 
-    Raises ConfigError or InputError that lists every fault, one a line.
+    Raises ConfigError or InputError that lists every fault, one per line.
     """
     store = Store(job.store, job.stores)
     folder = RunFolder(store, job.output)
@@ -120,9 +120,9 @@ def prepare(job: ScoreJob) -> Plan:
 
 
 def check(job: ScoreJob) -> dict[str, Any]:
-    """What `prepare` checks without listing the archive, which takes long from afar: the fingerprint of the run.
+    """Check what `prepare` checks, except for listing the archive, which takes long from afar; return the fingerprint.
 
-    Raises ConfigError or InputError that lists every fault, one a line.
+    Raises ConfigError or InputError that lists every fault, one per line.
     """
     store = Store(job.store, job.stores)
     folder = RunFolder(store, job.output)
@@ -134,14 +134,17 @@ def check(job: ScoreJob) -> dict[str, Any]:
 
 
 class _Attempts:
-    """Steps that are all taken, so that every fault is told at once."""
+    """A series of checks that are all run, so that every fault is reported at once."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self.faults: list[GradosrError] = []
 
     def __call__(self, uri: str, step: Callable[[], T]) -> T | None:
-        """What a step makes of `uri`; a server that does not answer is given up soon, and told once for all steps."""
+        """Run a check on `uri`, and return its result or None if it failed.
+
+        A server that does not answer is given up quickly, and reported once for all checks.
+        """
         try:
             self._store.reach(uri)
             return step()
@@ -150,14 +153,14 @@ class _Attempts:
             return None
 
     def fault(self) -> GradosrError:
-        """All faults in one, of the first one's kind."""
+        """Return all faults as one error of the first one's type."""
         return type(self.faults[0])("\n".join(dict.fromkeys(str(fault) for fault in self.faults)))
 
 
 def _look(
     job: ScoreJob, store: Store, folder: RunFolder, attempt: _Attempts
 ) -> tuple[tuple[Manifest, str] | None, Listing]:
-    """The bundle's manifest and digest, and the run folder as listed."""
+    """Return the bundle's manifest and digest, and the listing of the run folder."""
     names = job.input.label_names
     manifest = attempt(job.bundle, lambda: _trusted(job, *read_manifest(store, job.bundle)))
     attempt(names if isinstance(names, str) else job.input.uri, lambda: resolve_names(names, store))
@@ -165,7 +168,7 @@ def _look(
 
 
 def _checked(job: ScoreJob, manifest: tuple[Manifest, str], folder: RunFolder, listing: Listing) -> dict[str, Any]:
-    """The run's fingerprint. Raises FingerprintMismatch when the folder is of another one."""
+    """Return the run's fingerprint. Raises FingerprintMismatch if the folder has another one."""
     fingerprint = fingerprint_of(job, *manifest)
     if listing.claimed:
         folder.check(fingerprint)
@@ -183,18 +186,19 @@ def _trusted(job: ScoreJob, manifest: Manifest, digest: str) -> tuple[Manifest, 
 
 
 def _shards(job: ScoreJob, store: Store, folder: RunFolder, listing: Listing) -> tuple[list[Shard], list[list[str]]]:
-    if isinstance(job.input, ImagesInput):
-        return list_groups(job.input, store, folder.recorded_groups(listing))
-    shards = list_shards(job.input, store)
+    shards, new_groups = READERS[job.input.kind].find(job.input, store, folder.recorded_groups(listing))
     if means(job.input, folder.path("parts", "part.parquet"), store):
         raise ConfigError(f"output {folder.uri}: lies inside the input, so that results would be scored as images")
-    if not listing.parts:  # those there are tell that the settings fit; so a night reads nothing of an old shard
+    if not listing.parts:  # existing parts show that the settings fit, so a night reads no old shard
         _check_samples(job, store, shards)
-    return shards, []
+    return shards, new_groups
 
 
 def _check_samples(job: ScoreJob, store: Store, shards: Sequence[Shard]) -> None:
-    """One bad shard is quarantined when its turn comes; settings that fit none of three are a mistake in the config."""
+    """Raise InputError if the settings fit none of three sample shards, which indicates a mistake in the config.
+
+    A single bad shard is quarantined when its turn comes.
+    """
     samples = {0, len(shards) // 2, len(shards) - 1}
     faults: list[InputError] = []
     for index in sorted(samples):
@@ -207,7 +211,7 @@ def _check_samples(job: ScoreJob, store: Store, shards: Sequence[Shard]) -> None
 
 
 def fingerprint_of(job: ScoreJob, manifest: Manifest, digest: str) -> dict[str, Any]:
-    """What the scores of a run depend on; a folder holds runs of one fingerprint."""
+    """Return everything that a run's scores depend on; all runs in one folder have the same fingerprint."""
     return {
         "schema_version": SCHEMA_VERSION,
         "bundle": digest,
@@ -222,7 +226,10 @@ def fingerprint_of(job: ScoreJob, manifest: Manifest, digest: str) -> dict[str, 
 
 
 def finish(plan: Plan, outcome: Outcome) -> Summary:
-    """Bring the table in line with the archive as listed; _SUCCESS last, and only when every shard has a verdict."""
+    """Bring the table in line with the archive as listed.
+
+    _SUCCESS is written last, and only if every shard has a part or a quarantine mark.
+    """
     folder, listing, current = plan.folder, plan.listing, {shard.part for shard in plan.shards}
     stats = folder.stats((listing.parts | outcome.scored.keys()) & current, outcome.scored)
     marks = ((listing.quarantined | set(outcome.quarantined)) - set(stats)) & current
@@ -234,7 +241,7 @@ def finish(plan: Plan, outcome: Outcome) -> Summary:
     whole = not (outcome.failed or outcome.interrupted)
     summary = _summary(plan, outcome, stats, marks, len(outdated["parts", PART]) if whole else 0)
     if listing.finished and not plan.pending and not any(outdated.values()):
-        return summary  # nothing to do, nothing touched
+        return summary  # nothing to do, so nothing is written
     if whole:
         for (place, ending), names in outdated.items():
             folder.supersede(place, names, ending)
@@ -268,17 +275,17 @@ def _summary(plan: Plan, outcome: Outcome, stats: Mapping[str, PartStats], marks
 
 
 def _rates(summary: Summary) -> dict[str, float]:
-    """Images per second of one worker (decode: of one thread) in each stage: the lowest is what holds a run up."""
+    """Return the images per second of one worker (decode: of one thread) in each stage; the lowest limits the run."""
     return {stage: round(summary.counts["rows"] / spent, 1) for stage, spent in summary.seconds.items() if spent}
 
 
 def _bad(counts: Mapping[str, int]) -> int:
-    """Images without a score."""
+    """Return the number of images without a score."""
     return counts.get("rows", 0) - counts.get("ok", 0)
 
 
 def _exceeded(plan: Plan, counts: Mapping[str, int], quarantined: int) -> tuple[Exceeded, ...]:
-    """Of the table as a whole, not of what was scored now: a finished run asked again has the same exit code."""
+    """Return the bounds exceeded by the table as a whole, so that a finished run keeps its exit code when repeated."""
     rows, shards = counts.get("rows", 0), len(plan.shards)
     images = Exceeded("max_bad_images", _bad(counts), rows, allowed(plan.job.max_bad_images, rows))
     marks = Exceeded("max_bad_shards", quarantined, shards, allowed(plan.job.max_bad_shards, shards))
@@ -286,5 +293,8 @@ def _exceeded(plan: Plan, counts: Mapping[str, int], quarantined: int) -> tuple[
 
 
 def allowed(allowance: Allowance, total: int) -> int:
-    """How many of `total`; a share as it is written: 0.58 of 50 is 29, of which binary fractions make 28.99."""
+    """Return how many of `total` are allowed, computing shares in decimal.
+
+    0.58 of 50 is 29, whereas binary fractions give 28.99.
+    """
     return allowance if isinstance(allowance, int) else int(Decimal(str(allowance)) * total)

@@ -1,7 +1,8 @@
-"""Runs as jobs of a Ray cluster, through Ray's Jobs API: submit, look, follow, stop.
+"""Submission of runs as jobs of a Ray cluster through Ray's Jobs API: submit, inspect, follow, stop.
 
-A job's id is gradosr-HASH-ATTEMPT. HASH is of config and bundle alone, so that the same command meets its earlier
-attempts, whoever gives it and from wherever; two that submit at once want the same id, and Ray takes the first.
+A job's id is gradosr-HASH-ATTEMPT. HASH depends on config and bundle alone, so that the same command finds its earlier
+attempts, whoever runs it and from wherever. Two simultaneous submissions ask for the same id, and Ray accepts the
+first.
 """
 
 import asyncio
@@ -27,19 +28,20 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from gradosr.config import ScoreJob
 from gradosr.errors import ConfigError, InputError, RunActive, RunFailed, first_line, system_reason
 from gradosr.results.lease import JOB
-from gradosr.store import is_s3
+from gradosr.run.tail import Lines
+from gradosr.store import BACKENDS, is_shared, scheme_of
 
 ADDRESS = "http://127.0.0.1:8265"
 CONFIG = "job.yaml"
-# The installed command, not `python -m`: found in a virtual environment that runtime_env makes too, and deaf to
+# The installed command, not `python -m`: it is also found in a virtual environment made by runtime_env, and it ignores
 # packages in the working directory.
 ENTRYPOINT = f"gradosr score {CONFIG} --set ray.address=auto"
-STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"  # whole seconds between SIGTERM and SIGKILL, which Ray reads from the job's env
-MARGIN = 30.0  # seconds beyond drain_timeout for a driver to write what is left
-REQUEST = 60.0  # seconds until an unanswered request is given up
-POLL = 1.0  # seconds between questions for a job's state
-SILENCE = 60.0  # seconds without a line after which the log's connection is made anew
-PATIENCE = 120.0  # seconds for which a cluster may be out of reach before following its job ends
+STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"  # whole seconds between SIGTERM and SIGKILL; Ray reads it from the job's env
+MARGIN = 30.0  # seconds beyond drain_timeout in which a driver can write its last results
+REQUEST = 60.0  # seconds after which an unanswered request is given up
+POLL = 1.0  # seconds between two queries of a job's state
+SILENCE = 60.0  # seconds without a line after which the log is reconnected
+PATIENCE = 120.0  # seconds that a cluster may be unreachable before following its job ends
 NOT_FOUND, TERMINATED = 127, 143  # a shell's exit codes
 
 T = TypeVar("T")
@@ -53,57 +55,57 @@ class SubmittedJob:
 
     id: str
     state: str
-    """PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
+    """State of the job: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
     message: str
-    """What the cluster says of the state, or the last line of the log of a job that failed; one line."""
+    """The cluster's message about the state, or the last log line of a job that failed; one line."""
     exit_code: int | None
-    """Of `gradosr score`; 143 when the job was stopped, 1 when it failed before it began; None while it lives."""
+    """Exit code of `gradosr score`; 143 if the job was stopped, 1 if it failed before it began; None until it ends."""
     submitted_at: str
-    """ISO 8601, by the cluster's clock."""
+    """Time of submission in ISO 8601, by the cluster's clock."""
     name: str
     output: str
-    """The run folder."""
+    """URI of the run folder."""
     store: str
-    """How it is reached: StoreFields as JSON."""
+    """Settings with which the run folder is reached: StoreFields as JSON."""
     stop_wait: float
-    """Seconds that it gets to end when it is stopped."""
+    """Seconds that the job is given to end when it is stopped."""
 
     @property
     def ended(self) -> bool:
-        """Whether the state is its last."""
+        """True if the state is final."""
         return self.exit_code is not None
 
     @property
     def identity(self) -> str:
-        """HASH, of config and bundle."""
+        """The HASH in the id, which depends on config and bundle."""
         return self.id.split("-")[1]
 
     @property
     def attempt(self) -> int:
-        """From 1."""
+        """The number of the attempt, from 1."""
         return int(self.id.split("-")[2])
 
     def facts(self) -> dict[str, Any]:
-        """For a JSON document."""
+        """Return the job as plain data for a JSON document."""
         names = ("id", "name", "state", "message", "exit_code", "submitted_at", "output")
         return {name: getattr(self, name) for name in names}
 
 
 class Cluster:
-    """The job server of a Ray cluster. Every method raises InputError when it cannot be reached or refuses us."""
+    """The job server of a Ray cluster. Every method raises InputError if it is unreachable or refuses the request."""
 
     def __init__(self, address: str | None = None) -> None:
         self.address = _job_server(address)
         os.environ["RAY_API_SERVER_ADDRESS"] = self.address  # Ray would let the environment override the argument
         for handler in logging.getLogger("ray").handlers:
-            handler.setLevel(logging.WARNING)  # uploads and closed connections are nobody's news
+            handler.setLevel(logging.WARNING)  # messages on uploads and closed connections are noise
         with self._translated():
             self._client = _Client(self.address)
 
     def submit(self, job: ScoreJob, digest: str, name: str) -> SubmittedJob:
-        """Start the next attempt at the run of `job` and the bundle of that digest.
+        """Start the next attempt at the run of `job` with the bundle of the given digest.
 
-        Raises RunActive while the newest attempt lives, ConfigError for a runtime_env that Ray does not take.
+        Raises RunActive while the newest attempt is alive, ConfigError for a runtime_env that Ray rejects.
         """
         identity = _identity(job, digest)
         newest = max((one for one in self.jobs() if one.identity == identity), key=_attempt, default=None)
@@ -116,96 +118,104 @@ class Cluster:
         stop_wait = str(math.ceil(job.drain_timeout + MARGIN))
         metadata = {"name": name, "output": job.output, "hash": identity, "stop_wait": stop_wait}
         metadata["store"] = job.model_dump_json(include={"store", "stores"}, exclude_unset=True)
-        with TemporaryDirectory() as folder, self._translated(attempt):
+        with TemporaryDirectory() as folder:
             (Path(folder) / CONFIG).write_text(yaml.safe_dump(_document(job), sort_keys=False), encoding="utf-8")
             environment = {STOP_WAIT: stop_wait, JOB: attempt, **job.runtime_env.get("env_vars", {})}
             runtime_env = {**job.runtime_env, "working_dir": folder, "env_vars": environment}
+            self._patiently(lambda: self._start(attempt, runtime_env, metadata), _NoAgent)
+        return self.job(attempt)
+
+    def _start(self, attempt: str, runtime_env: dict[str, Any], metadata: dict[str, str]) -> None:
+        """Hand one attempt to the job server. Raises _NoAgent while no node can take it."""
+        with self._translated(attempt):
             try:
                 self._client.submit_job(
                     entrypoint=ENTRYPOINT, submission_id=attempt, runtime_env=runtime_env, metadata=metadata
                 )
             except (TypeError, ValueError) as error:
                 raise ConfigError(f"runtime_env: {first_line(error)}") from error
-        return self.job(attempt)
 
     def jobs(self) -> list[SubmittedJob]:
-        """All attempts at all runs that the cluster remembers, newest first."""
+        """Return all attempts at all runs that the cluster remembers, newest first."""
         with self._translated():
             known = self._client.list_jobs()
         ours = [_submitted(details) for details in known if _ID.fullmatch(details.submission_id or "")]
         return sorted(ours, key=lambda one: one.submitted_at, reverse=True)
 
     def job(self, name: str) -> SubmittedJob:
-        """The job of that id as it is now. Raises InputError when there is none."""
+        """Return the job with the given id as it is now. Raises InputError if there is none."""
         if not _ID.fullmatch(name):
             raise InputError(f"{name}: not the id of a job of gradosr: gradosr-HASH-ATTEMPT")
         with self._translated(name):
             return _submitted(self._client.get_job_info(name))
 
     def log(self, name: str) -> str:
-        """What the job has written so far."""
+        """Return everything that the job has logged so far."""
         with self._translated(name):
             return str(self._client.get_job_logs(name))
 
     def follow(self, name: str, say: Callable[[str], None]) -> SubmittedJob:
-        """Say each line of the log, once, until the job has ended; the job as it ended.
+        """Pass each line of the log to `say`, once, until the job has ended; return the job in its final state.
 
-        Lost connections are made anew, the cluster itself may be out of reach for PATIENCE seconds.
+        Lost connections are renewed, and the cluster itself may be unreachable for PATIENCE seconds.
         """
-        lines = _Lines(say)
-        while not (job := self._patiently(lambda: self.job(name))).ended:
+        lines = Lines(say)
+        while not (job := self._patiently(lambda: self.job(name), _Unreachable)).ended:
             lines.rewind()
             asyncio.run(self._tail(name, lines.take))
             time.sleep(POLL)
         lines.rewind()
-        lines.take(self._patiently(lambda: self.log(name)))
+        lines.take(self._patiently(lambda: self.log(name), _Unreachable))
         lines.end()
         return job
 
     def stop(self, name: str) -> SubmittedJob:
-        """Ask the job to end and wait until it has. Raises RunFailed when it has not within its bound."""
+        """Ask the job to end and wait until it has. Raises RunFailed if it does not end within its bound."""
         job = self.job(name)
         deadline = time.monotonic() + job.stop_wait + MARGIN
         while not job.ended:
             with self._translated(name):
-                self._client.stop_job(name)  # again and again: a job that is not started yet does not hear it
+                self._client.stop_job(name)  # repeated, because a job that has not started yet ignores it
             time.sleep(POLL)
-            job = self._patiently(lambda: self.job(name))
+            job = self._patiently(lambda: self.job(name), _Unreachable)
             if time.monotonic() > deadline and not job.ended:
                 raise RunFailed(f"{name}: still {job.state}, {job.stop_wait + MARGIN:g} s after it was asked to end")
         return job
 
     async def _tail(self, name: str, take: Callable[[str], None]) -> None:
-        """Take the log from its beginning as it grows, until the job ends, or the connection breaks or is silent."""
+        """Pass the log to `take` from its beginning as it grows.
+
+        Returns when the job ends, or when the connection breaks or is silent.
+        """
         chunks = self._client.tail_job_logs(name)
         while True:
             try:
                 text = await asyncio.wait_for(chunks.__anext__(), SILENCE)
-            except Exception:  # its end, or whatever broke it: the job's state tells which
+            except Exception:  # the log ended or the connection broke; the job's state tells which
                 return
             take(text)
 
-    def _patiently(self, ask: Callable[[], T]) -> T:
-        """The answer, asked for again while the cluster is out of reach, for PATIENCE seconds."""
+    def _patiently(self, ask: Callable[[], T], passing: type[InputError]) -> T:
+        """Return the answer of `ask`, asking again for up to PATIENCE seconds while it raises `passing`."""
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
                 return ask()
-            except _Unreachable:
+            except passing:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(POLL)
 
     @contextmanager
     def _translated(self, job: str = "") -> Iterator[None]:
-        """What Ray's client raises, as our errors."""
+        """Translate the errors of Ray's client into ours."""
         try:
             yield
         except AuthenticationError as error:
             reason = first_line(error).partition(". ")[0]  # Ray's own advice fills a screen
             advice = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token to the cluster's token"
             raise InputError(f"{self.address}: {reason}: {advice}") from error
-        except OSError as error:  # the errors of requests are such
+        except OSError as error:  # includes the errors of requests
             reason = system_reason(error) or type(error).__name__
             raise _Unreachable(
                 f"{self.address}: no Ray job server answers there ({reason}): give --address http://HEAD:8265"
@@ -217,41 +227,18 @@ class Cluster:
 
 
 class _Client(JobSubmissionClient):
-    """Ray's client with a bound to each request: its own wait for ever."""
+    """Ray's client with a time limit on each request; without it, requests wait for ever."""
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
         return super()._do_request(method, endpoint, timeout=REQUEST, **options)
 
 
 class _Unreachable(InputError):
-    """Nothing answers at the address, perhaps only for now."""
+    """An error for an address at which nothing answers, perhaps only for now."""
 
 
-class _Lines:
-    """Lines of a text that comes in pieces and may begin again; each is said once, when it is whole."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
-        self._said = 0
-        self.rewind()
-
-    def rewind(self) -> None:
-        """The text begins again."""
-        self._line, self._rest = 0, ""
-
-    def take(self, text: str) -> None:
-        """The next piece."""
-        *whole, self._rest = (self._rest + text).split("\n")
-        for line in whole:
-            self._line += 1
-            if self._line > self._said:
-                self._said = self._line
-                self._say(line)
-
-    def end(self) -> None:
-        """Nothing more comes: a last line without an end is whole."""
-        if self._rest:
-            self.take("\n")
+class _NoAgent(InputError):
+    """An error for a cluster whose nodes take no job yet: one that has just started, or is busy."""
 
 
 def _job_server(address: str | None) -> str:
@@ -264,15 +251,21 @@ def _job_server(address: str | None) -> str:
     return address.rstrip("/")
 
 
+_ALONE = {"machine": "a local path", "process": "in the memory of this process"}
+"""Reasons why the nodes of a cluster do not see a URI, by Scheme.seen_from."""
+
+
 def check_travel(job: ScoreJob) -> None:
-    """Raise ConfigError for what would not be there on the cluster's nodes, everything at once."""
+    """Raise ConfigError, with all faults at once, for anything that would be missing on the cluster's nodes."""
     uris = {"bundle": job.bundle, "input.uri": job.input.uri, "output": job.output}
     if isinstance(job.input.label_names, str):
         uris["input.label_names"] = job.input.label_names
+    *schemes, last = (f"{name}://" for name, scheme in BACKENDS.items() if scheme.shared)
+    seen = f"{', '.join(schemes)} and {last}"
     faults = [
-        f"{field}: {uri} is a local path; the nodes of a cluster see s3:// only"
+        f"{field}: {uri} is {_ALONE[scheme_of(uri).seen_from]}; the nodes of a cluster see {seen} only"
         for field, uri in uris.items()
-        if not is_s3(uri)
+        if not is_shared(uri)
     ]
     if "working_dir" in job.runtime_env:
         faults.append("runtime_env.working_dir: the config itself travels as that; list folders of code as py_modules")
@@ -281,9 +274,9 @@ def check_travel(job: ScoreJob) -> None:
 
 
 def _document(job: ScoreJob) -> dict[str, Any]:
-    """The config that travels: as it was given, so that another version of gradosr on the cluster reads it too.
+    """Return the config to send, as it was given, so that another version of gradosr on the cluster can read it.
 
-    Without `ray`, which the cluster answers, and `runtime_env`, which Ray carries: its env_vars may be secrets.
+    It leaves out `ray`, which the cluster decides, and `runtime_env`, which Ray carries: its env_vars may be secrets.
     """
     return job.model_dump(mode="json", exclude_unset=True, exclude={"ray", "runtime_env"})
 
@@ -313,13 +306,13 @@ def _submitted(details: JobDetails) -> SubmittedJob:
 
 
 def _exit_code(details: JobDetails) -> int | None:
-    if details.status == JobStatus.STOPPED:  # Ray keeps no code of such a job
+    if details.status == JobStatus.STOPPED:  # Ray keeps no exit code for such a job
         return TERMINATED
     if details.status == JobStatus.SUCCEEDED:
         return 0
     if details.status == JobStatus.FAILED:
         code = details.driver_exit_code or 1
-        return code if code > 0 else 128 - code  # died of a signal
+        return code if code > 0 else 128 - code  # killed by a signal
     return None
 
 
@@ -327,13 +320,15 @@ def _message(details: JobDetails) -> str:
     lines = [line.strip() for line in (details.message or "").splitlines() if line.strip()] or [""]
     if details.driver_exit_code == NOT_FOUND:
         return f"gradosr is not installed on the cluster, or not on the PATH that `ray start` had: {lines[-1]}"
-    if details.driver_exit_code:  # Ray quotes the end of its log
+    if details.driver_exit_code:  # Ray's message quotes the end of the log
         return lines[-1].removeprefix("gradosr: ")
-    return " ".join(dict.fromkeys((lines[0], lines[-1])))  # what befell it, and at the end of a traceback why
+    return " ".join(dict.fromkeys((lines[0], lines[-1])))  # the event, and the last line of a traceback
 
 
 def _refusal(answer: str, address: str, job: str) -> InputError | RunActive:
-    """What the job server's answer means; it comes as text, in which a traceback may end."""
+    """Return the error that the job server's answer stands for; the answer is text that may end in a traceback."""
+    if "No available agent" in answer:
+        return _NoAgent(f"{address}: no node of the cluster takes jobs yet; submit it again")
     if "already exists" in answer:
         return RunActive(f"{job}: another command submitted the same run to {address} at this moment")
     if job and "status code 404" in answer:

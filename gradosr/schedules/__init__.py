@@ -1,8 +1,8 @@
-"""A nightly screening as a schedule of a foreign system. One variant per file, one line each in TARGETS.
+"""Nightly screening as a schedule for cron, systemd or Kubernetes: one file per variant, one line each in TARGETS.
 
-What is rendered holds no secret and no value of the environment: credentials are those of the place where it runs.
-No target needs a lock of its own: a night that meets one still at work is turned away by the run's lease (exit code
-7), and what a night missed is still pending in the next.
+A rendered schedule contains no secrets and no values of environment variables: credentials come from the place where it
+runs. No target needs a lock: a night that starts while another is running is turned away by the run's lease (exit code
+7), and work that a night missed is still pending for the next.
 """
 
 import hashlib
@@ -23,29 +23,29 @@ from gradosr.schedules.cron import ClockChanges, Cron, clock_changes, firings
 from gradosr.schedules.zones import system_zone, zone_of
 
 SHOWN = 5
-"""Next times that are told."""
+"""Number of next times that are shown."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What runs, and when."""
+    """A screening command and its times."""
 
     config: str
-    """Absolute path."""
+    """Absolute path of the config."""
     cron: Cron
     zone: ZoneInfo
     name: str
-    """Of the block, units or objects; the same config has the same name."""
+    """Name of the crontab block, units or objects; the same config always gets the same name."""
     image: str
-    """For Kubernetes."""
+    """Container image, for Kubernetes."""
     folder: str
-    """Where relative paths of the config start: the directory in which the schedule was made."""
+    """Folder from which relative paths in the config are resolved: the one in which the schedule was made."""
     program: tuple[str, ...]
-    """The beginning of the command line, by full path: a scheduler has no PATH of the user's."""
+    """Start of the command line, with the full path, because a scheduler does not have the user's PATH."""
 
     @property
     def command(self) -> tuple[str, ...]:
-        """What runs on this machine."""
+        """Command line of the screening on this machine."""
         return (*self.program, "screen", self.config)
 
 
@@ -53,19 +53,20 @@ class Target(NamedTuple):
     """One kind of scheduler."""
 
     render: Callable[[Schedule, datetime], Mapping[str, str]]
-    """(schedule, now) -> text by file name. Raises ConfigError for what the target cannot express."""
+    """Function (schedule, now) -> text by file name. Raises ConfigError for anything the target cannot express."""
     changes: Callable[[Cron], ClockChanges]
-    """What it does where the clock changes."""
+    """Function that returns the target's behaviour when the clock changes."""
     install: Callable[[Mapping[str, str], str], str] | None
-    """(what was rendered, name) -> what was done, in words; None where nothing can be installed from here."""
+    """Function (rendered text, name) -> a message about what was done; None if installation is not possible from
+    here."""
     remove: Callable[[str], str] | None
-    """(name) -> what was done, in words."""
+    """Function (name) -> a message about what was done."""
     advice: str
-    """What is to be known beside the rendered text."""
+    """Note to show with the rendered text."""
 
 
 def make_schedule(config: str, cron: str, zone: str | None, target: str, image: str | None = None) -> Schedule:
-    """Raises ConfigError that lists every fault, one a line."""
+    """Return the schedule. Raise ConfigError with every fault, one per line."""
     faults: list[str] = []
 
     def attempt(step: Callable[[], Any]) -> Any:
@@ -84,7 +85,10 @@ def make_schedule(config: str, cron: str, zone: str | None, target: str, image: 
 
 
 def name_of(config: str) -> str:
-    """The schedule's name, made from the config's path: a-z, 0-9 and -, at most 36 letters, which KubeRay needs."""
+    """Return the schedule's name, derived from the config's path.
+
+    It consists of a-z, 0-9 and -, at most 36 characters, as KubeRay requires.
+    """
     path = os.path.abspath(config)  # noqa: PTH100 - links stay
     stem = re.sub(r"[^a-z0-9]+", "-", Path(path).stem.lower())[:19].strip("-")
     digest = hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:8]
@@ -92,13 +96,13 @@ def name_of(config: str) -> str:
 
 
 def next_times(schedule: Schedule, target: str, now: datetime | None = None) -> list[datetime]:
-    """The next times that the target starts a night, in the schedule's zone."""
+    """Return the next times at which the target starts a night, in the schedule's zone."""
     changes = TARGETS[target].changes(schedule.cron)
     return list(itertools.islice(firings(schedule.cron, schedule.zone, changes, now or _now()), SHOWN))
 
 
 def warnings(schedule: Schedule, target: str, now: datetime | None = None) -> list[str]:
-    """What the target makes of the next changes of the clock that meet the schedule, one line for each kind."""
+    """Describe how the target handles the next clock changes that affect the schedule, one line for each kind."""
     changes = TARGETS[target].changes(schedule.cron)
     told: dict[bool, str] = {}
     for local, missing in clock_changes(schedule.cron, schedule.zone, now or _now()):
@@ -143,6 +147,6 @@ TARGETS = {
     "k8s-cronjob": Target(kubernetes.cronjob, kubernetes.changes, None, None, kubernetes.ADVICE),
     "ray-cronjob": Target(kubernetes.raycronjob, kubernetes.changes, None, None, kubernetes.ADVICE),
 }
-"""By the name that --as takes."""
+"""Targets by their name for --as."""
 LOCAL = ("crontab", "systemd")
 """Targets on this machine."""

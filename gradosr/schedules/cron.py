@@ -1,8 +1,10 @@
-"""Five-field cron expressions: what they mean, where every cron agrees on it, and when they fire in a time zone.
+"""Five-field cron expressions, limited to notation on which all crons agree, and their times in a time zone.
 
-Cron, systemd and Kubernetes read the same five fields, but differ where clocks change, and in odd corners of the
-notation. What they differ in is refused (with what to write instead) or, for clock changes, followed target by target:
-a library knows one of the three ways only, and the fields are needed apart for systemd's own notation.
+Cron, systemd and Kubernetes read the same five fields, but differ when clocks change and in rare forms of the notation.
+Ambiguous notation is refused, with advice on what to write instead; clock changes are followed target by target. A
+library would know only one of the three behaviours, and the separate fields are needed for systemd's own notation.
+The package cronsim 2.8, for example, follows Debian's cron alone, names no value in errors, accepts notation refused
+here (L, 5#3, seconds), and reads 5-5/15 as 5,20,35,50, where it means 5.
 """
 
 import re
@@ -22,7 +24,7 @@ _FORM = "five fields (minute hour day-of-month month day-of-week) of numbers, *,
 
 @dataclass(frozen=True)
 class _Place:
-    """What one of the five fields may hold."""
+    """The range and names allowed in one of the five fields."""
 
     name: str
     low: int
@@ -41,19 +43,19 @@ _PLACES = (
 
 @dataclass(frozen=True)
 class Field:
-    """One field: how it is written, in numbers that every cron takes, and the values it means."""
+    """One field: its text, in numbers that every cron accepts, and the values that it matches."""
 
     text: str
     values: frozenset[int]
 
     @property
     def is_star(self) -> bool:
-        """Whether every value is meant, and says so."""
+        """True if the field is a plain star."""
         return self.text == "*"
 
     @property
     def is_wild(self) -> bool:
-        """Whether cron takes it for a wildcard: it begins with a star."""
+        """True if cron treats the field as a wildcard, that is, if it begins with a star."""
         return self.text.startswith("*")
 
 
@@ -66,11 +68,11 @@ class Cron:
     day: Field
     month: Field
     weekday: Field
-    """0 is Sunday."""
+    """Day of the week; 0 is Sunday."""
 
     @classmethod
     def parse(cls, text: str) -> "Cron":
-        """Raises ConfigError that tells every fault, one a line."""
+        """Parse an expression. Raise ConfigError with every fault, one per line."""
         words = text.split()
         if len(words) != len(_PLACES):
             shorthand = "; shorthands such as @daily are not taken" if text.strip().startswith("@") else ""
@@ -105,23 +107,23 @@ class Cron:
 
     @property
     def fields(self) -> tuple[Field, ...]:
-        """In the order of the notation."""
+        """The five fields in the order of the notation."""
         return (self.minute, self.hour, self.day, self.month, self.weekday)
 
     @property
     def either_day(self) -> bool:
-        """Whether a day matches when one of the two day fields does; else both must."""
+        """True if a day matches when one of the two day fields does; otherwise both must match."""
         return not self.day.is_star and not self.weekday.is_star
 
     def falls_on(self, day: date) -> bool:
-        """Whether it fires on a calendar day."""
+        """Return whether the expression fires on a calendar day."""
         by_month, by_week = day.day in self.day.values, day.isoweekday() % 7 in self.weekday.values
         matches = (by_month or by_week) if self.either_day else (by_month and by_week)
         return matches and day.month in self.month.values
 
     @property
     def is_by_the_clock(self) -> bool:
-        """Whether cron runs it by elapsed time: hour or minute is a wildcard."""
+        """True if cron runs the job by elapsed time, because hour or minute is a wildcard."""
         return self.minute.is_wild or self.hour.is_wild
 
 
@@ -144,7 +146,7 @@ def _field(word: str, place: _Place) -> Field:
         if step is not None and int(step) == 0:
             raise ConfigError(f"{place.name} {item!r}: a step of 0")
         values |= set(range(low, high + 1, int(step or 1)))
-    if place.names is _DAYS and 7 in values:  # Kubernetes knows no seventh day
+    if place.names is _DAYS and 7 in values:  # Kubernetes does not accept 7 for Sunday
         values, named = {value % 7 for value in values}, True
     text = ",".join(str(value) for value in sorted(values)) if named else word
     return Field(text, frozenset(values))
@@ -165,17 +167,17 @@ def _number(word: str, place: _Place) -> int:
 
 @dataclass(frozen=True)
 class ClockChanges:
-    """What a scheduler makes of times that a change of the clock leaves out or brings twice."""
+    """A scheduler's treatment of local times that a clock change skips or repeats."""
 
     late: bool
-    """A time left out: run as soon as the gap is over (else not that day)."""
+    """Treatment of a skipped time: True to run as soon as the gap is over, False not to run that day."""
     twice: bool
-    """A time that comes twice: run both times (else the first time only)."""
+    """Treatment of a repeated time: True to run both times, False to run only the first time."""
 
 
 def firings(cron: Cron, zone: ZoneInfo, changes: ClockChanges, after: datetime) -> Iterator[datetime]:
-    """The times after `after` in order, each in `zone`; without end."""
-    day = after.astimezone(zone).date() - timedelta(days=1)  # a gap at midnight belongs to the day before
+    """Yield the times after `after` in order, each in `zone`, without end."""
+    day = after.astimezone(zone).date() - timedelta(days=1)  # a gap at midnight is attributed to the day before
     while True:
         found: set[datetime] = set()
         if cron.falls_on(day):
@@ -189,7 +191,10 @@ def firings(cron: Cron, zone: ZoneInfo, changes: ClockChanges, after: datetime) 
 
 
 def clock_changes(cron: Cron, zone: ZoneInfo, after: datetime, days: int = 366) -> Iterator[tuple[datetime, bool]]:
-    """Local times (naive) of the coming days that a change of the clock leaves out (True) or brings twice (False)."""
+    """Yield the affected local times (naive) of the coming days.
+
+    The flag is True for a time that a clock change skips and False for one that it repeats.
+    """
     first = after.astimezone(zone).date()
     for day in (first + timedelta(days=count) for count in range(days)):
         midnight, next_midnight = (
@@ -206,7 +211,7 @@ def clock_changes(cron: Cron, zone: ZoneInfo, after: datetime, days: int = 366) 
 
 
 def _instants(local: datetime, zone: ZoneInfo, changes: ClockChanges) -> list[datetime]:
-    """When a local time comes, in UTC."""
+    """Return the instants, in UTC, at which the job runs for a local time."""
     before, behind = _offsets(local, zone)
     first, second = ((local - offset).replace(tzinfo=timezone.utc) for offset in (before, behind))
     if before == behind:
@@ -221,6 +226,6 @@ def _instants(local: datetime, zone: ZoneInfo, changes: ClockChanges) -> list[da
 
 
 def _offsets(local: datetime, zone: ZoneInfo) -> tuple[timedelta, timedelta]:
-    """From UTC, as it was before a change of the clock around this time, and behind it; the same where none is."""
+    """Return the offsets from UTC before and after a clock change near this time; without one, they are equal."""
     before, behind = (local.replace(tzinfo=zone, fold=fold).utcoffset() for fold in (0, 1))
     return before or timedelta(), behind or timedelta()

@@ -1,4 +1,4 @@
-"""The user's crontab: a marked block of one line, in the system's own time zone."""
+"""Schedules in the user's crontab: a marked block with one line, in the system's own time zone."""
 
 import os
 import re
@@ -17,11 +17,11 @@ ADVICE = (
     "cron has neither the variables of this shell nor its PATH, and mails what a command prints; "
     "a night that was missed because the machine was off is caught up by the next one"
 )
-_LONGEST = 998  # bytes; cron cuts commands at 1000
+_LONGEST = 998  # bytes; cron truncates commands at 1000
 
 
 def render(schedule: Schedule, now: datetime) -> Mapping[str, str]:
-    """The block. Raises ConfigError where a crontab cannot say it."""
+    """Return the block. Raise ConfigError if a crontab cannot express the schedule."""
     if not is_system_clock(schedule.zone, now):
         own = system_zone() or "another one"
         raise ConfigError(
@@ -46,12 +46,15 @@ def render(schedule: Schedule, now: datetime) -> Mapping[str, str]:
 
 
 def changes(cron: Cron) -> ClockChanges:
-    """As Debian's cron: fixed times are made up for and not repeated, wildcards go by the clock (cron(8))."""
+    """Return the behaviour of Debian's cron.
+
+    It makes up for fixed times without repeating them, and runs wildcards by the clock (cron(8)).
+    """
     return ClockChanges(late=not cron.is_by_the_clock, twice=cron.is_by_the_clock)
 
 
 def install(rendered: Mapping[str, str], name: str) -> str:
-    """Put the block into the user's crontab, in the place of an older one."""
+    """Put the block into the user's crontab, replacing an older one in its place."""
     before = _read()
     rest, place = _without(before, name)
     lines = rest.splitlines(keepends=True)
@@ -66,7 +69,7 @@ def install(rendered: Mapping[str, str], name: str) -> str:
 
 
 def remove(name: str) -> str:
-    """Take the block out of the user's crontab; nothing else in it changes."""
+    """Remove the block from the user's crontab and leave the rest unchanged."""
     rest, place = _without(_read(), name)
     if place is None:
         return f"{name} was not in your crontab"
@@ -83,7 +86,10 @@ def _end(name: str) -> str:
 
 
 def _without(text: str, name: str) -> tuple[str, int | None]:
-    """The crontab less the block, and the line where it began. Raises InputError when the block has no end."""
+    """Return the crontab without the block, and the line at which the block began.
+
+    Raise InputError if the block has no end mark.
+    """
     kept: list[str] = []
     place, inside = None, False
     begin = re.compile(re.escape(_begin(name)) + r"( .*)?")

@@ -1,4 +1,7 @@
-"""Objects of Kubernetes: a batch/v1 CronJob, and KubeRay's RayCronJob. Their shapes are those of cluster/kuberay/."""
+"""Schedules as Kubernetes objects: a batch/v1 CronJob, or KubeRay's RayCronJob.
+
+They have the same structure as the objects in cluster/kuberay/.
+"""
 
 import re
 import shlex
@@ -20,7 +23,7 @@ ADVICE = (
 )
 _MOUNT = "/etc/gradosr"
 _USER = {"runAsNonRoot": True, "runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 1000}
-_STAY = {  # not a pod to move for the sake of packing: the driver runs in it
+_STAY = {  # the driver runs in this pod, so it must not be evicted for better packing
     "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
     "karpenter.sh/do-not-disrupt": "true",
 }
@@ -29,18 +32,18 @@ _MOUNTS = [{"name": "config", "mountPath": _MOUNT, "readOnly": True}]
 _VOLUMES = [{"name": "config", "configMap": {"name": "gradosr"}}]
 _DRAIN = [{"name": "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "value": "100"}]
 _FINAL = [2, 4, 5, 6, 7, 143]
-"""Exit codes after which trying again changes nothing: config, input, bad images, a tripped gate, an active run, a
-cancelled one."""
+"""Exit codes for which a retry would change nothing: config, input, bad images, a tripped gate, an active run, a
+cancelled run."""
 
 
 def changes(_cron: Cron) -> ClockChanges:
-    """As robfig/cron, which both controllers use: the clock counts, as it is shown."""
+    """Return the behaviour of robfig/cron, which both controllers use: the displayed time alone counts."""
     return ClockChanges(late=False, twice=True)
 
 
 def cronjob(schedule: Schedule, _now: datetime) -> Mapping[str, str]:
-    """A pod that drives the night: on the cluster that ray.address of the config names, or by itself."""
-    token = {"secretKeyRef": {"name": "gradosr", "key": "auth_token", "optional": True}}  # of the standing cluster
+    """Return a CronJob whose pod runs the night, on the cluster in the config's ray.address or by itself."""
+    token = {"secretKeyRef": {"name": "gradosr", "key": "auth_token", "optional": True}}  # for a running cluster
     container = {
         "name": "screen",
         "image": schedule.image,
@@ -82,7 +85,7 @@ def cronjob(schedule: Schedule, _now: datetime) -> Mapping[str, str]:
 
 
 def raycronjob(schedule: Schedule, _now: datetime) -> Mapping[str, str]:
-    """A RayJob on a cluster of its own every time."""
+    """Return a RayCronJob, which starts a new cluster for every night."""
     job = {
         "entrypoint": f"gradosr screen {_config(schedule)}",
         "runtimeEnvYAML": 'env_vars: {RAY_JOB_STOP_WAIT_TIME_S: "90"}\n',
@@ -158,7 +161,10 @@ def _resources(**amounts: str) -> dict[str, dict[str, str]]:
 
 
 def _config(schedule: Schedule) -> str:
-    """Path of the config in the pods. Raises ConfigError when a ConfigMap cannot hold a file of its name."""
+    """Return the path of the config in the pods.
+
+    Raise ConfigError if a ConfigMap cannot hold a file of this name.
+    """
     name = Path(schedule.config).name
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,252}", name):
         raise ConfigError(f"{name!r}: a ConfigMap cannot hold a file of this name; use letters, digits, . _ -")
@@ -167,14 +173,14 @@ def _config(schedule: Schedule) -> str:
 
 class _Plain(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
-        """Written out each time, for people and for readers that refuse references."""
+        """Write repeated values out in full, for people and for readers that refuse references."""
         return True
 
 
 def _manifest(
     schedule: Schedule, api: str, kind: str, spec: Mapping[str, Any], about: tuple[str, ...]
 ) -> Mapping[str, str]:
-    """A file with the object, whose `spec` lacks the times alone."""
+    """Return a file with the object, whose `spec` lacks only the times."""
     name = Path(schedule.config).name
     document = {
         "apiVersion": api,

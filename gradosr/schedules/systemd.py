@@ -1,4 +1,4 @@
-"""A service and a timer of the user's systemd."""
+"""Schedules as a service and a timer of the user's systemd."""
 
 import os
 import re
@@ -20,7 +20,7 @@ _DAYS = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")
 
 
 def render(schedule: Schedule, _now: datetime) -> Mapping[str, str]:
-    """NAME.service and NAME.timer. Raises ConfigError where a unit cannot say it."""
+    """Return NAME.service and NAME.timer. Raise ConfigError if a unit cannot express the schedule."""
     if wrong := [word for word in (schedule.folder, *schedule.command) if not word.isprintable()]:
         raise ConfigError(f"{wrong[0]!r}: a unit cannot hold a path with a control character")
     if re.search(r"[\\$\"']", schedule.program[0]):
@@ -55,12 +55,15 @@ def render(schedule: Schedule, _now: datetime) -> Mapping[str, str]:
 
 
 def changes(_cron: Cron) -> ClockChanges:
-    """As systemd 252 does by `systemd-analyze calendar`, of fixed times and of wildcards."""
+    """Return the behaviour that `systemd-analyze calendar` of systemd 252 shows, for fixed times and wildcards."""
     return ClockChanges(late=False, twice=False)
 
 
 def calendars(cron: Cron, zone: str) -> list[str]:
-    """The expression as OnCalendar has it: two where either day field may match, because systemd wants both."""
+    """Return the expression in OnCalendar notation.
+
+    If either day field may match, it takes two lines, because systemd requires both fields of a line to match.
+    """
     month, clock = _numbers(cron.month), f"{_numbers(cron.hour)}:{_numbers(cron.minute)}:00"
     by_week = "" if cron.weekday.is_star else ",".join(_DAYS[day] for day in sorted(cron.weekday.values)) + " "
     by_month = f"*-{month}-{_numbers(cron.day)}"
@@ -70,9 +73,9 @@ def calendars(cron: Cron, zone: str) -> list[str]:
 
 
 def install(rendered: Mapping[str, str], name: str) -> str:
-    """Write the units, and enable and start the timer."""
+    """Write the units, then enable and start the timer."""
     program, folder = _systemctl(), _folder()
-    _run(program, "show-environment")  # fails where no systemd of the user runs, before anything is written
+    _run(program, "show-environment")  # fails before anything is written if the user's systemd is not running
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for file, text in rendered.items():
@@ -86,7 +89,7 @@ def install(rendered: Mapping[str, str], name: str) -> str:
 
 
 def remove(name: str) -> str:
-    """Stop and disable the timer and delete the units."""
+    """Stop and disable the timer, then delete the units."""
     program, folder = _systemctl(), _folder()
     units = [folder / f"{name}.{kind}" for kind in ("timer", "service")]
     if not any(unit.exists() for unit in units):
@@ -107,7 +110,7 @@ def _numbers(field: Field) -> str:
 
 
 def _word(text: str) -> str:
-    """One word of ExecStart, see systemd.service(5), COMMAND LINES."""
+    """Quote one word of ExecStart, following systemd.service(5), COMMAND LINES."""
     text = text.replace("%", "%%")
     if re.fullmatch(r"[A-Za-z0-9_./:@%+=,-]+", text):
         return text

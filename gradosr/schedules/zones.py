@@ -1,4 +1,4 @@
-"""Time zones by name, and the one that this system's cron goes by."""
+"""Time zones by name, and the time zone of this system's cron."""
 
 import difflib
 from datetime import datetime, timedelta, timezone
@@ -12,7 +12,7 @@ _TIMEZONE = Path("/etc/timezone")
 
 
 def zone_of(name: str) -> ZoneInfo:
-    """The zone of an IANA name. Raises ConfigError with names that are close."""
+    """Return the time zone with an IANA name. Raise ConfigError, with similar names, if it is unknown."""
     known = available_timezones()
     if name in known:
         return ZoneInfo(name)
@@ -23,7 +23,7 @@ def zone_of(name: str) -> ZoneInfo:
 
 
 def _near(name: str, known: set[str]) -> list[str]:
-    """Up to three names: that end in this one (a city), or are spelled nearly so."""
+    """Return up to three names that end in this one (a city) or have a similar spelling."""
     wanted = name.strip().replace(" ", "_").lower()
     by_spelling: dict[str, str] = {}
     for zone in sorted(known, key=lambda zone: (zone.startswith(("posix/", "right/", "Etc/")), zone)):
@@ -37,7 +37,7 @@ def _near(name: str, known: set[str]) -> list[str]:
 
 
 def system_zone() -> str | None:
-    """Name of the system's zone, whose clock cron goes by; None where the system does not tell it."""
+    """Return the name of the system's time zone, which cron uses, or None if the system does not name it."""
     if not LOCALTIME.exists():
         return "Etc/UTC"
     _, found, name = str(LOCALTIME.resolve()).partition("/zoneinfo/")
@@ -47,7 +47,10 @@ def system_zone() -> str | None:
 
 
 def is_system_clock(zone: ZoneInfo, after: datetime) -> bool:
-    """Whether the system's clock shows the same as `zone` for the two years behind `after`, whatever it is called."""
+    """Return whether the system's clock shows the same time as `zone` for the two years from `after`.
+
+    The names of the two zones may differ.
+    """
     own: ZoneInfo | timezone = timezone.utc
     if LOCALTIME.exists():
         with LOCALTIME.open("rb") as file:

@@ -1,1 +1,1 @@
-"""Batches of images to scores, and shards to parts. Knows nothing of Ray, but for the adapter to Ray Data."""
+"""Scoring of batches of images and of shards; independent of Ray, except for the adapter to Ray Data."""

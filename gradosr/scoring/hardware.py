@@ -1,4 +1,4 @@
-"""What a device is called."""
+"""Names of devices, to be reported beside measurements."""
 
 import os
 import platform
@@ -8,7 +8,7 @@ import torch
 
 
 def hardware(place: torch.device) -> str:
-    """What the figures were measured on."""
+    """Return the name of a device; for the CPU, its processor and number of threads."""
     if place.type == "cuda":
         return torch.cuda.get_device_name()
     return f"{_processor()}, {torch.get_num_threads()} threads"

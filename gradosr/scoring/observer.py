@@ -1,4 +1,4 @@
-"""A classifier with the signals that a detector asks of it.
+"""A classifier together with the signals that a detector needs from it.
 
 B batch, C coordinates of the representation (objectives * parameter tensors).
 """
@@ -19,10 +19,10 @@ from gradosr.scoring.compute import use_precision
 
 
 def _batch_norms(classifier: nn.Module) -> list[tuple[nn.Module, dict[str, Tensor]]]:
-    """Every BatchNorm with its float32 state, which it keeps in a classifier of bfloat16: as autocast keeps it.
+    """Return every BatchNorm with a copy of its float32 state, which stays float32 in a bfloat16 classifier.
 
-    In bfloat16 statistics would be rounded before the weight that is made of them is: norms would be a fifth further
-    from the exact ones (resnet18 and resnet50).
+    Autocast does the same. In bfloat16, the statistics would be rounded before the weight derived from them, which
+    moves norms a fifth further from the exact ones (resnet18 and resnet50).
     """
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
     modules = [module for module in classifier.modules() if isinstance(module, kinds)]
@@ -31,16 +31,16 @@ def _batch_norms(classifier: nn.Module) -> list[tuple[nn.Module, dict[str, Tenso
 
 @dataclass(frozen=True)
 class Observed:
-    """One batch, after the pass through the classifier; tensors on its device."""
+    """One batch after its pass through the classifier, with tensors on its device."""
 
     observation: Observation
     representation_BC: Tensor
-    """The squared norms themselves; of several views, their mean."""
+    """The squared norms themselves; with several views, their mean."""
     head: Head | None
 
 
 class Observer:
-    """A classifier with the objectives that make its representation."""
+    """A classifier with the objectives that make up its representation."""
 
     def __init__(
         self,
@@ -51,14 +51,14 @@ class Observer:
         precision: Precision = "float32",
         max_memory: float | None = None,
     ) -> None:
-        """`signals`: what the detector asks for; `max_memory` in GiB.
+        """Move a classifier to a device, ready for the `signals` that a detector asks for; `max_memory` is in GiB.
 
         Raises ConfigError for a precision that the device does not have.
         """
         self.device, self._dtype = device, use_precision(precision, device)
         limit = None if max_memory is None else int(max_memory * 2**30)
         classifier = classifier.to(device)
-        if self._dtype != torch.float32:  # a classifier of mixed types is told as such, not made to fit
+        if self._dtype != torch.float32:  # in float32, mixed types are reported, not converted
             statistics = _batch_norms(classifier)
             classifier = classifier.to(self._dtype)
             for module, state in statistics:
@@ -70,13 +70,13 @@ class Observer:
         self.coordinates = coordinate_names(signals.objectives, self.engine.names)
 
     def check(self, classes: int) -> Observed:
-        """One blank image through everything. Raises ClassifierError when the classifier cannot serve."""
+        """Pass one blank image through everything. Raises ClassifierError if the classifier is not usable."""
         blank = torch.zeros(1, 3, *input_size(self.transform), dtype=torch.uint8)
         try:
             observed = self(blank)
         except GradosrError:
             raise
-        except Exception as error:  # whatever a classifier says to images it was not made for
+        except Exception as error:  # a classifier may raise anything on images it was not made for
             size = "x".join(map(str, input_size(self.transform)))
             raise ClassifierError(
                 f"the classifier fails on a {size} image, as classifier.transform makes them: {first_line(error)}"
@@ -85,7 +85,7 @@ class Observer:
         return observed
 
     def __call__(self, images_BCHW: Tensor) -> Observed:
-        """uint8 pixels [B, 3, H, W] at the classifier's input size."""
+        """Observe uint8 pixels [B, 3, H, W] at the classifier's input size."""
         pixels_BCHW = self._normalised(images_BCHW)
         views = [pixels_BCHW, pixels_BCHW.flip(3)] if self.signals.mirror else [pixels_BCHW]
         norms = self.engine(torch.cat(views), self.signals.objectives, self._watchers)
@@ -101,7 +101,7 @@ class Observer:
         return Observed(observation.mean_of_views(len(views)), representation_BC, norms[0].head)
 
     def explain(self, images_BCHW: Tensor) -> list[Explained]:
-        """How each parameter gets its norm, for uint8 pixels as above."""
+        """Explain how the norm of each parameter is computed for uint8 pixels, given as in `__call__`."""
         return self.engine.explain(self._normalised(images_BCHW))
 
     def _normalised(self, images_BCHW: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""gradosr in somebody's own Ray Data pipeline, without its driver.
+"""Scoring in a Ray Data pipeline of your own, without gradosr's driver.
 
-`map_batches` takes any callable class, so that nothing here imports Ray.
+`map_batches` takes any callable class, so nothing here imports Ray.
 """
 
 from collections.abc import Mapping
@@ -21,20 +21,20 @@ from gradosr.scoring.rows import scored_rows
 from gradosr.scoring.scorer import Scorer
 from gradosr.store import Store
 
-_PLACE = ("key", "source", "shard", "row", "label")  # where in an archive: here the input's own columns say so
+_PLACE = ("key", "source", "shard", "row", "label")  # position in an archive; here the input has its own columns for it
 _COLUMNS = {field.name: field.type.to_pandas_dtype() for field in schema() if field.name not in _PLACE}
 
 Batch = dict[str, NDArray[Any]]
 
 
 class BatchScorer:
-    """Scores batches of a `ray.data.Dataset`, in place of their image column; one per actor of the pool.
+    """A callable that scores batches of a `ray.data.Dataset`, one instance per actor of the pool.
 
         dataset.map_batches(BatchScorer, fn_constructor_args=("s3://models/animals-v3/",), concurrency=4, num_gpus=1)
 
     Images are encoded bytes, Hugging Face's struct of bytes and path, or decoded uint8 arrays [height, width, 3]. The
-    image column gives way to the columns of a part from `status` on; of the struct its path remains, as `source`. An
-    image that cannot be scored is a row with a status and the reason; what a part has as null is None.
+    columns of a part from `status` on replace the image column; the path in a struct is kept as `source`. An image that
+    cannot be scored becomes a row with a status and the reason. Values that are null in a part are None.
     """
 
     def __init__(
@@ -50,9 +50,10 @@ class BatchScorer:
         trust: tuple[str, ...] = (),
         store: S3Settings | None = None,
     ) -> None:
-        """Settings as in ScoreJob; `threads` decode and, without a GPU, compute. None: as torch has them.
+        """Load a bundle with settings as in ScoreJob.
 
-        Raises BundleError, ClassifierError, ConfigError or StoreError, each in one line.
+        `threads` is the number of threads that decode and, without a GPU, compute; None leaves it to torch. Raises
+        BundleError, ClassifierError, ConfigError or StoreError, each in one line.
         """
         if threads is not None:
             torch.set_num_threads(threads)
@@ -61,7 +62,7 @@ class BatchScorer:
         self._pool = decoding_threads(threads or torch.get_num_threads())
 
     def __call__(self, batch: Batch) -> Batch:
-        """The batch's other columns, and the scores. Raises ConfigError for columns that do not fit."""
+        """Return the batch's other columns and the scores. Raises ConfigError for columns that do not fit."""
         images = self._checked(batch)
         rows = list(scored_rows(self._scorer, list(self._pool.map(self._prepared, images))))
         source = {"source": np.object_} if any(isinstance(image, Mapping) for image in images) else {}
@@ -104,12 +105,15 @@ def _resized(pixels_HWC: NDArray[Any], transform: TransformSettings) -> Prepared
         return PreparedImage(bare, None, None, None, fault)
     if not pixels_HWC.size:
         return PreparedImage(bare, shape[1], shape[0], None, EMPTY)
-    pixels = torch.from_numpy(pixels_HWC.copy()).permute(2, 0, 1)  # Ray's arrays are read-only, which torch warns of
+    pixels = torch.from_numpy(pixels_HWC.copy()).permute(2, 0, 1)  # Ray's arrays are read-only, about which torch warns
     return PreparedImage(bare, shape[1], shape[0], to_input_size(pixels, transform), None)
 
 
 def _column(rows: list[Row], name: str, kind: type[np.generic]) -> NDArray[Any]:
-    """Of the part's type; of objects with None where there are nulls, which Arrow reads as the same type with nulls."""
+    """Return a column in the type that it has in a part.
+
+    If it holds nulls, it is an array of objects with None, which Arrow reads as the same type with nulls.
+    """
     values = [row.get(name) for row in rows]
     if None not in values:
         return np.array(values, kind)

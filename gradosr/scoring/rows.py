@@ -1,4 +1,4 @@
-"""Prepared images to rows of the result schema: scored where there are pixels, with the reason where there are none."""
+"""Rows of the result schema for prepared images: with scores if there are pixels, else with the reason."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
@@ -16,14 +16,20 @@ Stored = Literal["none", "unknown", "all"]
 def scored_rows(
     scorer: Scorer, images: Sequence[PreparedImage], representation: Stored = "none", features: Stored = "none"
 ) -> Iterator[Row]:
-    """One row per image, in order; what the last two columns hold of whom as in ScoreJob. Absent columns are null."""
+    """Yield one row per image, in order; absent columns are null.
+
+    `representation` and `features` say for which rows these two columns are stored, as in ScoreJob.
+    """
     return start_rows(scorer, images, representation, features)()
 
 
 def start_rows(
     scorer: Scorer, images: Sequence[PreparedImage], representation: Stored = "none", features: Stored = "none"
 ) -> Callable[[], Iterator[Row]]:
-    """The same, once the result is called: until then a GPU works on the batch while the caller does something else."""
+    """Start scoring a batch; return a function that waits for the scores and yields the rows of `scored_rows`.
+
+    Until it is called, a GPU works on the batch while the caller does something else.
+    """
     pixels = [image.pixels for image in images if image.pixels is not None]
     pending = scorer.start(_stacked(pixels, scorer)) if pixels else None
 
@@ -46,7 +52,7 @@ def _merged(images: Sequence[PreparedImage], scored: Iterator[Row]) -> Iterator[
 
 
 def _stacked(pixels: list[Tensor], scorer: Scorer) -> Tensor:
-    """One batch; for a GPU in pinned memory, from which it is copied without a detour, and while the CPU goes on."""
+    """Return one batch; for a GPU in pinned memory, which is copied directly and while the CPU goes on."""
     pinned = scorer.observer.device.type == "cuda"
     images_BCHW = torch.empty((len(pixels), *pixels[0].shape), dtype=torch.uint8, pin_memory=pinned)
     return torch.stack(pixels, out=images_BCHW)

@@ -1,4 +1,4 @@
-"""Images to scores: no Ray, no I/O.
+"""Scoring of batches of images, without Ray and without I/O.
 
 B batch, K classes, C coordinates of the representation (objectives * parameter tensors), F features.
 """
@@ -22,20 +22,20 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Scores:
-    """One row per image, as in the result schema; on the CPU."""
+    """The scores of a batch, one row per image as in the result schema; on the CPU."""
 
     finite: NDArray[np.bool_]
-    """False: a logit or a norm is not a finite number; unknown_score and p_value are nan, is_unknown is False."""
+    """False if a logit or a norm is not a finite number; then unknown_score and p_value are nan, is_unknown False."""
     predicted_index: NDArray[np.int32]
     confidence: Floats
     """Highest softmax probability."""
     max_logit: Floats
     energy: Floats
-    """-logsumexp of the logits (Liu et al., NeurIPS 2020); higher = more unknown."""
+    """Energy, -logsumexp of the logits (Liu et al., NeurIPS 2020); higher = more unknown."""
     unknown_score: Floats
-    """Higher = more unknown."""
+    """Score of the detector; higher = more unknown."""
     p_value: Floats
-    """Split-conformal; small = unlike the known."""
+    """Split-conformal p-value; small = unlike the known images."""
     is_unknown: NDArray[np.bool_]
     representation_BC: Floats
     features_BF: NDArray[np.float16] | None
@@ -47,13 +47,16 @@ class Scorer:
         scorer = Scorer(load_bundle(Store(), "s3://models/animals-v3/"))
         scores = scorer.score(images_BCHW)
 
-    `gradosr.archive.decode` makes such images of encoded bytes (`decode`, `to_input_size`).
+    `gradosr.archive.decode` makes such images from encoded bytes (`decode`, `to_input_size`).
     """
 
     def __init__(
         self, bundle: Bundle, device: str = "auto", precision: Precision = "float32", max_memory: float | None = None
     ) -> None:
-        """Device, precision and max_memory (GiB) as in ScoreJob; the bundle's classifier is moved, not copied."""
+        """Prepare a bundle for scoring; device, precision and max_memory (GiB) are as in ScoreJob.
+
+        The bundle's classifier is moved to the device, not copied.
+        """
         self.bundle = bundle
         manifest = bundle.manifest
         self.observer = Observer(
@@ -66,11 +69,11 @@ class Scorer:
         self.feature_count = 0 if features is None else features.shape[1]
 
     def score(self, images_BCHW: Tensor) -> Scores:
-        """Scores of uint8 images [B, 3, H, W] at the classifier's input size; B may be 0."""
+        """Score uint8 images [B, 3, H, W] at the classifier's input size; B may be 0."""
         return self.start(images_BCHW).wait()
 
     def start(self, images_BCHW: Tensor) -> "Pending":
-        """The same, without waiting for the device: it works on while the caller prepares the next batch."""
+        """Start scoring uint8 images without waiting for the device, so the caller can prepare the next batch."""
         observed = self.observer(images_BCHW)
         logits_BK, features_BF = observed.observation.logits_BK, observed.observation.features_BF
         unknown_score_B = self._detector.score(observed.observation).float()
@@ -100,14 +103,14 @@ class Pending:
     """A batch that was given to the device; its scores come back in one copy."""
 
     values_BV: Tensor
-    """Side by side: finite, predicted, confidence, max logit, energy, unknown score; representation, features."""
+    """Columns: finite, predicted, confidence, max logit, energy, unknown score, representation, features."""
     widths: Sequence[int]
-    """Columns of the representation, and of the features where there are any."""
+    """Number of columns of the representation, and of the features if there are any."""
     bundle: Bundle
     copied: torch.cuda.Event | None = None
 
     def wait(self) -> Scores:
-        """The scores, once they are there."""
+        """Wait for the device and return the scores."""
         if self.copied is not None:
             self.copied.synchronize()
         first_B6, representation_BC, *features = self.values_BV.split([6, *self.widths], 1)

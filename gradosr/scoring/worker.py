@@ -1,4 +1,4 @@
-"""Turns shards into parts, one at a time. A plain class: it knows nothing of Ray and runs without it."""
+"""Turns shards into parts, one at a time, and prefetches the next. Plain classes: they run without Ray."""
 
 import os
 import socket
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from gradosr.archive.image import EncodedImage, resolve_names
-from gradosr.archive.loading import PreparedImage, prepared_batches
+from gradosr.archive.loading import Prefetcher, PreparedImage, prepared_batches
 from gradosr.archive.readers import READERS
 from gradosr.archive.shards import Shard
 from gradosr.bundle.bundle import load_bundle
@@ -31,13 +31,11 @@ class ShardWorker:
 
     def __init__(self, job: ScoreJob, fingerprint: Mapping[str, Any], threads: int) -> None:
         self._job, self._fingerprint, self._threads = job, dict(fingerprint), threads
-        self._lock = threading.Lock()
-        self._expected: Shard | None = None
-        self._opened: tuple[str, _Loading] | None = None  # part of the shard that was expected
+        self._prefetch = Prefetch(self._load)
         self.name = f"{socket.gethostname()}:{os.getpid()}"
 
     def ready(self) -> str:
-        """Load everything; the worker's name.
+        """Load everything and return the worker's name.
 
         Raises FingerprintMismatch, BundleError, ClassifierError, ConfigError or StoreError.
         """
@@ -53,20 +51,19 @@ class ShardWorker:
         return self.name
 
     def expect(self, shard: Shard) -> None:
-        """Open this shard, which may be the one after the next, and prepare its first batches once that one is read."""
-        with self._lock:
-            self._expected = shard
+        """Prefetch this shard during the next `process`, once all of that call's shard is read."""
+        self._prefetch.announce(shard)
 
     def process(self, shard: Shard) -> PartStats:
         """Publish the shard's part.
 
         Raises ShardUnreadable when nothing of it can ever be read, StoreError when the store failed.
         """
-        batches, seconds, _ = self._take(shard)
-        part = PartBuilder(shard, self._schema)
+        loading, part = self._take(shard), PartBuilder(shard, self._schema)
+        seconds = loading.seconds
         try:
             rows: Callable[[], Iterable[Row]] = tuple
-            for batch in batches:
+            for batch in loading.batches:
                 seconds["decode"] += sum(image.seconds for image in batch)
                 with _Clock(seconds, "score"):  # a GPU has the next batch while the rows of the one before are written
                     before, rows = rows, start_rows(self._scorer, batch, self._job.representation, self._job.features)
@@ -81,37 +78,27 @@ class ShardWorker:
                 self._folder.put_part(shard.part, part.finish(self._footer(shard, seconds)))
         finally:
             part.close()
-            self._expected = None
+            loading.batches.close()
+            self._prefetch.end_turn()
         return PartStats(dict(part.counts), _rounded(seconds))
 
-    def _take(self, shard: Shard) -> "_Loading":
-        """The shard on its way into memory, perhaps for a while already; another one that was expected is dropped."""
-        with self._lock:
-            opened, self._opened = self._opened, None
-        if opened is None or opened[0] != shard.part:
-            return self._load(shard)
-        if opened[1].read.is_set():
-            self._open_expected()
-        return opened[1]
+    def _take(self, shard: Shard) -> "Loading":
+        """Return the shard on its way into memory: as prefetched, else begun now. The caller closes its batches."""
+        return self._prefetch.take(shard)
 
-    def _load(self, shard: Shard) -> "_Loading":
-        """Begin to read and decode; once all is read, the shard that is expected after this one follows."""
+    def _load(self, shard: Shard) -> "Loading":
+        """Begin to read and decode a shard; once all of it is read, the announced one may be prefetched."""
         seconds, read = dict.fromkeys(STAGES, 0.0), threading.Event()
         source = READERS[self._job.input.kind].read(shard, self._store, self._job.input, self._label_names)
 
         def images() -> Iterator[EncodedImage]:
             yield from _timed(source, seconds, "read")
             read.set()
-            self._open_expected()
+            self._prefetch.start()
 
         transform, job = self._scorer.bundle.manifest.transform, self._job
         batches = prepared_batches(images(), transform, job.max_pixels, job.batch_size, self._threads)
-        return _Loading(batches, seconds, read)
-
-    def _open_expected(self) -> None:
-        with self._lock:
-            if self._expected is not None:
-                self._opened, self._expected = (self._expected.part, self._load(self._expected)), None
+        return Loading(shard, batches, seconds, read)
 
     def _footer(self, shard: Shard, seconds: Mapping[str, float]) -> dict[str, Any]:
         return {
@@ -123,14 +110,64 @@ class ShardWorker:
         }
 
 
-class _Loading(NamedTuple):
+class Loading(NamedTuple):
     """A shard on its way into memory."""
 
-    batches: Iterator[list[PreparedImage]]
+    shard: Shard
+    batches: Prefetcher[list[PreparedImage]]
+    """Prepared images; closing this ends the loading."""
     seconds: dict[str, float]
-    """By stage."""
+    """Seconds by stage."""
     read: threading.Event
-    """Set when all of it was read."""
+    """Event set when all of the shard is read."""
+
+
+class Prefetch:
+    """Opens one shard ahead of its turn, once all of the shard at work is read. Thread-safe.
+
+    The worker owns and closes what it takes. Until then the prefetched shard is owned here, and closed when the worker
+    takes another one instead.
+    """
+
+    def __init__(self, load: Callable[[Shard], Loading]) -> None:
+        self._load = load
+        self._lock = threading.Lock()
+        self._announced: Shard | None = None  # to be opened
+        self._opened: Loading | None = None  # ahead of its turn
+        self._current: Loading | None = None  # taken, at work
+
+    def announce(self, shard: Shard) -> None:
+        """Name the shard to open ahead, which probably follows the one taken next."""
+        with self._lock:
+            self._announced = shard
+
+    def take(self, shard: Shard) -> Loading:
+        """Return the loading of a shard, which is begun now unless it was prefetched; another one is closed.
+
+        To close one joins its thread, which may be in the middle of a read from the store.
+        """
+        with self._lock:
+            opened, self._opened, self._current = self._opened, None, None
+        prefetched = opened is not None and opened.shard.part == shard.part
+        taken = opened if opened is not None and prefetched else self._load(shard)
+        with self._lock:
+            self._current = taken
+        if opened is not None and not prefetched:
+            opened.batches.close()
+        self.start()
+        return taken
+
+    def start(self) -> None:
+        """Open the announced shard, if all of the one at work is read and no other is open."""
+        with self._lock:
+            if self._announced and self._current and self._current.read.is_set() and not self._opened:
+                shard, self._announced = self._announced, None
+                self._opened = self._load(shard)
+
+    def end_turn(self) -> None:
+        """Forget the shard at work, and the announced one unless it is open by now."""
+        with self._lock:
+            self._announced = self._current = None
 
 
 class _Clock:
@@ -147,11 +184,12 @@ class _Clock:
 
 
 def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
-    """To a tenth of a millisecond: a hundred thousand parts are listed in one stats.json."""
+    """Round to a tenth of a millisecond: one stats.json lists a hundred thousand parts."""
     return {stage: round(spent, 4) for stage, spent in seconds.items()}
 
 
 def _timed(items: Iterator[T], seconds: dict[str, float], stage: str) -> Iterator[T]:
+    """Yield the items, and add the seconds spent waiting for them to a stage."""
     end = object()
     while True:
         with _Clock(seconds, stage):

@@ -13,20 +13,20 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 8 * 2**20
 IN_FLIGHT = 4
-KEPT_BLOCKS = 6  # more than IN_FLIGHT, so what was just asked for is never dropped
+KEPT_BLOCKS = 6  # more than IN_FLIGHT, so a block just asked for is never dropped
 BUFFER_BYTES = 2**18  # for readers of 512-byte headers
 
 Fetch = Callable[[int, int, threading.Event], bytearray]
-"""Exactly the bytes [start, stop) of the object, or an exception. Gives up soon once the event is set."""
+"""Function that returns exactly the bytes [start, stop) of the object or raises; gives up once the event is set."""
 
 
 def open_blocks(size: int, fetch: Fetch) -> BinaryIO:
-    """A buffered file of `size` bytes; memory is bounded by KEPT_BLOCKS plus IN_FLIGHT blocks. Close it."""
+    """Open a buffered file of `size` bytes, to be closed. Memory is bounded by KEPT_BLOCKS plus IN_FLIGHT blocks."""
     return io.BufferedReader(_BlockFile(size, fetch), BUFFER_BYTES)
 
 
 class _BlockFile(io.RawIOBase):
-    """Errors of `fetch` reach the reader as they are; a block that failed is fetched anew when asked for again."""
+    """The file itself. Errors of `fetch` reach the reader unchanged; a failed block is fetched again when wanted."""
 
     def __init__(self, size: int, fetch: Fetch) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class _BlockFile(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
-        """At most to the end of the block: BufferedReader asks again for the rest."""
+        """Read at most to the end of the block: BufferedReader asks again for the rest."""
         if self.closed:
             raise ValueError("read of closed file")
         target = memoryview(buffer).cast("B")
@@ -68,7 +68,7 @@ class _BlockFile(io.RawIOBase):
         return len(source)
 
     def readall(self) -> bytes:
-        """The rest, without the 8 KiB steps of RawIOBase."""
+        """Read the rest, without the 8 KiB steps of RawIOBase."""
         rest = bytearray(max(0, self._size - self._position))
         filled = 0
         while filled < len(rest):
@@ -76,7 +76,7 @@ class _BlockFile(io.RawIOBase):
         return bytes(rest)
 
     def close(self) -> None:
-        """Threads end by themselves: at once, or as soon as the read they are in returns or times out."""
+        """Let the threads end: at once, or as soon as the read they are in returns or times out."""
         if not self.closed:
             self._cancelled.set()
             self._pool.shutdown(wait=False, cancel_futures=True)
@@ -84,7 +84,7 @@ class _BlockFile(io.RawIOBase):
         super().close()
 
     def _block(self, index: int, needed: int) -> bytearray:
-        """Block `index`; the blocks after it are under way when `needed` bytes reach into them or we read in order."""
+        """Return block `index`; fetch those after it too if `needed` bytes reach into them or reading is in order."""
         ahead = IN_FLIGHT if index == self._last + 1 else min(-(-needed // BLOCK_BYTES), IN_FLIGHT)
         self._last = index
         for wanted in range(index, min(index + ahead, -(-self._size // BLOCK_BYTES))):
@@ -97,6 +97,6 @@ class _BlockFile(io.RawIOBase):
             self._blocks.popitem(last=False)[1].cancel()
         try:
             return self._blocks[index].result()
-        except Exception:  # whatever it was: a failed block is not kept, a later read tries again
+        except Exception:  # whatever it was: a failed block is not kept, so that a later read tries again
             del self._blocks[index]
             raise

@@ -13,28 +13,34 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from gradosr.config import S3Settings
 from gradosr.errors import AccessDenied, NoConditionalWrites, NotFound, ObjectChanged, StoreError
-from gradosr.store import StoredObject
+from gradosr.store.backends import Backend, StoredObject
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 COPY_BYTES = 2**20
-LOCK_SECONDS = 10.0  # that an exchange waits for another in the same folder, which takes milliseconds
-_TEMPORARY = ".gradosr-"  # hidden: pyarrow and most readers of folders pass over such names, and so do we
+LOCK_SECONDS = 10.0  # an exchange waits this long for another in the same folder, which takes milliseconds
+_TEMPORARY = ".gradosr-"  # hidden: pyarrow and most readers of folders skip such names, and so do we
 _LOCK = f"{_TEMPORARY}lock"  # stays: a lock file that is removed locks nobody out
 
 
+def connect(_: S3Settings) -> Backend:
+    """Make the backend; no settings apply."""
+    return LocalBackend()
+
+
 class LocalBackend:
-    """See Backend. A file's version is its size and its modification time in nanoseconds."""
+    """Files as objects: see Backend. A version is a file's size and its modification time in nanoseconds."""
 
     def list(self, uri: str) -> Iterator[StoredObject]:
-        """Links are followed; what is no file (pipes, dangling links) and what a broken write left are passed over."""
+        """Follow links; skip what is no file (pipes, dangling links) and what a broken write left behind."""
         stem = uri.rpartition("/")[2]
         return _walk(uri.removesuffix(stem), stem, frozenset())
 
     def stat(self, uri: str) -> StoredObject:
-        """A folder is no object."""
+        """Look at the file; a folder is no object."""
         with _translated(uri):
             status = _path(uri).stat()
         if not stat.S_ISREG(status.st_mode):
@@ -42,12 +48,12 @@ class LocalBackend:
         return _stored(uri, status)
 
     def read(self, uri: str) -> bytes:
-        """The whole file."""
+        """Read the whole file."""
         with _translated(uri):
             return _path(uri).read_bytes()
 
     def open(self, stored: StoredObject) -> BinaryIO:
-        """A file replaced by renaming is read on as it was; one that is written over raises."""
+        """Open the file: one replaced by renaming is still read as it was, one that is overwritten raises."""
         try:
             with _translated(stored.uri):
                 file = _File(stored)
@@ -61,7 +67,7 @@ class LocalBackend:
         return io.BufferedReader(file, COPY_BYTES)
 
     def write(self, uri: str, body: bytes | BinaryIO, *, if_absent: bool = False) -> bool:
-        """A hidden temporary file beside the target, removed on failure, and a rename (`if_absent`: a hard link)."""
+        """Write a hidden temporary file beside the target, removed on failure, and rename it (`if_absent`: link it)."""
         path = _path(uri)
         with _translated(uri):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +77,7 @@ class LocalBackend:
         return written
 
     def exchange(self, uri: str, body: bytes, version: str | None) -> str | None:
-        """Look and rename under a lock (flock) that all exchanges in the folder share, on whatever machine they are."""
+        """Compare and rename under a lock (flock) that all exchanges in the folder share, on whatever machine."""
         path = _path(uri)
         with _translated(uri):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,31 +94,31 @@ class LocalBackend:
         return made
 
     def reach(self, uri: str) -> None:
-        """A file system is there, or says so at once."""
+        """Do nothing: a file system answers at once, or says that it cannot."""
 
     def move(self, source: str, target: str) -> None:
-        """A rename, so within one file system."""
+        """Rename, so within one file system."""
         with _translated(source):
             _path(target).parent.mkdir(parents=True, exist_ok=True)
             _path(source).replace(_path(target))
 
 
 class _File(io.FileIO):
-    """One version of a file. Failing reads (a lost network mount, a bad disk) are StoreErrors, never bad content."""
+    """One version of a file. A failing read (a lost network mount, a bad disk) is a StoreError, never bad content."""
 
     def __init__(self, stored: StoredObject) -> None:
         self._stored = stored
         super().__init__(_path(stored.uri))
 
     def check(self) -> None:
-        """Raise ObjectChanged when the file was replaced before it was opened, or was written to since."""
+        """Raise ObjectChanged if the file was replaced before it was opened, or was written to since."""
         if _version(os.fstat(self.fileno())) != self._stored.version:
             raise ObjectChanged(f"{self._stored.uri}: replaced after it was listed")
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
         with _translated(self._stored.uri):
             count = super().readinto(buffer)
-            self.check()  # behind each read: what was written over in the middle is not bad content either
+            self.check()  # after each read: a file overwritten in the middle is not bad content either
         return count
 
     def readall(self) -> bytes:
@@ -135,9 +141,9 @@ def _version(status: os.stat_result) -> str:
 
 
 def _walk(folder: str, stem: str, above: frozenset[tuple[int, int]]) -> Iterator[StoredObject]:
-    """Files below `folder` ("" or ending in /) whose path there begins with `stem`.
+    """Yield the files below `folder` ("" or ending in /) whose path there begins with `stem`.
 
-    Links are followed, except to a folder that is being walked already (`above`: device and inode of each).
+    Links are followed, except to a folder that is already being walked (`above`: device and inode of each).
     """
     with _translated(folder or "."):
         status = _path(folder).stat()
@@ -157,12 +163,12 @@ def _walk(folder: str, stem: str, above: frozenset[tuple[int, int]]) -> Iterator
 def _name(entry: os.DirEntry[str]) -> str:
     try:
         return f"{entry.name}/" if entry.is_dir() else entry.name
-    except OSError:  # a link to itself; other faults show again when the file is looked at
+    except OSError:  # a link to itself; other faults show again when the file is opened
         return entry.name
 
 
 def _file(uri: str) -> Iterator[StoredObject]:
-    """The file as an object; nothing where it vanished meanwhile, or is a dangling link, a pipe or a socket."""
+    """Yield the file as an object; nothing if it vanished meanwhile, or is a dangling link, a pipe or a socket."""
     try:
         with _translated(uri):
             status = _path(uri).stat()
@@ -174,7 +180,7 @@ def _file(uri: str) -> Iterator[StoredObject]:
 
 @contextmanager
 def _filled(folder: Path, body: bytes | BinaryIO) -> Iterator[Path]:
-    """A temporary file with all of `body` on the disk, for as long as the block runs."""
+    """Keep a temporary file with all of `body` on the disk while the block runs."""
     path = folder / f"{_TEMPORARY}{uuid.uuid4().hex}"
     try:
         with path.open("xb") as file:
@@ -192,8 +198,8 @@ def _filled(folder: Path, body: bytes | BinaryIO) -> Iterator[Path]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Alone among all exchanges in the folder. The kernel ends a dead process's lock."""
-    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)  # NFS locks only what is open for writing
+    """Exclude all other exchanges in the folder while the block runs. The kernel releases a dead process's lock."""
+    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)  # NFS locks only files open for writing
     try:
         deadline = time.monotonic() + LOCK_SECONDS
         while not _lock(descriptor, folder):
@@ -218,7 +224,7 @@ def _lock(descriptor: int, folder: Path) -> bool:
 
 
 def _status(path: Path) -> os.stat_result | None:
-    """Of the file as it is now, and so opened: NFS may answer a plain stat from its cache. None where there is none."""
+    """Look at the file as it is now; None where there is none. Opens it, because NFS may answer stat from its cache."""
     try:
         with path.open("rb") as file:
             return os.fstat(file.fileno())
@@ -227,7 +233,7 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def _make_newer(path: Path, current: os.stat_result) -> None:
-    """Two files of one size that are made within a tick of the file system's clock are still two versions."""
+    """Set a later time: two files of one size made within a tick of the file system's clock are still two versions."""
     status = path.stat()
     if status.st_mtime_ns <= current.st_mtime_ns:
         os.utime(path, ns=(status.st_atime_ns, current.st_mtime_ns + 1))
@@ -236,10 +242,10 @@ def _make_newer(path: Path, current: os.stat_result) -> None:
 def _publish(temporary: Path, path: Path, if_absent: bool) -> bool:
     if if_absent:
         try:
-            os.link(temporary, path)  # unlike a rename it fails when the name is taken: the first counts
+            os.link(temporary, path)  # unlike a rename it fails if the name is taken: the first writer wins
         except FileExistsError:
             return False
-        except OSError:  # a file system without hard links: the last counts
+        except OSError:  # a file system without hard links: the last writer wins
             temporary.replace(path)
     else:
         temporary.replace(path)
@@ -247,7 +253,7 @@ def _publish(temporary: Path, path: Path, if_absent: bool) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes the new name as durable as the bytes."""
+    """Make the new name as durable as the bytes."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

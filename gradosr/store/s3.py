@@ -1,4 +1,4 @@
-"""Objects in S3-compatible stores. boto3 stays in this file and s3_errors.py, and none of its errors gets out."""
+"""Objects in S3-compatible stores. boto3 stays in this file and s3_errors.py, and none of its errors escapes."""
 
 import io
 import os
@@ -16,12 +16,12 @@ from botocore.exceptions import ConnectionError as UnreachableError
 
 from gradosr.config import S3Settings
 from gradosr.errors import ConfigError, NoConditionalWrites, NotFound, ObjectChanged, StoreError
-from gradosr.store import StoredObject
+from gradosr.store.backends import Backend, StoredObject
 from gradosr.store.blocks import open_blocks
 from gradosr.store.s3_errors import FOREIGN, UnsupportedRequest, is_transient, translated
 
 ATTEMPTS = 6
-REACH_ATTEMPTS = 3  # at a server that never answered: a mistyped address is likelier than a busy network
+REACH_ATTEMPTS = 3  # for a server that never answered: a mistyped address is likelier than a busy network
 BACKOFF_SECONDS = 0.5  # doubled with each attempt; the wait is drawn between nothing and this ("full jitter")
 MAX_BACKOFF_SECONDS = 10.0
 CONNECT_SECONDS = 5.0
@@ -30,35 +30,40 @@ READ_BYTES = 2**20
 CONNECTIONS = 32  # kept open; more threads than these reconnect
 
 _NEVER = threading.Event()
-_JITTER = random.Random()  # our own: drawing from the global generator would change a seeded program's results
+_JITTER = random.Random()  # a separate one: drawing from the global generator would change a seeded program's results
 
 T = TypeVar("T")
 
 
+def connect(settings: S3Settings) -> Backend:
+    """Make the backend for one server."""
+    return S3Backend(settings)
+
+
 class S3Backend:
-    """See Backend. An object's version is its ETag without quotes. One client serves all threads.
+    """Objects of one server: see Backend. A version is an ETag without quotes. One client serves all threads.
 
     boto3's own retries are off, because they end where a body begins: each request is tried ATTEMPTS times here,
-    together with reading its body.
+    together with reading its body. The scheme of a URI is not looked at, so that others can use this backend too.
     """
 
     def __init__(self, settings: S3Settings) -> None:
         self._server = settings.endpoint_url or "AWS S3"
-        self._client = _connect(settings, self._server)
+        self._client = _client(settings, self._server)
         self._conditional = True  # until the store refuses a conditional write
         self._unreachable: StoreError | None = None
 
     def list(self, uri: str) -> Iterator[StoredObject]:
-        """Sorted in memory, because not all stores do it: SeaweedFS lists `a/b` before `a-b`, S3 Express anyhow."""
+        """Sort in memory, because not every store does: SeaweedFS lists `a/b` before `a-b`, S3 Express in any order."""
         return iter(sorted(self._listed(uri), key=attrgetter("uri")))
 
     def stat(self, uri: str) -> StoredObject:
-        """One HEAD, whose answer does not tell a missing bucket from a missing object."""
+        """Send one HEAD, whose answer does not tell a missing bucket from a missing object."""
         head = self._try(uri, self._client.head_object, **_target(uri))
         return StoredObject(uri, head["ContentLength"], _version(head), _modified(head))
 
     def read(self, uri: str) -> bytes:
-        """One GET, so never half of one version and half of another."""
+        """Send one GET, so never half of one version and half of another."""
 
         def get() -> bytes:
             with closing(self._client.get_object(**_target(uri))["Body"]) as body:
@@ -68,7 +73,7 @@ class S3Backend:
         return self._try(uri, get)
 
     def open(self, stored: StoredObject) -> BinaryIO:
-        """Ranged GETs of the listed ETag; the first is sent by the first read."""
+        """Read by ranged GETs of the listed ETag; the first read sends the first."""
 
         def fetch(start: int, stop: int, cancelled: threading.Event) -> bytearray:
             try:
@@ -79,7 +84,7 @@ class S3Backend:
         return open_blocks(stored.size, fetch)
 
     def write(self, uri: str, body: bytes | BinaryIO, *, if_absent: bool = False) -> bool:
-        """One PUT, or a multipart upload that is aborted on failure; `if_absent` is If-None-Match."""
+        """Send one PUT, or a multipart upload that is aborted on failure; `if_absent` is If-None-Match."""
         stream = io.BytesIO(body) if isinstance(body, bytes) else body
         if if_absent and self._conditional:
             try:
@@ -89,13 +94,13 @@ class S3Backend:
         return self._put(uri, stream)
 
     def exchange(self, uri: str, body: bytes, version: str | None) -> str | None:
-        """One PUT with If-Match or If-None-Match; bodies that differ have ETags that differ."""
+        """Send one PUT with If-Match or If-None-Match; bodies that differ have ETags that differ."""
         condition: dict[str, Any] = {"IfNoneMatch": "*"} if version is None else {"IfMatch": f'"{version}"'}
         try:
             return _version(self._try(uri, self._client.put_object, Body=body, **_target(uri), **condition))
         except ObjectChanged:
             return None
-        except NotFound:  # of an object; the bucket is missed by whoever looks why
+        except NotFound:  # the object; a missing bucket shows when the caller looks why
             if version is None:
                 raise
             return None
@@ -103,7 +108,7 @@ class S3Backend:
             raise NoConditionalWrites(str(error)) from error
 
     def reach(self, uri: str) -> None:
-        """One HEAD of the bucket; any answer will do."""
+        """Send one HEAD of the bucket; any answer will do."""
 
         def knock() -> None:
             try:
@@ -111,7 +116,7 @@ class S3Backend:
             except UnreachableError:
                 raise
             except FOREIGN:
-                pass  # what is amiss beyond that, the work itself finds and tries again
+                pass  # anything else that is wrong, the work itself finds and retries
 
         if self._unreachable:
             raise StoreError(str(self._unreachable)) from self._unreachable
@@ -122,29 +127,30 @@ class S3Backend:
             raise
 
     def move(self, source: str, target: str) -> None:
-        """A copy inside the store, then a delete; CopyObject ends at 5 GiB, far beyond any part."""
+        """Copy inside the store, then delete; CopyObject ends at 5 GiB, far beyond any part."""
         self._try(source, self._client.copy_object, CopySource=_target(source), **_target(target))
         self._try(source, self._client.delete_object, **_target(source))
 
     def _listed(self, uri: str) -> Iterator[StoredObject]:
-        bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+        scheme, bucket, prefix = _split(uri)
         query: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
         while True:
             page = self._try(uri, self._client.list_objects_v2, **query)
             for item in page.get("Contents", ()):
                 if not item["Key"].endswith("/"):  # what consoles put to show an empty folder
-                    yield StoredObject(f"s3://{bucket}/{item['Key']}", item["Size"], _version(item), _modified(item))
+                    found = f"{scheme}://{bucket}/{item['Key']}"
+                    yield StoredObject(found, item["Size"], _version(item), _modified(item))
             if not page.get("IsTruncated"):
                 return
             query["ContinuationToken"] = page["NextContinuationToken"]
 
     def _get_range(self, stored: StoredObject, start: int, stop: int, cancelled: threading.Event) -> bytearray:
-        """Bytes [start, stop) of the listed version, in one attempt."""
+        """Get bytes [start, stop) of the listed version, in one attempt."""
         span = f"{start}-{stop - 1}"
         wanted = {"Range": f"bytes={span}", "IfMatch": f'"{stored.version}"'}
         answer = self._client.get_object(**_target(stored.uri), **wanted)
         with closing(answer["Body"]) as body:
-            # Checked here too, because a store that ignores a header still answers.
+            # Checked here too, because a store that ignores the header answers all the same.
             if _version(answer) != stored.version:
                 raise ObjectChanged(f"{stored.uri}: replaced after it was listed")
             if not answer.get("ContentRange", "").startswith(f"bytes {span}/"):
@@ -152,7 +158,7 @@ class S3Backend:
             return _read_exactly(body, stop - start, cancelled)
 
     def _put(self, uri: str, stream: BinaryIO, **condition: Any) -> bool:
-        """Whether the condition held, and so the object is written."""
+        """Write, and tell whether the condition held and so the object is written."""
         stream.seek(0, os.SEEK_END)
         single = stream.tell() <= PART_BYTES
         stream.seek(0)
@@ -177,7 +183,7 @@ class S3Backend:
             whole: dict[str, Any] = {"MultipartUpload": {"Parts": parts}}
             self._try(uri, client.complete_multipart_upload, **target, **whole, **condition)
         except BaseException:
-            with suppress(StoreError):  # unseen parts cost money until they are gone, but the first error says more
+            with suppress(StoreError):  # leftover parts cost money, but the first error says more
                 self._try(uri, client.abort_multipart_upload, **target)
             raise
 
@@ -190,7 +196,7 @@ class S3Backend:
         attempts: int = ATTEMPTS,
         **kwargs: Any,
     ) -> T:
-        """The result of a boto3 call: the one place where transient errors are retried and all are translated."""
+        """Call boto3: the one place where transient errors are retried and all are translated."""
         for attempt in range(1, attempts + 1):
             try:
                 return call(*args, **kwargs)
@@ -203,8 +209,8 @@ class S3Backend:
         raise StoreError(f"{uri}: closed while being read")
 
 
-def _connect(settings: S3Settings, server: str) -> Any:
-    """A client with a session of its own: the default session is not made for threads. Opens no socket yet."""
+def _client(settings: S3Settings, server: str) -> Any:
+    """Make a client with its own session: the default session is not made for threads. Opens no socket yet."""
     config = Config(
         connect_timeout=CONNECT_SECONDS,
         read_timeout=settings.read_timeout,
@@ -217,17 +223,24 @@ def _connect(settings: S3Settings, server: str) -> Any:
     try:
         session = boto3.session.Session(region_name=settings.region)
         return session.client("s3", endpoint_url=settings.endpoint_url, config=config)
-    except ValueError as error:  # botocore's word for an unfit URL or region
+    except ValueError as error:  # how botocore reports a URL or region that cannot be one
         raise ConfigError(f"store: {' '.join(str(error).split())}") from error
     except BotoCoreError as error:
         raise translated(error, server, server, 1) from error
 
 
 def _target(uri: str) -> dict[str, Any]:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    scheme, bucket, key = _split(uri)
     if not bucket or not key:
-        raise NotFound(f"{uri}: names no object: s3://BUCKET/KEY")
+        raise NotFound(f"{uri}: names no object: {scheme}://BUCKET/KEY")
     return {"Bucket": bucket, "Key": key}
+
+
+def _split(uri: str) -> tuple[str, str, str]:
+    """Split a URI into scheme, bucket and key."""
+    scheme, _, rest = uri.partition("://")
+    bucket, _, key = rest.partition("/")
+    return scheme, bucket, key
 
 
 def _version(answer: dict[str, Any]) -> str:
@@ -235,7 +248,7 @@ def _version(answer: dict[str, Any]) -> str:
 
 
 def _modified(answer: dict[str, Any]) -> int | None:
-    """Clones of S3 leave it out where they do not know."""
+    """Read the time, which S3-compatible servers leave out where they do not know it."""
     return int(answer["LastModified"].timestamp()) if "LastModified" in answer else None
 
 

@@ -1,4 +1,4 @@
-"""What boto3 raises, as our errors: one line that says what, where and what to do, and never a secret."""
+"""Errors of boto3 translated to ours: one line that says what, where and what to do, and never a secret."""
 
 from botocore.exceptions import (
     BotoCoreError,
@@ -21,7 +21,7 @@ from urllib3.exceptions import HTTPError as TransportError
 from gradosr.errors import AccessDenied, NotFound, ObjectChanged, StoreError, system_reason
 
 FOREIGN = (BotoCoreError, ClientError, ResponseParserError, TransportError)
-"""All that a boto3 client raises in use; urllib3's own where the body of an error answer is cut or stalls."""
+"""All errors that a boto3 client raises in use; urllib3's own where the body of an error response breaks off."""
 
 _TRANSIENT = (
     HTTPClientError,
@@ -57,7 +57,7 @@ class UnsupportedRequest(StoreError):
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether the same request may succeed a moment later."""
+    """Tell whether the same request may succeed a moment later."""
     if not isinstance(error, ClientError):
         return isinstance(error, _TRANSIENT)
     code, status = _code(error), _status(error)
@@ -65,7 +65,7 @@ def is_transient(error: Exception) -> bool:
 
 
 def translated(error: Exception, uri: str, server: str, attempts: int) -> StoreError:
-    """The error to raise for one of FOREIGN, after that many attempts at `uri`."""
+    """Make the error to raise for one of FOREIGN, after that many attempts at `uri`."""
     if isinstance(error, _NO_CREDENTIALS):
         return AccessDenied(f"{uri}: no AWS credentials ({type(error).__name__}): {_SET_KEYS}")
     if isinstance(error, UnreachableError):
@@ -82,11 +82,11 @@ def _known_refusal(error: ClientError, uri: str) -> StoreError | None:
     code, status = _code(error), _status(error)
     bucket = "/".join(uri.split("/")[:3])
     forbidden = f"{error.operation_name} is forbidden: check the credentials and what they may do"
-    # so HEAD, which has no body, answers to an expired token; with a code of its own in the body it is told above
+    # HEAD, which has no body, answers an expired token with this; where a body carries a code, _DENIED has it
     unexplained = f"{error.operation_name} was refused (400): the credentials may have expired: renew them"
     rules: list[tuple[bool, type[StoreError], str]] = [
         (code == "NoSuchBucket", NotFound, f"{bucket}: no such bucket"),
-        # 404 is all that HEAD says, of a missing bucket too
+        # HEAD says no more than 404, for a missing bucket too
         (code in ("NoSuchKey", "404"), NotFound, f"{uri}: no such object"),
         (status == 412, ObjectChanged, f"{uri}: replaced after it was listed"),
         (code in _DENIED, AccessDenied, f"{uri}: {_DENIED.get(code)}"),
@@ -107,7 +107,7 @@ def _status(error: ClientError) -> int:
 
 
 def _reason(error: Exception) -> str:
-    """In one line: the operating system's word for it if it has one (`Connection refused`), else boto3's."""
+    """Give the reason in one line: the operating system's if it has one (`connection refused`), else boto3's."""
     if isinstance(error, ClientError):
         message = str(error.response.get("Error", {}).get("Message", ""))
         return f"{error.operation_name} answered {_code(error)}: {' '.join(message.split())[:300]}"

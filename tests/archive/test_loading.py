@@ -1,8 +1,8 @@
 """How much of an archive is in memory at once."""
 
 import threading
-import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from hostile import png
 
 from gradosr.archive import loading
 from gradosr.archive.image import EncodedImage
-from gradosr.archive.loading import PreparedImage, ahead, prepared_batches
+from gradosr.archive.loading import Prefetcher, PreparedImage, prepared_batches
 from gradosr.config import MAX_PIXELS, TransformSettings
 
 TRANSFORM = TransformSettings(resize=(4, 4))
@@ -61,7 +61,7 @@ def test_images_wait_for_the_decoder_only_up_to_a_bound(monkeypatch: pytest.Monk
     decode = loading.decode
 
     def slow(encoded: bytes, max_pixels: int) -> object:
-        assert go.wait(20)
+        assert go.wait(60)
         decoded.append(len(read))
         return decode(encoded, max_pixels)
 
@@ -78,7 +78,7 @@ def test_images_wait_for_the_decoder_only_up_to_a_bound(monkeypatch: pytest.Monk
 
 
 def test_large_images_are_decoded_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    both, decode = threading.Barrier(2, timeout=20), loading.decode
+    both, decode = threading.Barrier(2, timeout=60), loading.decode
 
     def together(encoded: bytes, max_pixels: int) -> object:
         both.wait()
@@ -91,32 +91,93 @@ def test_large_images_are_decoded_side_by_side(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_waits_is_bounded_by_its_weight() -> None:
-    made: list[int] = []
-
-    def items() -> Iterator[int]:
-        for number in range(20):
-            made.append(number)
-            yield number
-
-    taken = ahead(items(), lambda _: 3, budget=7)
-    assert settled(made) == [0, 1, 2]  # begun without being asked, and at rest with 9 of 7
+    made = Made(20)
+    taken = Prefetcher(iter(made), lambda _: 3, budget=7)
+    assert made.rests_at(3)  # begun without being asked, and at rest with 9 of 7
     assert next(taken) == 0
-    assert settled(made) == [0, 1, 2, 3]
+    assert made.rests_at(4)
     assert list(taken) == list(range(1, 20))
+    assert next(taken, None) is None
 
 
-def test_dropping_what_was_never_begun_ends_its_thread() -> None:
-    before = threading.active_count()
-    taken = ahead(iter(range(20)), lambda _: 1, budget=1)
+def test_an_item_may_weigh_more_than_all_that_may_wait() -> None:
+    made = Made(3)
+    taken = Prefetcher(iter(made), lambda _: 100, budget=1)
+    assert made.rests_at(1)
+    assert list(taken) == [0, 1, 2]
+
+
+def test_an_error_comes_in_its_place_and_once() -> None:
+    def items() -> Iterator[int]:
+        yield from range(2)
+        raise OSError("lost")
+
+    taken = Prefetcher(items(), lambda _: 1, budget=10)
+    assert [next(taken), next(taken)] == [0, 1]
+    with pytest.raises(OSError, match="lost"):
+        next(taken)
+    assert list(taken) == []
+
+
+def test_an_error_of_the_weight_is_handed_over() -> None:
+    with pytest.raises(ZeroDivisionError):
+        next(Prefetcher(iter([1]), lambda item: item // 0, budget=10))
+
+
+@pytest.mark.parametrize("taken", [0, 1, 3])
+@pytest.mark.parametrize("end", [Prefetcher.close, lambda _: None], ids=["closed", "dropped"])
+def test_one_that_ends_half_way_leaves_nothing(taken: int, end: Callable[[Prefetcher[int]], None]) -> None:
+    before, made = threading.active_count(), Made(20)
+    prefetcher = Prefetcher(iter(made), lambda _: 1, budget=1)
     assert threading.active_count() == before + 1
-    del taken
+    for _ in range(taken):
+        next(prefetcher)
+    end(prefetcher)
+    del prefetcher
     assert threading.active_count() == before
+    assert made.closed
 
 
-def settled(made: list[int]) -> list[int]:
-    """Once nothing has been added for a while."""
-    found: list[int] | None = None
-    while found != made:
-        found = list(made)
-        time.sleep(0.2)
-    return found
+def test_what_waits_is_let_go_when_it_is_closed() -> None:
+    class Item:
+        pass
+
+    kept: list[weakref.ref[Item]] = []
+
+    def items() -> Iterator[Item]:
+        while True:
+            item = Item()
+            kept.append(weakref.ref(item))
+            yield item
+
+    prefetcher = Prefetcher(items(), lambda _: 1, budget=3)
+    next(prefetcher)
+    prefetcher.close()
+    assert [item for item in kept if item() is not None] == []
+    assert next(prefetcher, None) is None
+    prefetcher.close()
+
+
+class Made:
+    """Numbers, and how many of them were asked for."""
+
+    def __init__(self, end: int) -> None:
+        self.count, self.closed, self._end = 0, False, end
+        self._changed = threading.Condition()
+
+    def __iter__(self) -> Iterator[int]:
+        try:
+            for number in range(self._end):
+                with self._changed:
+                    self.count += 1
+                    self._changed.notify_all()
+                yield number
+        finally:
+            self.closed = True
+
+    def rests_at(self, count: int) -> bool:
+        """Wait, however long, until so many were made; a moment shows whether more are, and may be too short to."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.count >= count, timeout=60)
+            self._changed.wait_for(lambda: self.count > count, timeout=0.2)
+            return self.count == count

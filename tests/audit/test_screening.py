@@ -1,4 +1,4 @@
-"""Nights on an archive that grows: what is new, what is gone, which gates trip, and who is told."""
+"""Nights on an archive that grows: what is new, what is gone, and who is told of gates that tripped."""
 
 import hashlib
 import hmac
@@ -26,9 +26,8 @@ from PIL import Image
 from tiny import ARCH, labelled_tar, local_job, make_bundle, write_archive
 
 from gradosr.audit import screening, webhook
-from gradosr.audit.gates import judge
 from gradosr.audit.nights import Counts, History, Night
-from gradosr.config import Gates, S3Settings, ScreenJob, Webhook, load_job
+from gradosr.config import S3Settings, ScreenJob, Webhook, load_job
 from gradosr.errors import ConfigError, RunFailed
 from gradosr.lab.seaweedfs import SeaweedFS
 from gradosr.results.outcome import Outcome
@@ -36,49 +35,7 @@ from gradosr.run.plan import Summary, prepare
 from gradosr.scoring.worker import ShardWorker
 from gradosr.store import Store, StoredObject
 
-# --- Gates ---
-
-QUIET = Counts(1000, 1000, 50)
-
-
-def night(counts: Counts = QUIET) -> Night:
-    return Night("2026-11-21", "2026-11-21T02:30:00+01:00", counts, 10, 1, (), ())
-
-
-def tripped(gates: Gates, counts: Counts = QUIET, before: tuple[Night, ...] = (night(),), **facts: Any) -> list[str]:
-    known: dict[str, Any] = {"missing": 0, "archive_before": 10, "new_classes": [], **facts}
-    return [verdict.gate for verdict in judge(gates, counts, before, **known) if verdict.tripped]
-
-
-def test_a_rate_trips_when_all_of_its_interval_lies_above() -> None:
-    assert tripped(Gates(unknown_rate=0.03)) == ["unknown_rate"]
-    assert tripped(Gates(unknown_rate=0.045)) == []  # .05 of 1,000 may be .038
-    assert tripped(Gates(unknown_rate=0.1), Counts(3, 3, 1)) == []  # a third, of three
-    assert tripped(Gates(unknown_rate=0.0), Counts(5, 0, 0)) == []
-
-
-def test_an_increase_is_measured_against_the_nights_before() -> None:
-    gates = Gates(rate_increase=0.02)
-    assert tripped(gates, Counts(1000, 1000, 120)) == ["rate_increase"]
-    assert tripped(gates, Counts(1000, 1000, 75)) == []  # .025 more, give or take .021
-    assert tripped(gates, Counts(1000, 1000, 500), ()) == []
-
-
-def test_counts_trip_beyond_their_allowance() -> None:
-    assert tripped(Gates(bad_images=0), Counts(10, 9, 0)) == ["bad_images"]
-    assert tripped(Gates(bad_images=0.1), Counts(10, 9, 0)) == []
-    assert tripped(Gates(shards_missing=0), missing=1) == ["shards_missing"]
-    assert tripped(Gates(shards_missing=0.1), missing=1) == []
-    assert tripped(Gates(new_candidate_class=20), new_classes=[3, 20]) == ["new_candidate_class"]
-    assert tripped(Gates(new_candidate_class=20), new_classes=[3, 19]) == []
-    assert tripped(Gates(new_candidate_class=20), before=(), new_classes=[20]) == []
-
-
-def test_a_gate_that_is_not_named_is_off_and_every_other_says_why() -> None:
-    assert judge(Gates(), QUIET, (), 5, 5, [5]) == ()
-    for verdict in judge(Gates(unknown_rate=0.5, rate_increase=0.5, shards_missing=3), QUIET, (night(),), 0, 10, []):
-        assert verdict.why
-        assert verdict.found is not None
+# --- The config ---
 
 
 @pytest.mark.parametrize(
@@ -104,6 +61,10 @@ def test_what_no_night_can_do_is_told_when_the_config_is_read(
 
 
 # --- Telling ---
+
+
+def night() -> Night:
+    return Night("2026-11-21", "2026-11-21T02:30:00+01:00", Counts(1000, 1000, 50), 10, 1, (), ())
 
 
 @contextmanager

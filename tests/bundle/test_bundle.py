@@ -14,8 +14,8 @@ from gradosr.bundle.bundle import Bundle, load_bundle
 from gradosr.bundle.calibration import Calibration
 from gradosr.bundle.manifest import Manifest
 from gradosr.classifier.build import build_classifier
-from gradosr.config import Signals, TransformSettings
-from gradosr.detectors import TransferDetector
+from gradosr.config import Signals, TransferSettings, TransformSettings
+from gradosr.detectors import ClassSplit, TransferDetector
 from gradosr.errors import BundleError, ClassifierError, ConfigError
 from gradosr.scoring.observer import Observer
 from gradosr.scoring.scorer import Scorer
@@ -42,8 +42,9 @@ def made(kind="one_class"):
         detector = fit_one_class(observed)
     else:
         unknown = torch.arange(40) % 2 == 0
-        recipe = {"hidden": 8, "epochs": 2, "learning_rate": 0.01, "weight_decay": 0.0, "batch_size": 8, "seed": 0}
-        detector = TransferDetector.fit(observation, unknown, observation, **recipe).moved(observation)
+        settings = TransferSettings(hidden=8, epochs=2, learning_rate=0.01, weight_decay=0.0, batch_size=8)
+        split = ClassSplit(observation, unknown, observation)
+        detector = TransferDetector.trained(split, settings).moved(observation)
     calibration = Calibration.of(detector.score(observation).numpy(), 0.1)
     manifest = Manifest(
         arch=ARCH, args={}, classes=("ant", "bee", "Käfer"), transform=TRANSFORM, detector=kind,

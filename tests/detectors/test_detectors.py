@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from gradosr.config import OneClassWeights
-from gradosr.detectors import BASELINES, DETECTORS, Known, Observation, OneClassDetector, TransferDetector, restore
+from gradosr.config import BASELINES, DETECTORS, OneClassSettings, OneClassWeights, TransferSettings
+from gradosr.detectors import ClassSplit, Known, Observation, OneClassDetector, TransferDetector, restore
 from gradosr.detectors.gaussian import ClassGaussian
 from gradosr.detectors.scaling import scaled_energy
 from gradosr.errors import ClassifierError
@@ -19,7 +19,7 @@ from gradosr.representations import Standardiser, coordinate_names, log_norms, r
 
 DEAD = 4  # the last coordinate, of five
 NAMES = ("a", "b", "c", "d", "dead")
-RECIPE = {"hidden": 16, "epochs": 40, "learning_rate": 0.01, "weight_decay": 0.01, "batch_size": 32, "seed": 0}
+RECIPE = TransferSettings(hidden=16, epochs=40, learning_rate=0.01, weight_decay=0.01, batch_size=32)
 
 
 def observed(known, unknown=0, seed=0, scale=1.0):
@@ -39,8 +39,8 @@ def observed(known, unknown=0, seed=0, scale=1.0):
 
 @functools.cache
 def transfer(**recipe):
-    observation, is_unknown = observed(200, 200)
-    return TransferDetector.fit(observation, is_unknown, observed(150, seed=1)[0], **RECIPE | recipe)
+    split = ClassSplit(*observed(200, 200), observed(150, seed=1)[0])
+    return TransferDetector.trained(split, RECIPE.model_copy(update=recipe))
 
 
 def known_of(observation, head=None):
@@ -51,7 +51,11 @@ ALONE = {"max_logit": 0.0, "gradients": 1.0, "scale": 0.0, "middle": 0.0, "beyon
 
 
 def one_class(observation, **weights):
-    return OneClassDetector.fit(known_of(observation), OneClassWeights(**weights).model_dump())
+    return OneClassDetector.fit(known_of(observation), one_objective(**weights))
+
+
+def one_objective(**weights):
+    return OneClassSettings(objectives=("predicted",), weights=OneClassWeights(**weights))
 
 
 FITTED = {
@@ -193,7 +197,7 @@ def test_a_class_of_few_images_takes_the_direction_of_all():
     known.logits_BK[rare] = torch.tensor([0.0, 0.0, 0.0])
     known.logits_BK[:, 2] -= 100.0 * ~rare
     detector = one_class(known, **ALONE)
-    directions = detector.direction_KD / detector.direction_KD.norm(dim=1, keepdim=True)
+    directions = torch.nn.functional.normalize(detector.arrays()["direction_KD"])
     assert directions[0] @ directions[2] > 0.9 or directions[1] @ directions[2] > 0.9
     assert detector.score(known).isfinite().all()
 
@@ -212,8 +216,8 @@ def with_activations(count, seed, far=False):
 
 def test_what_is_sure_at_the_last_layer_and_strange_in_the_middle_is_found():
     seen, head = with_activations(300, 0)
-    detector = OneClassDetector.fit(known_of(seen, head), OneClassWeights().model_dump())
-    without = OneClassDetector.fit(known_of(seen, head), OneClassWeights(middle=0, beyond=0).model_dump())
+    detector = OneClassDetector.fit(known_of(seen, head), one_objective())
+    without = OneClassDetector.fit(known_of(seen, head), one_objective(middle=0, beyond=0))
     fresh, strange = with_activations(200, 5)[0], with_activations(200, 5, far=True)[0]
     is_far = (torch.arange(400) >= 200).numpy()
     found = [auroc(torch.cat([one.score(fresh), one.score(strange)]).numpy(), is_far) for one in (detector, without)]
@@ -228,8 +232,7 @@ def test_what_is_sure_at_the_last_layer_and_strange_in_the_middle_is_found():
 
 def test_beyond_moves_none_but_images_that_are_strange_in_the_middle():
     seen, head = with_activations(300, 0)
-    near, far = (OneClassWeights(beyond=weight).model_dump() for weight in (0, 2))
-    plain, more = (OneClassDetector.fit(known_of(seen, head), weights) for weights in (near, far))
+    plain, more = (OneClassDetector.fit(known_of(seen, head), one_objective(beyond=weight)) for weight in (0, 2))
     fresh, strange = with_activations(200, 5)[0], with_activations(200, 5, far=True)[0]
     moved, moved_far = (more.score(one) - plain.score(one) for one in (fresh, strange))
     assert (moved == 0).float().mean() > 0.95
@@ -239,10 +242,10 @@ def test_beyond_moves_none_but_images_that_are_strange_in_the_middle():
 
 def test_known_images_are_not_strange_in_the_middle_for_not_being_fitted_on():
     """80 channels and 200 images: what the Gaussian was fitted on is 7 deviations nearer than other images."""
-    middle, draws = {"max_logit": 0.0, "gradients": 0.0, "scale": 0.0, "middle": 1.0}, torch.Generator().manual_seed(0)
+    draws = torch.Generator().manual_seed(0)
     seen, _ = observed(1200)
     seen = replace(seen, middle_BM=torch.randn(1200, 80, generator=draws))
-    detector = OneClassDetector.fit(known_of(seen[torch.arange(200)]), {**middle, "beyond": 0.0})
+    detector = one_class(seen[torch.arange(200)], max_logit=0, gradients=0, scale=0, middle=1, beyond=0)
     fresh = detector.score(seen[torch.arange(200, 1200)])
     assert abs(fresh.mean()) < 0.6
     assert 0.7 < fresh.std() < 1.3
@@ -306,7 +309,7 @@ def test_transfer_finds_unknown_images_of_other_draws():
 
 def test_transfer_is_balanced_and_not_won_by_the_larger_side():
     observation, is_unknown = observed(400, 20)
-    detector = TransferDetector.fit(observation, is_unknown, observed(150, seed=1)[0], **RECIPE)
+    detector = TransferDetector.trained(ClassSplit(observation, is_unknown, observed(150, seed=1)[0]), RECIPE)
     other, truth = observed(200, 200, 9)
     called = detector.score(other) > 0
     assert (called == truth).float().mean() > 0.9

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradosr.gradients import GradientEngine, convolution, fused, kernels, lay_channels_last
-from gradosr.gradients.convolution import FUSED_GRAM, FUSED_PRODUCT, bind_conv, conv_gradients
-from gradosr.gradients.geometry import Geometry, geometry_of
+from gradosr.gradients.convolution import FUSED_GRAM, FUSED_PRODUCT, conv_gradients
+from gradosr.gradients.geometry import Geometry, bind_conv, geometry_of
 from gradosr.gradients.slow import slow_squared_norms
 
 MORE_SHAPES = {

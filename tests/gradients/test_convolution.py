@@ -6,15 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradosr.gradients.convolution import (
-    GRAMS,
-    MATERIALISED,
-    _strided_patches,
-    bind_conv,
-    conv_gradients,
-    conv_squared_norms,
-)
-from gradosr.gradients.geometry import geometry_of
+from gradosr.gradients.convolution import GRAMS, MATERIALISED, _strided_patches, conv_gradients, conv_squared_norms
+from gradosr.gradients.geometry import bind_conv, geometry_of
 
 FORMS = {**MATERIALISED, **GRAMS}
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from gradosr.gradients.calls import Call, squared_norm
-from gradosr.gradients.convolution import GRAMS, MATERIALISED, bind_conv, conv_gradients, conv_squared_norms
+from gradosr.gradients.convolution import GRAMS, MATERIALISED, conv_gradients, conv_squared_norms
 from gradosr.gradients.forms import WORTH_SAVING, Forms, Measured
-from gradosr.gradients.geometry import geometry_of
+from gradosr.gradients.geometry import bind_conv, geometry_of
 from gradosr.gradients.rules import bind_linear, linear_forms, linear_squared_norms
 
 BATCH = 3

@@ -9,10 +9,12 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision import models
 
+from gradosr.config import Signals, TransformSettings
 from gradosr.errors import ClassifierError
 from gradosr.gradients import GradientEngine, objective
 from gradosr.gradients.slow import slow_squared_norms
 from gradosr.representations import REPRESENTATIONS, grad_norm, represent
+from gradosr.scoring.observer import Observer
 
 CLASSES = 5
 NORMALISATIONS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
@@ -300,3 +302,37 @@ class NoHead(nn.Module):
 def test_a_classifier_that_has_no_such_tensor_is_refused(kind, message):
     with pytest.raises(ClassifierError, match=message):
         represent(GradientEngine(NoHead().double().eval()), images(2), [kind], ["all_hot"])
+
+
+# --- One more ---
+
+
+class LargestGradient:
+    """Largest gradient of each layer: coordinates OBJECTIVE/largest/LAYER."""
+
+    def __init__(self, objective):
+        self._objective, self._largest = objective, {}
+
+    def watch(self, rule, parameters, grad):
+        self._largest[parameters[0]] = grad.flatten(1).abs().amax(1)
+
+    def coordinates(self, norms):
+        return {
+            f"{self._objective}/largest/{name}": self._largest[name] for name in norms.names if name in self._largest
+        }
+
+
+def test_a_representation_is_a_class_and_a_line_of_the_table(monkeypatch):
+    monkeypatch.setitem(REPRESENTATIONS, "largest", LargestGradient)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, CLASSES)).eval()
+    signals = Signals(objectives=("all_hot", "uniform"), watched=("largest", "gradnorm"))
+    transform = TransformSettings(crop=32, mean=(0, 0, 0), std=(1, 1, 1))
+    observer = Observer(net, transform, signals, torch.device("cpu"))
+    pixels = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    seen = observer(pixels).observation
+    assert list(seen.watched) == ["all_hot/largest/1.weight", "gradnorm", "uniform/largest/1.weight"]
+    slow = (seen.logits_BK.softmax(1) - 1 / CLASSES).abs().amax(1)
+    torch.testing.assert_close(seen.watched["uniform/largest/1.weight"], slow)
+    alone = represent(observer.engine, pixels / 255, ["largest"], ["uniform"])
+    assert alone.names == ("uniform/largest/1.weight",)
+    torch.testing.assert_close(alone.values_BC[:, 0], slow)

@@ -21,8 +21,9 @@ from gradosr.errors import BundleError, ConfigError, RunFailed
 from gradosr.results.folder import merged
 from gradosr.results.outcome import Outcome, Progress
 from gradosr.results.part import schema
-from gradosr.run.driver import LOST_STARTS, Driver, check_local_uris, connected, resources
+from gradosr.run.driver import Driver, check_local_uris, connected, resources
 from gradosr.run.driver.actor import MakeWorker, shard_worker
+from gradosr.run.driver.faults import LOAD_FAILURES
 from gradosr.run.plan import Plan, finish, prepare
 from gradosr.scoring.ray_data import BatchScorer
 from gradosr.store import Store
@@ -57,8 +58,11 @@ def driver(
     plan: Plan,
     observe: Callable[[Progress], None] = lambda _: None,
     worker: MakeWorker = shard_worker,
+    stop: threading.Event | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Driver:
-    return Driver(job, plan.folder, plan.fingerprint, observe, doomed.Noted(), threading.Event(), worker)
+    stop = stop or threading.Event()
+    return Driver(job, plan.folder, plan.fingerprint, observe, doomed.Noted(), stop, worker, clock)
 
 
 @pytest.fixture
@@ -131,7 +135,7 @@ def test_a_poison_shard_is_reported_not_retried_for_ever(job: ScoreJob, tmp_path
     assert "killed its worker" in mark["reason"]
 
 
-def test_a_shard_is_not_blamed_for_the_next_one_opened_ahead(job: ScoreJob, tmp_path: Path) -> None:
+def test_a_shard_is_not_blamed_for_the_one_prefetched_beside_it(job: ScoreJob, tmp_path: Path) -> None:
     plan, outcome, _ = drive(job.model_copy(update={"max_attempts": 1}), doomed.PoisonedAhead)
     assert (outcome.quarantined, outcome.failed) == ({}, {})
     assert finish(plan, outcome).counts["rows"] == 24
@@ -139,10 +143,18 @@ def test_a_shard_is_not_blamed_for_the_next_one_opened_ahead(job: ScoreJob, tmp_
 
 def test_a_hanging_shard_is_bounded(tmp_path: Path) -> None:
     write_archive(Store(), f"{tmp_path}/archive", shards=2)
-    job = local_job(tmp_path, workers=1, shard_timeout=3, max_attempts=1)
-    plan, outcome, _ = drive(job, doomed.Hanging)
+    job = local_job(tmp_path, workers=1, shard_timeout=3000, max_attempts=1, ray={"start_timeout": 6000})
+    plan, passed = prepare(job), []  # seconds that pass at once
+    plan.claim()
+
+    def wait(progress: Progress) -> None:
+        if progress.done and (tmp_path / "hanging").exists() and not passed:
+            passed.append(3001.0)
+
+    clocked = driver(job, plan, wait, doomed.Hanging, clock=lambda: time.monotonic() + sum(passed))
+    outcome = clocked.run(plan.pending)
     assert finish(plan, outcome).quarantined == ("00001.tar",)
-    assert list(outcome.quarantined.values()) == ["took longer than shard_timeout (3 s) (1 times)"]
+    assert list(outcome.quarantined.values()) == ["took longer than shard_timeout (3000 s) (1 times)"]
 
 
 def test_a_bug_fails_its_shard_alone_and_the_next_run_tries_again(job: ScoreJob, tmp_path: Path) -> None:
@@ -174,7 +186,7 @@ def test_a_bundle_no_worker_can_load_stops_the_run_with_its_cause(job: ScoreJob,
 
 
 def test_workers_that_die_while_loading_are_not_replaced_for_ever(job: ScoreJob) -> None:
-    with pytest.raises(RunFailed, match=f"{LOST_STARTS} workers in a row failed to load"):
+    with pytest.raises(RunFailed, match=f"{LOAD_FAILURES} workers in a row failed to load"):
         drive(job, doomed.DyingAtStart)
 
 
@@ -213,18 +225,26 @@ def scraped(run: str) -> dict[tuple[str, ...], float]:
     return found
 
 
+def until(holds: Callable[[], bool], shown: Callable[[], object]) -> None:
+    """Wait until something holds, for a minute at most; what is shown says why it does not."""
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline, shown()
+        time.sleep(0.2)
+
+
 def test_prometheus_is_served_what_the_run_did(job: ScoreJob, tmp_path: Path) -> None:
     (tmp_path / "archive" / "00001.tar").write_bytes(b"not a tar at all" * 100)
     Store().write(f"{tmp_path}/archive/bad.tar", tar([("good.png", picture(99)), ("bad.png", b"no image")]))
-    plan, seen, gauges = prepare(job), [], set()
+    plan, seen, gauges = prepare(job), [], {("queue_shards",), ("workers",)}
 
     def observe(progress: Progress) -> None:
+        if not seen:  # while the run is on, which this holds up: gauges go with it
+            until(lambda: gauges <= scraped(job.output).keys(), lambda: scraped(job.output))
         seen.append(progress)
-        gauges.update(name for name in scraped(job.output) if name in {("queue_shards",), ("workers",)})
 
     plan.claim()
     outcome = driver(job, plan, observe).run(plan.pending)
-    assert gauges == {("queue_shards",), ("workers",)}  # seen while it worked: they go with the run
     seconds = merged(stats.seconds for stats in outcome.scored.values())
     wanted = {
         ("images_total", "ok"): 19, ("images_total", "not_an_image"): 1,
@@ -233,10 +253,11 @@ def test_prometheus_is_served_what_the_run_did(job: ScoreJob, tmp_path: Path) ->
     }  # fmt: skip
     if seen[-1].counts["unknown"]:
         wanted["unknown_images_total",] = seen[-1].counts["unknown"]
-    deadline = time.monotonic() + 60
-    while (counters := {name: n for name, n in scraped(job.output).items() if name not in gauges}) != wanted:
-        assert time.monotonic() < deadline, counters
-        time.sleep(0.2)
+
+    def counters() -> dict[tuple[str, ...], float]:
+        return {name: n for name, n in scraped(job.output).items() if name not in gauges}
+
+    until(lambda: counters() == wanted, counters)
     last = seen[-1]
     assert (last.done, last.failed, last.quarantined) == (5, 0, 1)
     assert last.done_bytes == last.total_bytes == sum(path.stat().st_size for path in (tmp_path / "archive").iterdir())
@@ -249,7 +270,7 @@ def test_one_node_sees_its_own_files(job: ScoreJob) -> None:
 def test_a_straggler_is_run_twice_and_the_first_part_counts(
     job: ScoreJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean: dict[str, tuple[object, ...]]
 ) -> None:
-    monkeypatch.setattr("gradosr.run.driver.STRAGGLER_SECONDS", 1.0)
+    monkeypatch.setattr("gradosr.run.driver.handout.STRAGGLER_SECONDS", 1.0)
     plan, outcome, _ = drive(job.model_copy(update={"workers": 2}), doomed.Straggling)
     assert finish(plan, outcome).scored == 4
     assert_same(rows_of(tmp_path / "results"), clean)
@@ -258,16 +279,19 @@ def test_a_straggler_is_run_twice_and_the_first_part_counts(
 def test_asked_to_end_it_lets_running_shards_finish_and_the_next_run_takes_the_rest(
     job: ScoreJob, tmp_path: Path, clean: dict[str, tuple[object, ...]]
 ) -> None:
-    plan, stop = prepare(job), threading.Event()
+    plan, stop, turns = prepare(job), threading.Event(), list[int]()
     plan.claim()
 
     def end(progress: Progress) -> None:
-        if progress.done:
+        turns.append(progress.workers)
+        if turns[-2:] == [1, 1]:  # ready a turn ago, it has a shard now, and holds it
             stop.set()
+            (tmp_path / "go").touch()
 
-    outcome = Driver(job, plan.folder, plan.fingerprint, end, doomed.Noted(), stop, doomed.Slow).run(plan.pending)
+    patient = job.model_copy(update={"drain_timeout": 3600})
+    outcome = driver(patient, plan, end, doomed.Held, stop).run(plan.pending)
     assert outcome.interrupted
-    assert 1 <= len(outcome.scored) < 4
+    assert len(outcome.scored) == 1
     summary = finish(plan, outcome)
     assert summary.interrupted
     assert not (tmp_path / "results" / "_SUCCESS").exists()
@@ -284,10 +308,10 @@ def test_draining_is_bounded(tmp_path: Path) -> None:
     plan.claim()
 
     def end(progress: Progress) -> None:
-        if progress.done:
+        if progress.done and (tmp_path / "hanging").exists():
             stop.set()
 
-    outcome = Driver(job, plan.folder, plan.fingerprint, end, doomed.Noted(), stop, doomed.Hanging).run(plan.pending)
+    outcome = driver(job, plan, end, doomed.Hanging, stop).run(plan.pending)
     assert outcome.interrupted
     assert len(outcome.scored) == 1
 

@@ -322,7 +322,7 @@ def test_a_process_that_has_read_the_table_ends_well(tmp_path: Path) -> None:
     pq.write_table(pa.concat_tables([pq.read_table(part)] * 4000), part, row_group_size=1000)
     ends = (  # of processes that end at once, while pyarrow's threads may still hold a file of Python's
         "import os, sys\n"
-        "from gradosr.results import RunFolder\n"
+        "from gradosr.results.folder import RunFolder\n"
         "from gradosr.store import Store\n"
         "for _ in range(25):\n"
         "    if not (pid := os.fork()):\n"

@@ -12,7 +12,7 @@ from tiny import fit_one_class
 from gradosr.bundle.bundle import Bundle
 from gradosr.classifier.build import build_classifier, normalise
 from gradosr.config import Signals, TransformSettings
-from gradosr.detectors import BASELINES, Observation
+from gradosr.detectors import Observation, detector_class
 from gradosr.errors import ClassifierError, ConfigError
 from gradosr.gradients import squared_norms
 from gradosr.representations import log_norms
@@ -180,7 +180,7 @@ def test_a_wrong_number_of_classes_is_one_clear_line(bundle):
 
 def with_classifier(bundle, arch, args, size):
     """The bundle around another classifier, with a detector that asks nothing of it but logits."""
-    classifier, detector = build_classifier(arch, args, 3), BASELINES["max_logit"]()
+    classifier, detector = build_classifier(arch, args, 3), detector_class("max_logit").from_arrays({})
     manifest = bundle.manifest.model_copy(
         update={"arch": arch, "detector": "max_logit", "transform": TransformSettings(crop=size)}
     )

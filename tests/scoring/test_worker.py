@@ -1,10 +1,11 @@
-"""A worker opens the next shard while it works on this one, and its parts are those of a worker that does not."""
+"""A worker prefetches the next shard while it works on this one; its parts are those of a worker that does not."""
 
 import io
 import json
 import subprocess
 import sys
 import tarfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,12 +14,13 @@ import pytest
 from pyarrow import parquet
 from tiny import local_job, picture, rows_of, run_here, write_archive
 
+from gradosr.archive.loading import Prefetcher, PreparedImage
 from gradosr.archive.shards import Shard
 from gradosr.errors import ShardUnreadable
+from gradosr.results.folder import RunFolder
 from gradosr.results.outcome import Outcome
 from gradosr.run.plan import Plan, finish, prepare
-from gradosr.scoring import worker
-from gradosr.scoring.worker import ShardWorker
+from gradosr.scoring.worker import Loading, Prefetch, ShardWorker
 from gradosr.store import Store, StoredObject
 
 
@@ -35,18 +37,18 @@ def plan(tmp_path: Path) -> Plan:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the shards opened so far, and parts put so far."""
     found: list[str] = []
-    open_shard, put = Store.open, worker.RunFolder.put_part
+    open_shard, put = Store.open, RunFolder.put_part
 
     def noted(self: Store, stored: StoredObject) -> object:
         found.append(stored.uri[-9:-4])
         return open_shard(self, stored)
 
-    def noted_put(self: worker.RunFolder, part: str, body: object) -> None:
+    def noted_put(self: RunFolder, part: str, body: object) -> None:
         found.append("put")
         put(self, part, body)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Store, "open", noted)
-    monkeypatch.setattr(worker.RunFolder, "put_part", noted_put)
+    monkeypatch.setattr(RunFolder, "put_part", noted_put)
     return found
 
 
@@ -56,12 +58,12 @@ def ready(plan: Plan) -> ShardWorker:
     return found
 
 
-def test_the_expected_shard_is_opened_before_this_one_is_put(plan: Plan, tmp_path: Path, opened: list[str]) -> None:
+def test_a_prefetched_shard_is_opened_before_this_one_is_put(plan: Plan, tmp_path: Path, opened: list[str]) -> None:
     worker, outcome = ready(plan), Outcome()
     following: list[Shard | None] = [*plan.pending[1:], None]
-    for shard, expected in zip(plan.pending, following, strict=True):
-        if expected:
-            worker.expect(expected)
+    for shard, prefetched in zip(plan.pending, following, strict=True):
+        if prefetched:
+            worker.expect(prefetched)
         outcome.scored[shard.part] = worker.process(shard)
     assert opened == ["00000", "00001", "put", "00002", "put", "00003", "put", "put"]
     assert all(stats.seconds["read"] > 0 for stats in outcome.scored.values())
@@ -71,17 +73,17 @@ def test_the_expected_shard_is_opened_before_this_one_is_put(plan: Plan, tmp_pat
     assert [score for (score,) in found.values()] == pytest.approx([score for (score,) in alone.values()], abs=1e-5)
 
 
-def test_another_shard_than_the_expected_one_is_read_from_its_beginning(plan: Plan, opened: list[str]) -> None:
+def test_another_shard_than_the_prefetched_one_is_read_from_its_beginning(plan: Plan, opened: list[str]) -> None:
     worker = ready(plan)
-    first, expected, other, _ = plan.pending
-    worker.expect(expected)
+    first, prefetched, other, _ = plan.pending
+    worker.expect(prefetched)
     worker.process(first)
     assert worker.process(other).counts["rows"] == 6
-    assert worker.process(expected).counts["rows"] == 6
+    assert worker.process(prefetched).counts["rows"] == 6
     assert opened == ["00000", "00001", "put", "00002", "put", "00001", "put"]
 
 
-def test_what_is_wrong_with_the_expected_shard_is_told_in_its_turn(plan: Plan, tmp_path: Path) -> None:
+def test_what_is_wrong_with_a_prefetched_shard_is_told_in_its_turn(plan: Plan, tmp_path: Path) -> None:
     worker = ready(plan)
     (tmp_path / "archive" / "00001.tar").write_bytes(b"not a tar" * 100)
     plan = prepare(plan.job)
@@ -90,6 +92,95 @@ def test_what_is_wrong_with_the_expected_shard_is_told_in_its_turn(plan: Plan, t
     with pytest.raises(ShardUnreadable, match="not a tar archive"):
         worker.process(plan.pending[1])
     assert worker.process(plan.pending[2]).counts["rows"] == 6
+
+
+def test_a_shard_whose_put_fails_leaves_the_prefetched_one_and_no_other_open(
+    plan: Plan, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no room")
+
+    worker = ready(plan)
+    first, prefetched, *_ = plan.pending
+    worker.expect(prefetched)
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "put_part", fail)
+        with pytest.raises(OSError, match="no room"):
+            worker.process(first)
+    assert worker.process(prefetched).counts["rows"] == 6
+    assert opened == ["00000", "00001", "put"]
+
+
+# --- The prefetched shard, without any reading ---
+
+
+class Loads:
+    """Loadings that never begin; tests say when one is read."""
+
+    def __init__(self) -> None:
+        self.begun, self.closed = list[str](), list[str]()
+
+    def __call__(self, shard: Shard) -> Loading:
+        self.begun.append(shard.name)
+        batches = Prefetcher[list[PreparedImage]](iter(()), len, budget=1)
+        close = batches.close
+        batches.close = lambda: (self.closed.append(shard.name), close())  # type: ignore[method-assign]
+        return Loading(shard, batches, {}, threading.Event())
+
+
+A, B, C, D = (Shard(name, f"/{name}", "1", 1) for name in "ABCD")
+
+
+def test_the_announced_shard_is_opened_once_the_one_at_work_is_read() -> None:
+    loads = Loads()
+    prefetch = Prefetch(loads)
+    prefetch.announce(B)
+    first = prefetch.take(A)
+    prefetch.start()
+    assert loads.begun == ["A"]
+    first.read.set()
+    prefetch.start()
+    prefetch.start()
+    assert loads.begun == ["A", "B"]
+    assert prefetch.take(B).shard == B
+    assert (loads.begun, loads.closed) == (["A", "B"], [])
+
+
+def test_a_prefetched_shard_that_is_read_early_waits_for_its_turn_before_another_is_opened() -> None:
+    loads = Loads()
+    prefetch = Prefetch(loads)
+    prefetch.announce(B)
+    prefetch.take(A).read.set()
+    prefetch.start()
+    prefetch.end_turn()
+    prefetch.announce(C)
+    prefetch.start()  # as B does when it is read between the announcement and its turn
+    assert loads.begun == ["A", "B"]
+    prefetch.take(B).read.set()
+    prefetch.start()
+    assert (loads.begun, loads.closed) == (["A", "B", "C"], [])
+
+
+def test_a_prefetched_shard_that_is_not_taken_is_closed() -> None:
+    loads = Loads()
+    prefetch = Prefetch(loads)
+    prefetch.announce(B)
+    prefetch.take(A).read.set()
+    prefetch.start()
+    prefetch.announce(C)
+    assert prefetch.take(D).shard == D
+    assert (loads.begun, loads.closed) == (["A", "B", "D"], ["B"])
+
+
+def test_an_announcement_ends_with_the_shard_it_was_made_for() -> None:
+    loads = Loads()
+    prefetch = Prefetch(loads)
+    prefetch.announce(B)
+    prefetch.take(A)
+    prefetch.end_turn()
+    prefetch.take(C).read.set()
+    prefetch.start()
+    assert loads.begun == ["A", "C"]
 
 
 # --- Memory, in a process of its own ---

@@ -1,4 +1,4 @@
-"""One suite for every backend, over real folders and a real S3 server; then what networks, users and disks do."""
+"""One suite for every scheme of the table, over real folders and a real S3 server; then networks, users and disks."""
 
 import errno
 import fcntl
@@ -11,6 +11,7 @@ import tarfile
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,7 @@ from fault_proxy import Fault, FaultProxy
 from gradosr.config import S3Settings
 from gradosr.errors import AccessDenied, ConfigError, NoConditionalWrites, NotFound, ObjectChanged, StoreError
 from gradosr.lab.seaweedfs import SeaweedFS
-from gradosr.store import Store, StoredObject, blocks, join, local, s3
+from gradosr.store import BACKENDS, Store, StoredObject, blocks, join, local, s3, scheme_of
 
 ODD_NAMES = ["a b", "a#b", "a%20b", "a+b", "a?b=c", "a&b;c", "ü/日本", "a:b", "a'b\"", "~a", "(a)*[b]", "=", "a..b"]
 
@@ -35,12 +36,26 @@ class Place(NamedTuple):
     folder: str
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=[*BACKENDS, "toy"], ids=lambda scheme: scheme or "path")
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    """A store and an empty folder in it."""
-    if request.param == "local":
-        return Place(Store(), str(tmp_path))
-    return Place(request.getfixturevalue("store"), request.getfixturevalue("bucket"))
+    """A store and an empty folder in it, for each scheme of the table and for one that is not in it."""
+    if request.param == "toy":
+        return Place(Store(), request.getfixturevalue("toy"))
+    if BACKENDS[request.param].buckets:  # each such scheme can be asked to talk to an S3 server
+        return in_bucket(request, request.param)
+    if BACKENDS[request.param].module == BACKENDS[""].module:
+        return Place(Store(), f"{request.param}://{tmp_path}".removeprefix("://"))
+    return Place(Store(), f"{request.param}://{uuid.uuid4().hex}")
+
+
+@pytest.fixture(params=[name for name, scheme in BACKENDS.items() if scheme.buckets])
+def bucket_place(request: pytest.FixtureRequest) -> Place:
+    """A store and an empty bucket in it, for each scheme that has buckets."""
+    return in_bucket(request, request.param)
+
+
+def in_bucket(request: pytest.FixtureRequest, scheme: str) -> Place:
+    return Place(request.getfixturevalue("store"), request.getfixturevalue("bucket").replace("s3", scheme, 1))
 
 
 @pytest.fixture
@@ -177,6 +192,23 @@ def test_only_the_listed_version_is_read(place: Place) -> None:
             file.read()
 
 
+def test_an_object_replaced_while_it_is_read(place: Place, small_blocks: int) -> None:
+    """A file that lost its name is still read as it was; elsewhere the rest is refused, never taken from the new."""
+    for happened in ("replaced", "removed"):
+        stored = put(place, "x", bytes(small_blocks * 20))
+        with place.store.open(stored) as file:
+            assert file.read(10) == bytes(10)
+            if happened == "replaced":
+                put(place, "x", b"1" * small_blocks * 20)
+            else:
+                place.store.move(stored.uri, join(place.folder, "elsewhere"))
+            if scheme_of(place.folder).module == BACKENDS[""].module:
+                assert file.read() == bytes(small_blocks * 20 - 10)
+            else:
+                with pytest.raises(ObjectChanged, match=f"^{stored.uri}: {happened} after it was listed$"):
+                    file.read()
+
+
 def test_an_empty_object_is_one(place: Place) -> None:
     stored = put(place, "empty", b"")
     assert stored.size == 0
@@ -264,7 +296,8 @@ def faulty(proxy: FaultProxy, bucket: str, fault: Fault | None, monkeypatch: pyt
     return Place(Store(settings), bucket)
 
 
-def test_a_listing_takes_as_many_pages_as_it_needs(store: Store, bucket: str) -> None:
+def test_a_listing_takes_as_many_pages_as_it_needs(bucket_place: Place) -> None:
+    store, bucket = bucket_place
     keys = [f"{number:04}" for number in range(1050)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda key: store.write(f"{bucket}/{key}", b""), keys))
@@ -342,16 +375,6 @@ def test_a_lost_store_is_not_taken_for_a_damaged_tar(
         pass
 
 
-def test_an_object_replaced_while_it_is_read(store: Store, bucket: str, small_blocks: int) -> None:
-    place = Place(store, bucket)
-    stored = put(place, "x", bytes(small_blocks * 20))
-    with place.store.open(stored) as file:
-        assert file.read(10) == bytes(10)
-        put(place, "x", b"1" * small_blocks * 20)
-        with pytest.raises(ObjectChanged, match=f"^{stored.uri}: replaced after it was listed$"):
-            file.read()
-
-
 @pytest.mark.parametrize("fault", ["cut", "stall"])
 def test_an_error_whose_own_answer_breaks_off_is_asked_for_again(
     faulty: Place, proxy: FaultProxy, fault: Fault
@@ -425,7 +448,8 @@ def test_an_exchange_of_what_is_missing_is_refused(faulty: Place, proxy: FaultPr
     assert faulty.store.exchange(join(faulty.folder, "x"), b"never", "0" * 32) is None
 
 
-def test_an_exchange_in_a_missing_bucket(store: Store, bucket: str) -> None:
+def test_an_exchange_in_a_missing_bucket(bucket_place: Place) -> None:
+    store, bucket = bucket_place
     with pytest.raises(NotFound, match=f"^{bucket}-2: no such bucket$"):
         store.exchange(f"{bucket}-2/x", b"never", None)
 
@@ -523,7 +547,8 @@ def test_an_unknown_profile(store: Store, bucket: str, monkeypatch: pytest.Monke
     assert message_of(store, f"{bucket}/x").endswith(f": no AWS credentials (ProfileNotFound): {KEYS}")
 
 
-def test_a_missing_bucket(store: Store, bucket: str) -> None:
+def test_a_missing_bucket(bucket_place: Place) -> None:
+    store, bucket = bucket_place
     expected = f"{bucket}-2: no such bucket"
     assert message_of(store, f"{bucket}-2/x/y") == f"NotFound: {expected}"
     for call in (
@@ -571,11 +596,12 @@ def test_any_answer_shows_that_a_server_can_be_reached(faulty: Place, proxy: Fau
     assert not proxy.faults
 
 
-@pytest.mark.parametrize("uri", ["gs://bucket/x", "http://host/x", "file://host/x", "hf://x"])
+@pytest.mark.parametrize("uri", ["S3://bucket/x", "http://host/x", "file://host/x", "hf://x"])
 def test_an_unknown_kind_of_uri(uri: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Store().read(uri)
-    assert str(caught.value) == f"{uri}: not a local path, file:///PATH or s3://BUCKET/KEY"
+    forms = "a local path, file:///PATH, s3://BUCKET/KEY, gs://BUCKET/KEY or memory://NAME/KEY"
+    assert str(caught.value) == f"{uri}: not {forms}"
 
 
 @pytest.mark.parametrize(
@@ -587,9 +613,11 @@ def test_settings_that_cannot_work(settings: S3Settings, named: str) -> None:
         Store(settings).read("s3://bucket/x")
 
 
-@pytest.mark.parametrize("uri", ["s3://bucket", "s3://bucket/", "s3://", "s3:///x"])
-def test_a_uri_that_names_no_object(store: Store, uri: str) -> None:
-    assert message_of(store, uri) == f"NotFound: {uri}: names no object: s3://BUCKET/KEY"
+@pytest.mark.parametrize("rest", ["bucket", "bucket/", "", "/x"])
+@pytest.mark.parametrize("scheme", ["s3", "gs", "memory"])
+def test_a_uri_that_names_no_object(store: Store, scheme: str, rest: str) -> None:
+    uri = f"{scheme}://{rest}"
+    assert message_of(store, uri) == f"NotFound: {uri}: names no object: {BACKENDS[scheme].form}"
 
 
 def test_the_longest_prefix_decides_where_a_uri_is(s3_settings: S3Settings, bucket: str) -> None:

@@ -246,7 +246,7 @@ run(["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", str(small)], check=True)
 full_output = score(small / "results")
 run(["mount", "-o", "remount,size=400k", str(small)], check=True)
 mended_output = score(small / "results")
-parts.SPOOL_BYTES, tempfile.tempdir = 100, str(small)
+part.SPOOL_BYTES, tempfile.tempdir = 100, str(small)
 with suppress(OSError), (small / "filler").open("wb", buffering=0) as filler:
     while True:
         filler.write(bytes(4096))

@@ -1,50 +1,81 @@
-"""From a shard to its encoded images, in input order. One variant per file, one line each in READERS."""
+"""Readers: from a shard to its encoded images, in input order. One file per input kind and one line each in READERS."""
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 from gradosr.archive.image import EncodedImage, resolve_names
 from gradosr.archive.readers import images, parquet, tar
 from gradosr.archive.shards import Shard, list_groups, list_shards
-from gradosr.config import ImagesInput, Input
+from gradosr.config import Input
+from gradosr.config.inputs import InputSettings
 from gradosr.store import Store
+
+Keys = Literal["shard#path", "shard#row", "path"]
+"""Forms of a key, which tells where an image lies.
+
+shard#path: name of the shard and path within it; shard#row: name of the shard and row number; path: path of the image
+below the input URI, for an image that is an object of its own.
+"""
+Listed = tuple[list[Shard], list[list[str]]]
+"""Shards of an archive, and the names of the images in each group that is not recorded yet."""
+
+
+def _one_per_file(source: InputSettings, store: Store, _recorded: Sequence[Sequence[str]]) -> Listed:
+    return list_shards(source, store), []
 
 
 class Reader(NamedTuple):
-    """One kind of input."""
+    """Everything the program needs to know about one input kind beside its settings (see gradosr.config.inputs)."""
 
     read: Callable[[Shard, Store, Any, tuple[str, ...] | None], Iterator[EncodedImage]]
-    """(shard, store, the input's settings, names of integer labels) -> the shard's images, in order.
+    """Function (shard, store, settings of the input, names of integer labels) -> images of the shard, in order.
 
-    Raises ShardUnreadable when the content can never be read, and passes every StoreError on as it is.
+    Raises ShardUnreadable if the content can never be read, and passes every StoreError on unchanged.
     """
     pick: Callable[[Shard, Store, Any, frozenset[str]], Iterator[EncodedImage]]
-    """(shard, store, the input's settings, keys) -> the images of these keys, in order and without labels.
+    """Function (shard, store, settings of the input, keys) -> images with these keys, in order and without labels.
 
-    Reads what leads to them and no more; keys that are not there give nothing. Raises as `read` does.
+    Reads no more than it needs to find them; keys that do not exist give nothing. Raises the same errors as `read`.
     """
     check: Callable[[Shard, Store, Any], None]
-    """(shard, store, the input's settings): raises InputError when they do not fit, as read would ShardUnreadable."""
-    images_in: Callable[[Shard, Store, Any], int]
-    """(shard, store, the input's settings) -> how many images it holds: of a large tar what its beginning suggests.
+    """Function (shard, store, settings of the input) that raises InputError if the settings do not fit the shard.
 
-    Raises as `read` does.
+    `read` raises ShardUnreadable in the same case. A damaged shard is accepted here, as it says nothing about settings.
     """
+    images_in: Callable[[Shard, Store, Any], int]
+    """Function (shard, store, settings of the input) -> number of images, which may be estimated for a large shard.
+
+    Raises the same errors as `read`.
+    """
+    find: Callable[[Any, Store, Sequence[Sequence[str]]], Listed] = _one_per_file
+    """Function (settings of the input, store, groups recorded so far) -> shards, and new groups to be recorded.
+
+    By default, each file with one of the suffixes of the input is a shard; `list_groups` makes one shard of each
+    `group_size` files instead, which are single images.
+    Raises InputError if there are no shards.
+    """
+    keys: Keys = "shard#path"
+    """Form of the keys of the images. With "path", a shard is a group of objects, one for each image."""
 
 
 READERS = {
-    "parquet": Reader(parquet.read, parquet.pick, parquet.check, parquet.images_in),
+    "parquet": Reader(parquet.read, parquet.pick, parquet.check, parquet.images_in, keys="shard#row"),
     "tar": Reader(tar.read, tar.pick, tar.check, tar.images_in),
-    "images": Reader(images.read, images.pick, images.check, images.images_in),
+    "images": Reader(images.read, images.pick, images.check, images.images_in, find=list_groups, keys="path"),
 }
-"""By input kind."""
+"""Readers by input kind."""
+
+
+def keys_of(kind: str) -> Keys:
+    """Return the form of the keys of an input kind; for a kind without a reader here, the usual one."""
+    return READERS[kind].keys if kind in READERS else "shard#path"
 
 
 def every_image(source: Input, store: Store) -> Iterator[EncodedImage]:
-    """All images of an input, shard after shard, in this process. Raises what listing, check and read raise."""
+    """Read all images of an input, shard after shard, in this process. Raises what find, check and read raise."""
     names = resolve_names(source.label_names, store)
-    shards = list_groups(source, store, [])[0] if isinstance(source, ImagesInput) else list_shards(source, store)
     reader = READERS[source.kind]
+    shards, _ = reader.find(source, store, [])
     reader.check(shards[0], store, source)
     for shard in shards:
         yield from reader.read(shard, store, source, names)

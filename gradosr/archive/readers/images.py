@@ -1,4 +1,4 @@
-"""A recorded group of single images: one object each, several fetched at a time."""
+"""Reader of single image files: a shard is a recorded group of them, and several are fetched at a time."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -17,9 +17,10 @@ _AHEAD = 16  # images fetched or being fetched before they are asked for
 def read(
     shard: Shard, store: Store, _source: ImagesInput, label_names: tuple[str, ...] | None
 ) -> Iterator[EncodedImage]:
-    """The group's images in order. Key: the path below the input URI; label: the folder, none directly at the URI.
+    """Read the group's images in order.
 
-    Raises ObjectChanged when an image was replaced or removed since it was listed.
+    The key of an image is its path below the input URI, its label the folder it lies in; an image directly at the URI
+    has no label. Raises ObjectChanged if an image was replaced or removed since it was listed.
     """
     folder = shard.uri.rpartition("#")[0]
     pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="fetch")
@@ -41,18 +42,18 @@ def read(
 
 
 def pick(shard: Shard, store: Store, source: ImagesInput, keys: frozenset[str]) -> Iterator[EncodedImage]:
-    """The group's images of these keys."""
+    """Read the images with these keys."""
     folder = shard.uri.rpartition("#")[0]
     chosen = tuple(member for member in shard.members if as_text(member.uri.removeprefix(folder)) in keys)
     return read(replace(shard, members=chosen), store, source, None)
 
 
 def check(_shard: Shard, _store: Store, _source: ImagesInput) -> None:
-    """Nothing of an image file depends on the settings."""
+    """Accept any group: no setting depends on what image files contain."""
 
 
 def images_in(shard: Shard, _store: Store, _source: ImagesInput) -> int:
-    """As recorded."""
+    """Return the number of images in the group."""
     return len(shard.members)
 
 

@@ -1,7 +1,7 @@
-"""Images of a Parquet file: one row per row; of its columns only the image's bytes and path and the label are read.
+"""Reader of Parquet files with one image per row; only the image's bytes and path and the label are read.
 
-A row group is read page by page, however large it is. A page cannot be divided: it takes twice its size while it is
-read, and writers that look at its size every 1,024 values only (pyarrow) make pages of a thousand images.
+A row group is read page by page, however large it is. A page cannot be divided and takes twice its size in memory while
+it is read; writers that check the page size only every 1,024 values, such as pyarrow, make pages of a thousand images.
 """
 
 from collections.abc import Iterator
@@ -24,10 +24,10 @@ _BUFFER_BYTES = 4 * 2**20  # by default pyarrow reads a row group's column whole
 def read(
     shard: Shard, store: Store, source: ParquetInput, label_names: tuple[str, ...] | None
 ) -> Iterator[EncodedImage]:
-    """The rows in order. Key: SHARD#ROW, the row counted from 0 through the file; null images are `empty` rows.
+    """Read the rows in order. Keys are SHARD#ROW, with rows counted from 0 through the file; null images are `empty`.
 
-    Raises ShardUnreadable when the file is not Parquet, lacks a column, or breaks off: a Parquet file is read by
-    its footer, so a cut one has no readable rows.
+    Raises ShardUnreadable if the file is not Parquet, lacks a column or is cut off: without the footer at its end, no
+    row of a Parquet file can be read.
     """
     with _opened(shard, store) as file:
         _check_columns(shard, file, source)
@@ -37,7 +37,7 @@ def read(
 
 
 def pick(shard: Shard, store: Store, source: ParquetInput, keys: frozenset[str]) -> Iterator[EncodedImage]:
-    """The rows of these keys: of the row groups that hold one, as far as the last one."""
+    """Read the rows with these keys: only row groups that hold such a row are read, up to the last one in each."""
     numbers = (key.removeprefix(f"{shard.name}#") for key in keys)
     wanted = {int(number) for number in numbers if number.isdecimal() and len(number) < 19}
     with _opened(shard, store) as file:
@@ -56,7 +56,7 @@ def pick(shard: Shard, store: Store, source: ParquetInput, keys: frozenset[str])
 def _rows(
     shard: Shard, file: parquet.ParquetFile, group: int, source: ParquetInput
 ) -> Iterator[tuple[int, tuple[pa.Buffer | None, str | None, str | None]]]:
-    """Of a row group: the row counted through the file, and its values."""
+    """Read a row group: for each row its number, counted through the file, and its image bytes, path and label."""
     first = sum(file.metadata.row_group(before).num_rows for before in range(group))
     values = (value for batch in _batches(shard, file, group, source) for value in _values(batch, source))
     return enumerate(values, first)
@@ -69,9 +69,9 @@ def _image(shard: Shard, row: int, data: pa.Buffer | None, label: str | None, pa
 
 
 def check(shard: Shard, store: Store, source: ParquetInput) -> None:
-    """Raises InputError that names the columns there are when `source` names one that is missing or of no use.
+    """Raise InputError, with the names of all columns, if a column of `source` is missing or has an unsuitable type.
 
-    Of settings, a file that is damaged says nothing: it is quarantined when its turn comes.
+    A damaged file raises nothing, since it says nothing about the settings: it is quarantined when it is scored.
     """
     with suppress(ShardUnreadable), _opened(shard, store) as file:
         if fault := _misfit(file.schema_arrow, source):
@@ -79,7 +79,7 @@ def check(shard: Shard, store: Store, source: ParquetInput) -> None:
 
 
 def images_in(shard: Shard, store: Store, _source: ParquetInput) -> int:
-    """As the footer says."""
+    """Return the number of rows that the footer states."""
     with _opened(shard, store) as file:
         return int(file.metadata.num_rows)
 
@@ -114,7 +114,7 @@ def _columns(schema: pa.Schema, source: ParquetInput) -> list[str]:
 
 
 def _misfit(schema: pa.Schema, source: ParquetInput) -> str | None:
-    """What is wrong with the columns that `source` names."""
+    """Describe what is wrong with the columns that `source` names; None if they can be used."""
     for setting, column in (("image_column", source.image_column), ("label_column", source.label_column)):
         if column is not None and schema.get_field_index(column) < 0:
             return f"no column {column!r} (columns: {', '.join(schema.names)}); set input.{setting}"
@@ -143,14 +143,14 @@ def _is_string(kind: pa.DataType) -> bool:
 
 
 def _refusal(data: pa.Buffer | None) -> Fault | None:
-    """Why a value is no image, if so; one that is too large stays in Arrow's memory, uncopied."""
+    """Tell why a value is not accepted as an image; None if it is. A value that is too large is never copied."""
     if data is None or not data.size:
         return EMPTY
     return too_large(data.size) if data.size > MAX_ENCODED else None
 
 
 def _values(batch: pa.RecordBatch, source: ParquetInput) -> Iterator[tuple[pa.Buffer | None, str | None, str | None]]:
-    """Image bytes, path and label of each row."""
+    """Return the image bytes, path and label of each row."""
     nothing: list[str | None] = [None] * batch.num_rows
     images = batch.column(source.image_column)
     paths = nothing
@@ -164,7 +164,7 @@ def _values(batch: pa.RecordBatch, source: ParquetInput) -> Iterator[tuple[pa.Bu
 
 
 def _texts(values: pa.Array) -> list[str | None]:
-    r"""Strings or integers as text; bytes that are not UTF-8, which Parquet does not refuse, become `\xNN`."""
+    r"""Convert strings or integers to text; bytes that are not UTF-8, which Parquet allows, become `\xNN`."""
     if types.is_dictionary(values.type):
         values = values.dictionary_decode()
     if not _is_string(values.type):
@@ -175,7 +175,7 @@ def _texts(values: pa.Array) -> list[str | None]:
 
 @contextmanager
 def _unreadable(shard: Shard, what: str) -> Iterator[None]:
-    """Arrow's verdict on the content, as ours; the store's errors come through Arrow as they are."""
+    """Turn Arrow's errors about the content into ShardUnreadable; the store's own errors pass unchanged."""
     try:
         yield
     except StoreError:

@@ -1,4 +1,4 @@
-"""Images of a WebDataset tar: one row per image member, in memory one sample at a time."""
+"""Reader of WebDataset tar files with one row per image member; one sample at a time is held in memory."""
 
 import gzip
 import re
@@ -24,18 +24,18 @@ _MAX_HEADER = 128 * 2**10  # bytes of a member's headers: long names, pax record
 
 
 def read(shard: Shard, store: Store, _source: TarInput, label_names: tuple[str, ...] | None) -> Iterator[EncodedImage]:
-    """The image members in archive order, then one `truncated` row where the archive breaks off.
+    """Read the image members in archive order, followed by one `truncated` row if the archive breaks off.
 
-    The label is the text of `KEY.cls` in the same sample: consecutive members whose names agree up to the first
-    dot of the last path step. Key: SHARD#MEMBER; a name that comes again gets #2, #3 ... behind it.
-    Raises ShardUnreadable when it is no tar at all.
+    The label is the text of `KEY.cls` in the same sample; a sample is a run of consecutive members whose names agree up
+    to the first dot of the last path step. Keys are SHARD#MEMBER; a repeated name gets #2, #3 and so on appended.
+    Raises ShardUnreadable if the file is not a tar archive at all.
     """
     with _opened(shard, store) as stream:
         yield from _images(shard, _entries(stream), label_names)
 
 
 def pick(shard: Shard, store: Store, _source: TarInput, keys: frozenset[str]) -> Iterator[EncodedImage]:
-    """The members of these keys; of all others up to the last one the headers alone."""
+    """Read the members with these keys; for all others up to the last of them, only the headers are read."""
     names = {_NUMBER.sub("", key) for key in keys} | keys  # a name may come again, or end so by itself
     times: dict[str, int] = {}
     left = set(keys)
@@ -67,11 +67,11 @@ def _stream(shard: Shard, file: BinaryIO) -> "_Stream":
 
 
 def check(_shard: Shard, _store: Store, _source: TarInput) -> None:
-    """Nothing of a tar depends on the settings."""
+    """Accept any file: no setting depends on what a tar archive contains."""
 
 
 def images_in(shard: Shard, store: Store, _source: TarInput) -> int:
-    """By the headers; of a tar of more than _HEAD bytes as many as there are at its beginning, in proportion."""
+    """Count the image headers; for an archive larger than _HEAD bytes, extrapolate from its beginning."""
     images = 0
     with store.open(shard.stored) as file:
         for entry in _entries(_stream(shard, file), lambda _: False):
@@ -131,13 +131,13 @@ def _unique(name: str, times: dict[str, int]) -> str:
 
 
 class _Cut(Exception):
-    """The archive breaks off, or goes on as something that is no tar."""
+    """The archive breaks off or continues with something that is not tar."""
 
 
 def _entries(stream: _Stream, wanted: Callable[[str], bool] = lambda _: True) -> Iterator[_Entry]:
-    """Images and labels in archive order, and one last entry with a fault where the archive is cut.
+    """Read images and labels in archive order; if the archive is cut, a last entry holds the fault.
 
-    Of names that are not `wanted` the content is not read.
+    The content of members whose names are not `wanted` is not read.
     """
     reading = ""  # the member whose bytes are being read
     try:
@@ -163,7 +163,7 @@ def _entries(stream: _Stream, wanted: Callable[[str], bool] = lambda _: True) ->
 
 
 def _refusal(name: str, member: tarfile.TarInfo) -> Fault | None:
-    """Why a member is not to be read, if so. Its names stay in memory as long as the shard is read."""
+    """Tell why a member must not be read; None if it may. Names are limited, as they stay in memory with the shard."""
     if member.issparse():
         return Fault("unsupported", "a sparse tar member")
     if len(name) > _MAX_NAME:
@@ -198,7 +198,7 @@ def _content(stream: _Stream, member: tarfile.TarInfo, limit: int) -> bytes:
 
 
 class _Headers:
-    """The archive as tarfile reads it, for headers only: `left` more bytes, however far apart they are."""
+    """File that tarfile reads headers from; after `left` more bytes, however far apart, it raises."""
 
     left = _MAX_HEADER
 
@@ -214,7 +214,7 @@ class _Headers:
 
 
 class _Header(tarfile.TarInfo):
-    """A strict header: behind the first member, tarfile takes a cut or garbled one for the end of the archive."""
+    """Strict header: after the first member, tarfile mistakes a cut or garbled header for the end of the archive."""
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> "_Header":
@@ -239,7 +239,7 @@ class _Archive(tarfile.TarFile):
 
 
 def _check_first_block(shard: Shard, stream: _Stream) -> None:
-    """Decides whether this is a tar at all: whatever fails later is a cut."""
+    """Raise ShardUnreadable if this is not a tar archive at all; whatever fails later counts as a cut."""
     try:
         with _cuts():
             block = stream.read(_BLOCK)
@@ -252,7 +252,7 @@ def _check_first_block(shard: Shard, stream: _Stream) -> None:
 
 @contextmanager
 def _cuts() -> Iterator[None]:
-    """Whatever a damaged archive makes tarfile, gzip or zlib raise is a cut; the store's own errors never are."""
+    """Turn whatever tarfile, gzip or zlib raise over a damaged archive into _Cut, but never the store's own errors."""
     try:
         yield
     except StoreError:

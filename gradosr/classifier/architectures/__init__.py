@@ -1,4 +1,4 @@
-"""Libraries of architectures: each builds by name, and says what images its weights are for. Nothing is fetched."""
+"""Libraries of architectures. Each builds by name and states the images its weights are for; nothing is downloaded."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -10,14 +10,17 @@ from gradosr.classifier.architectures.stated import Stated
 
 
 class Library(Protocol):
-    """One module of this package each."""
+    """The interface of a module in this package."""
 
     def build(self, name: str, args: Mapping[str, Any], classes: int) -> nn.Module:
-        """The architecture with fresh weights. Raises ConfigError for a name that the library does not have."""
+        """Build an architecture with fresh weights. Raises ConfigError for a name that the library does not have."""
         ...
 
     def transform(self, name: str, args: Mapping[str, Any]) -> Stated:
-        """Of the library's default weights. Raises ConfigError where it says none, or none that we can express."""
+        """Return the transform of the library's default weights.
+
+        Raises ConfigError if the library states none, or one that cannot be expressed here.
+        """
         ...
 
 

@@ -1,4 +1,4 @@
-"""What a library says of its architectures, in our words."""
+"""Transforms stated by libraries of architectures, expressed as TransformSettings."""
 
 import difflib
 from collections.abc import Collection
@@ -11,14 +11,14 @@ from gradosr.errors import ConfigError
 
 
 class Stated(NamedTuple):
-    """A transform that a library states, and where."""
+    """A transform stated by a library, and where it is stated."""
 
     transform: TransformSettings
     origin: str
 
 
 def stated(origin: str, **fields: Any) -> Stated:
-    """Raises ConfigError for a transform that TransformSettings cannot say."""
+    """Create a stated transform. Raises ConfigError for one that TransformSettings cannot express."""
     try:
         return Stated(TransformSettings(**fields), origin)
     except ValidationError as error:
@@ -30,14 +30,14 @@ def stated(origin: str, **fields: Any) -> Stated:
 
 
 def unstated(reason: str) -> ConfigError:
-    """Why the user has to say it."""
+    """Return an error that asks the user for a transform, for the given reason."""
     return ConfigError(
         f"classifier.transform: required: {reason}; give crop, or resize as [height, width], mean and std"
     )
 
 
 def check_listed(library: str, name: str, listed: Collection[str]) -> None:
-    """Raise ConfigError, with the nearest name, for one that is not listed."""
+    """Raise ConfigError, with the nearest name, if a name is not listed."""
     if name not in listed:
         close = difflib.get_close_matches(name, listed, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""

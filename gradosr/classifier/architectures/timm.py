@@ -1,4 +1,4 @@
-"""timm:NAME, or timm:NAME.TAG for the transform of certain weights."""
+"""Architectures of timm: timm:NAME, or timm:NAME.TAG for the transform of particular weights."""
 
 import math
 from collections.abc import Mapping
@@ -11,19 +11,19 @@ from gradosr.errors import ConfigError
 
 
 def build(name: str, args: Mapping[str, Any], classes: int) -> nn.Module:
-    """See Library."""
+    """Build an architecture of timm, as described by `Library`."""
     classifier: nn.Module = _timm(name).create_model(name, pretrained=False, **{"num_classes": classes, **args})
     return classifier
 
 
 def transform(name: str, args: Mapping[str, Any]) -> Stated:
-    """See Library."""
+    """Return the transform of timm's weights, as described by `Library`."""
     cfg = _timm(name).get_pretrained_cfg(name)
     return of_cfg(cfg.to_dict(), args, f"timm's {name}{'' if '.' in name or not cfg.tag else '.' + cfg.tag}")
 
 
 def of_cfg(cfg: Mapping[str, Any], args: Mapping[str, Any], origin: str) -> Stated:
-    """The evaluation transform of a `pretrained_cfg`, as timm.data.create_transform makes it."""
+    """Return the evaluation transform of a `pretrained_cfg`, equal to that of timm.data.create_transform."""
     from timm.data.config import resolve_data_config
 
     if not isinstance(side := args.get("img_size", 0), int):
@@ -44,7 +44,7 @@ def of_cfg(cfg: Mapping[str, Any], args: Mapping[str, Any], origin: str) -> Stat
 
 
 def _timm(name: str) -> Any:
-    """The library, which has a classifier of that name."""
+    """Import timm. Raises ConfigError if it is not installed or has no classifier of that name."""
     try:
         import timm
     except ImportError as error:

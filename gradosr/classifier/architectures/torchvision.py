@@ -1,4 +1,4 @@
-"""torchvision:NAME."""
+"""Architectures of torchvision: torchvision:NAME."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,14 +10,14 @@ from gradosr.classifier.architectures.stated import Stated, check_listed, stated
 
 
 def build(name: str, args: Mapping[str, Any], classes: int) -> nn.Module:
-    """See Library."""
+    """Build an architecture of torchvision, as described by `Library`."""
     check_listed("torchvision", name, models.list_models(module=models))
     classifier: nn.Module = models.get_model_builder(name)(weights=None, **{"num_classes": classes, **args})
     return classifier
 
 
 def transform(name: str, args: Mapping[str, Any]) -> Stated:
-    """See Library; of the newest weights, as `weights="DEFAULT"` means them."""
+    """Return the transform of the newest weights, which are those of `weights="DEFAULT"`."""
     check_listed("torchvision", name, models.list_models(module=models))
     weights = models.get_model_weights(name).DEFAULT
     preset = weights.transforms()

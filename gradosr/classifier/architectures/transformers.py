@@ -1,7 +1,8 @@
-"""transformers:MODEL_TYPE, with the rest of its config.json as args.
+"""Architectures of transformers: transformers:MODEL_TYPE, with the rest of its config.json as args.
 
-Models come from their constructors, never from a path or a name of a hub. What in a config.json could fetch or run
-code is not passed on: `auto_map` (code of the folder's own), attention implementations (kernels of the hub).
+Models are built by their constructors, never from a path or the name of a hub repository. Entries of a config.json that
+could download or run code are not passed on: `auto_map` (code in the folder) and attention implementations (kernels
+from the hub).
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,17 +18,17 @@ from gradosr.gradients import pick_logits
 
 DROPPED = ("auto_map", "attn_implementation", "quantization_config", "dtype", "torch_dtype", "id2label", "label2id",
            "num_labels", "model_type", "transformers_version")  # fmt: skip
-"""Keys of a config.json that are no arguments: see above, and what the bundle or the job says."""
+"""Keys of a config.json that are not arguments: those that could run code, and those set by the bundle or the job."""
 NOT_ALONE = ("timm_wrapper", "shieldgemma2")
-"""Not served: the one builds what timm:NAME builds, the other wants a text."""
+"""Model types that are not supported: the first builds what timm:NAME builds, the second needs a text."""
 RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}
-"""Pillow's numbers."""
+"""Interpolation by Pillow's number."""
 RESIZE_AND_CROP = ("Beit", "Bit", "CLIP", "DeiT", "MobileNetV1", "MobileNetV2", "Pvt", "Siglip", "ViT")
 """Image processors that resize to `size`, crop to `crop_size` and do nothing else."""
 
 
 def build(name: str, args: Mapping[str, Any], classes: int) -> nn.Module:
-    """See Library; it returns logits alone."""
+    """Build an architecture of transformers that returns logits alone, as described by `Library`."""
     library = _transformers(f"transformers:{name}")
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as LISTED
 
@@ -42,12 +43,12 @@ def build(name: str, args: Mapping[str, Any], classes: int) -> nn.Module:
 
 
 def transform(name: str, args: Mapping[str, Any]) -> Stated:
-    """See Library: there are no default weights."""
+    """Raise ConfigError, because transformers has no default weights."""
     raise unstated(f"transformers:{name} states no transform without a folder (arch: hf:URI)")
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments in a config.json, nested ones too."""
+    """Return the arguments in a config.json, including nested ones."""
     return {
         key: plain(value) if isinstance(value, Mapping) else value
         for key, value in config.items()
@@ -56,9 +57,9 @@ def plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def own_names(classifier: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights as a save_pretrained of any version names them, under the names of this version's modules.
+    """Rename weights saved by any version of transformers to the names of this version's modules.
 
-    What does not fit stays: unexpected names as they are, tensors of another shape without their values.
+    Weights that do not fit are kept: unexpected names unchanged, and tensors of another shape without their values.
     """
     model: Any = classifier
     with _quiet():
@@ -77,7 +78,7 @@ def own_names(classifier: nn.Module, weights: Mapping[str, Tensor]) -> dict[str,
 
 
 def of_processor(document: Mapping[str, Any], origin: str) -> Stated:
-    """The transform of a preprocessor_config.json. Raises ConfigError for one that does more than we do."""
+    """Return the transform of a preprocessor_config.json. Raises ConfigError for one that cannot be expressed here."""
     kind = str(document.get("image_processor_type") or document.get("feature_extractor_type") or "")
     kind = kind.removesuffix("Fast").removesuffix("ImageProcessor").removesuffix("FeatureExtractor")
     if kind not in (*RESIZE_AND_CROP, "ConvNext", "Levit"):
@@ -97,14 +98,14 @@ def of_processor(document: Mapping[str, Any], origin: str) -> Stated:
 
 
 def _sizes(kind: str, said: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Resize and crop."""
+    """Return the sizes of resize and crop."""
     size, crop = said["size"], said.get("crop_size") if said.get("do_center_crop") else None
     shorter = size.get("shortest_edge")
     resize = shorter or (size["height"], size["width"])
     cropped = (crop["height"], crop["width"]) if crop else None
     if not said["do_resize"]:
         resize = None
-    elif kind == "ConvNext":  # below 384 pixels it crops, from there on it distorts
+    elif kind == "ConvNext":  # it crops below 384 pixels and distorts from there on
         resize, cropped = (int(shorter / said["crop_pct"]), shorter) if shorter < 384 else ((shorter, shorter), cropped)
     elif kind == "Levit" and shorter:
         resize = int(256 / 224 * shorter)
@@ -113,7 +114,7 @@ def _sizes(kind: str, said: Mapping[str, Any]) -> tuple[Any, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Neither its report nor its progress bar: what does not fit is told in one line, as of every library."""
+    """Silence the report and progress bar of transformers; a misfit is reported in one line, as for every library."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -128,7 +129,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _transformers(name: str) -> Any:
-    """The library."""
+    """Import transformers. Raises ConfigError if it is not installed."""
     try:
         import transformers
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What all baselines share."""
+"""The base class of all baselines."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -11,13 +11,16 @@ from gradosr.detectors.observation import Known, Observation
 
 @dataclass(frozen=True)
 class Baseline(ABC):
-    """A detector that is fitted by nothing but known images. Its fields are tensors, and all that a bundle stores."""
+    """A detector that is fitted on known images and has nothing to set.
+
+    Its fields are tensors, and all that a bundle stores.
+    """
 
     @classmethod
-    def fit(cls, known: Known) -> "Baseline":
-        """Raises ClassifierError where the classifier cannot give what it needs.
+    def fit(cls, known: Known, settings: object = None) -> "Baseline":
+        """Learn nothing; to be overridden by a baseline that has fields.
 
-        A baseline without fields learns nothing: scoring once is for the error alone.
+        Scores once, to raise ClassifierError where the classifier cannot give what the baseline needs.
         """
         baseline = cls()
         baseline.score(known.observation)
@@ -25,17 +28,16 @@ class Baseline(ABC):
 
     @abstractmethod
     def score(self, observation: Observation) -> Tensor:
-        """Unknown score [B], float32, finite for finite observations; higher = more unknown."""
+        """Return unknown scores [B], float32, finite for finite observations; higher = more unknown."""
 
     def arrays(self) -> dict[str, Tensor]:
-        """By name, for the bundle."""
         return dict(vars(self))
 
     def dropped(self, _names: tuple[str, ...]) -> tuple[str, ...]:
-        """None: no coordinate is standardised."""
+        """Return nothing: no coordinate is standardised."""
         return ()
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Tensor]) -> "Baseline":
-        """Inverse of `arrays`. Raises KeyError for one that is not there."""
+        """Make the baseline that has these arrays. Raises KeyError for one that is missing."""
         return cls(**{one.name: arrays[one.name] for one in fields(cls)})

@@ -12,27 +12,27 @@ from gradosr.detectors.gaussian import ClassGaussian
 from gradosr.detectors.observation import Known, Observation
 
 NEIGHBOUR = 10
-"""KNN's k. The authors take 50 of CIFAR-10's 50,000 training images; of hundreds of held-out ones the 50th neighbour
-would be of another class."""
+"""KNN's k. The authors take 50 for the 50,000 training images of CIFAR-10; among a few hundred held-out images the
+50th neighbour would belong to another class."""
 AT_ONCE = 2**24
-"""Similarities, B * N, held at once."""
+"""Number of similarities, B * N, held in memory at once."""
 TINY = torch.finfo(torch.float32).tiny
 EPSILON = torch.finfo(torch.float32).eps
 
 
 @dataclass(frozen=True)
 class Knn(Baseline):
-    """Distance to the k-th nearest fitting image, of features of length 1 (Sun et al., ICML 2022)."""
+    """Distance to the k-th nearest fitting image, features scaled to length 1 (Sun et al., ICML 2022)."""
 
     bank_NF: Tensor
+    """Features of all fitting images."""
 
     @classmethod
-    def fit(cls, known: Known) -> "Knn":
-        """The bank is the fitting images, all of them."""
+    def fit(cls, known: Known, settings: object = None) -> "Knn":
         return cls(F.normalize(known.observation.features()))
 
     def score(self, observation: Observation) -> Tensor:
-        """[B], 0 to 2."""
+        """Return distances [B], between 0 and 2."""
         pieces = F.normalize(observation.features()).split(max(1, AT_ONCE // len(self.bank_NF)))
         return torch.cat([self._distance(piece_BF) for piece_BF in pieces])
 
@@ -46,7 +46,7 @@ class Knn(Baseline):
 
 @dataclass(frozen=True)
 class Mahalanobis(Baseline):
-    """Squared Mahalanobis distance to the nearest class (Lee et al., NeurIPS 2018), of the penultimate features.
+    """Squared Mahalanobis distance of the penultimate features to the nearest class (Lee et al., NeurIPS 2018).
 
     Deviations: no input noise and no other layers, whose weights the authors learn from unknown images; the
     covariance is shrunk (see gaussian.SHRINKAGE).
@@ -56,48 +56,46 @@ class Mahalanobis(Baseline):
     whitening_FF: Tensor
 
     @classmethod
-    def fit(cls, known: Known) -> "Mahalanobis":
-        """Classes without an image have no mean."""
+    def fit(cls, known: Known, settings: object = None) -> "Mahalanobis":
+        """Fit a mean per class, save those without an image, and one covariance."""
         return cls(**vars(ClassGaussian.fit(known.observation.features(), known.labels_B)))
 
     def score(self, observation: Observation) -> Tensor:
-        """[B]."""
         return ClassGaussian(self.mean_KF, self.whitening_FF).squared_distances(observation.features()).amin(1)
 
 
 @dataclass(frozen=True)
 class RelativeMahalanobis(Mahalanobis):
-    """The same less the distance to a single Gaussian of all images (Ren et al., 2021, arXiv 2106.09022)."""
+    """Mahalanobis distance less the distance to one Gaussian of all images (Ren et al., 2021, arXiv 2106.09022)."""
 
     all_mean_1F: Tensor
     all_whitening_FF: Tensor
 
     @classmethod
-    def fit(cls, known: Known) -> "RelativeMahalanobis":
-        """Both Gaussians are shrunk alike."""
+    def fit(cls, known: Known, settings: object = None) -> "RelativeMahalanobis":
+        """Fit both Gaussians, shrunk alike."""
         classes = Mahalanobis.fit(known)
         one = ClassGaussian.fit(known.observation.features(), torch.zeros_like(known.labels_B))
         return cls(classes.mean_KF, classes.whitening_FF, one.mean_KF, one.whitening_FF)
 
     def score(self, observation: Observation) -> Tensor:
-        """[B]."""
         one = ClassGaussian(self.all_mean_1F, self.all_whitening_FF)
         return super().score(observation) - one.squared_distances(observation.features())[:, 0]
 
 
 @dataclass(frozen=True)
 class Vim(Baseline):
-    """Virtual-logit matching (Wang et al., CVPR 2022): what lies outside the principal subspace, less logsumexp."""
+    """Virtual-logit matching (Wang et al., CVPR 2022): length outside the principal subspace, less logsumexp."""
 
     origin_F: Tensor
     residual_FR: Tensor
-    """Orthonormal basis of what the principal subspace leaves."""
+    """Orthonormal basis of the complement of the principal subspace."""
     alpha: Tensor
-    """Makes the mean residual as large as the mean of the max logit."""
+    """Factor that makes the mean residual as large as the mean max logit."""
 
     @classmethod
-    def fit(cls, known: Known) -> "Vim":
-        """Raises ClassifierError where no linear layer makes the logits."""
+    def fit(cls, known: Known, settings: object = None) -> "Vim":
+        """Find the principal subspace. Raises ClassifierError where no linear layer makes the logits."""
         head, features_BF = known.last_layer(), known.observation.features()
         origin_F = -torch.linalg.pinv(head.weight_KF.double()) @ head.bias_K.double()
         rest_BF = features_BF.double() - origin_F
@@ -110,13 +108,13 @@ class Vim(Baseline):
         return cls(origin_F.to(features_BF), residual_FR.to(features_BF), alpha.to(features_BF))
 
     def score(self, observation: Observation) -> Tensor:
-        """[B]; the authors' probability of the virtual class is a monotone function of it."""
+        """Return scores [B], of which the authors' probability of the virtual class is a monotone function."""
         residual_BR = (observation.features() - self.origin_F) @ self.residual_FR
         virtual_B: Tensor = self.alpha * vector_norm(residual_BR, dim=1)
         return virtual_B - observation.logits_BK.logsumexp(1)
 
 
 def principal_dimension(width: int, images: int) -> int:
-    """The authors': 1,000 of 2,048 features or more, 512 of 768 or more, half of fewer; less than there are images."""
+    """Choose as the authors do: 1,000 of 2,048 features or more, 512 of 768 or more, half of fewer; below `images`."""
     authors = 1000 if width >= 2048 else 512 if width >= 768 else width // 2
     return min(authors, images - 1)

@@ -1,8 +1,8 @@
 """OpenMax (Bendale & Boult, "Towards Open Set Deep Networks", CVPR 2016). B images, K classes, T images of a tail.
 
-As in the authors' code (abhijitbendale/OSDN) and LibMR, with Euclidean distances: a class keeps the mean of its logits,
-a Weibull distribution of the largest distances to it says how strange a distance is, and what that takes off the
-largest logits is the unknown class's.
+The definition is that of the authors' code (abhijitbendale/OSDN) and LibMR, with Euclidean distances: a class keeps the
+mean of its logits, a Weibull distribution of the largest distances to it tells how strange a distance is, and the
+largest logits give that share of themselves to the unknown class.
 """
 
 from dataclasses import dataclass
@@ -14,12 +14,13 @@ from gradosr.detectors.baselines.baseline import Baseline
 from gradosr.detectors.observation import Known, Observation
 
 TAIL = 20
+"""Number of largest distances that make a tail."""
 RANKS = 10
-"""Largest logits that are revised, the authors' alpha."""
+"""Number of largest logits that are revised, the authors' alpha."""
 SHIFT = 10_000.0
-"""LibMR moves a tail to begin there, which makes its Weibull distribution all but a Gumbel distribution."""
+"""Place where LibMR lets a tail begin, which makes its Weibull distribution all but a Gumbel distribution."""
 STEPS = 60
-"""Halvings of the interval in which the shape is sought: all the digits of float64."""
+"""Number of halvings of the interval in which the shape is sought: enough for all digits of float64."""
 EPSILON = torch.finfo(torch.float32).eps
 
 
@@ -28,16 +29,16 @@ class OpenMax(Baseline):
     """Log-odds of the unknown class."""
 
     mean_KK: Tensor
-    """Mean logits of correctly classified images, by class."""
+    """Mean logits of the correctly classified images of each class."""
     begin_K: Tensor
-    """Smallest distance of the tail; -inf of a class without a correctly classified image: everything is strange."""
+    """Smallest distance of the tail; -inf for a class without a correctly classified image: everything is strange."""
     shape_K: Tensor
     log_scale_K: Tensor
-    """Of the scale as a multiple of SHIFT."""
+    """Logarithm of the scale as a multiple of SHIFT."""
 
     @classmethod
-    def fit(cls, known: Known) -> "OpenMax":
-        """A class of fewer than TAIL correctly classified images has a shorter tail."""
+    def fit(cls, known: Known, settings: object = None) -> "OpenMax":
+        """Fit a tail per class; a class of fewer than TAIL correctly classified images has a shorter one."""
         logits_BK = known.observation.logits_BK
         classes = logits_BK.shape[1]
         mean_KK, tail_KT = logits_BK.new_zeros(classes, classes), logits_BK.new_full((classes, TAIL), torch.nan)
@@ -52,7 +53,6 @@ class OpenMax(Baseline):
         return cls(mean_KK, begin_K, shape_K.to(logits_BK), log_scale_K.to(logits_BK))
 
     def score(self, observation: Observation) -> Tensor:
-        """[B]."""
         logits_BK = observation.logits_BK
         # Multiplied out, as cdist does for many images, the distance would lose digits and depend on their number.
         distance_BK = torch.cdist(logits_BK, self.mean_KK, compute_mode="donot_use_mm_for_euclid_dist")
@@ -65,9 +65,9 @@ class OpenMax(Baseline):
 
 
 def _weibull(log_KT: Tensor) -> tuple[Tensor, Tensor]:
-    """Shape and log-scale [K] of the highest likelihood, of logarithms; nan pads.
+    """Fit shape and log-scale [K] by maximum likelihood to the logarithms of the tails, which nan pads.
 
-    The shape is where the derivative of the log-likelihood crosses zero, and it crosses once.
+    The shape is the place where the derivative of the log-likelihood crosses zero, which it does once.
     """
     there_KT = ~log_KT.isnan()
     count_K = there_KT.sum(1).clamp_min(1)

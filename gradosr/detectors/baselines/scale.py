@@ -1,4 +1,4 @@
-"""Energy of scaled features. F features, K classes."""
+"""A baseline that scales the features. F features, K classes."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from gradosr.detectors.scaling import scaled_energy
 from gradosr.gradients import Head
 
 KEPT = 0.15
-"""The authors' percentile 85 (SCALE's ImageNet setting)."""
+"""Share of the features that is kept: the authors' percentile 85 (SCALE's ImageNet setting)."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,10 @@ class Scale(Baseline):
     bias_K: Tensor
 
     @classmethod
-    def fit(cls, known: Known) -> "Scale":
-        """Nothing but the layer that makes the logits. Raises ClassifierError where there is none."""
+    def fit(cls, known: Known, settings: object = None) -> "Scale":
+        """Keep the layer that makes the logits. Raises ClassifierError where there is none."""
         head = known.last_layer()
         return cls(head.weight_KF, head.bias_K)
 
     def score(self, observation: Observation) -> Tensor:
-        """[B]."""
         return scaled_energy(observation.features(), Head(self.weight_KF, self.bias_K), KEPT)

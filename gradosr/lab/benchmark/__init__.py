@@ -1,1 +1,4 @@
-"""Figures: of the gradient engine, which needs neither Ray nor boto3, and of the driver, which needs no torch."""
+"""Benchmarks of the gradient engine and of the driver.
+
+Those of the engine need neither Ray nor boto3; that of the driver needs no torch.
+"""

@@ -1,4 +1,4 @@
-"""Archives and bundles made up for the benchmark of a job."""
+"""Generated archives and bundles for the benchmark of a job."""
 
 import copy
 import io
@@ -18,33 +18,34 @@ from gradosr.bundle.bundle import Bundle
 from gradosr.bundle.calibration import Calibration
 from gradosr.bundle.manifest import Manifest
 from gradosr.classifier.build import build_classifier, input_size
-from gradosr.config import BaselineSettings, OneClassSettings, TransformSettings
-from gradosr.detectors import BASELINES, Detector, Known, Observation, OneClassDetector, restore
+from gradosr.config import Detector, OneClassSettings, TransformSettings
+from gradosr.detectors import Known, Observation, detector_class, restore
 from gradosr.scoring.observer import Observer
 from gradosr.store import Store, join
 
 CLASSES = tuple(f"class {number}" for number in range(10))
 SMALL = f"{__name__}:small_net"
 FITTED_ON = 40
-"""Images."""
+"""Number of random images that the detector is fitted to."""
 _GRAIN = 8
-"""Pixels of a patch: photographs are smooth too, and JPEG takes about a tenth of the bytes that noise would."""
+"""Side of a patch in pixels. Photographs are smooth too, and JPEG needs about a tenth of the bytes it needs for
+noise."""
 
 
 class MadeUp(NamedTuple):
-    """A kind of archive and the classifier for it."""
+    """A kind of generated archive and its classifier."""
 
     kind: str
     arch: str
     size: int
-    """Pixels of a side."""
+    """Side of an image in pixels."""
     images: int
-    """In a shard: some ten seconds of work on two cores."""
+    """Images in a shard: about ten seconds of work on two cores."""
     shard: Callable[[Iterator[bytes]], bytes]
 
 
 def small_net(num_classes: int) -> nn.Module:
-    """Four convolutions and a linear layer, for images of 32 pixels."""
+    """Build a network of four convolutions and a linear layer, for images of 32 pixels."""
     widths = (3, 32, 64, 128, 128)
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
@@ -76,7 +77,7 @@ MADE_UP = {
 
 
 def write_archive(made: MadeUp, store: Store, uri: str, shards: int, images: int) -> dict[str, Any]:
-    """`shards` shards of `images` JPEGs each, all different; the `input` section of a score job."""
+    """Write `shards` shards with `images` different JPEGs each; return the `input` section of a score job."""
     for number in range(shards):
         generator = torch.Generator().manual_seed(number)
         jpegs = (jpeg(made.size, made.size, generator) for _ in range(images))
@@ -85,7 +86,7 @@ def write_archive(made: MadeUp, store: Store, uri: str, shards: int, images: int
 
 
 def write_bundle(made: MadeUp, store: Store, uri: str) -> None:
-    """See `make_bundle`; for images of the archive's size."""
+    """Write a bundle from `make_bundle` for images of the archive's size."""
     torch.manual_seed(0)
     arguments = {"num_classes": len(CLASSES)}
     classifier = build_classifier(made.arch, arguments, len(CLASSES), trusted=[SMALL])
@@ -97,17 +98,21 @@ def make_bundle(
     classifier: nn.Module,
     transform: TransformSettings,
     classes: tuple[str, ...],
-    settings: OneClassSettings | BaselineSettings | None = None,
+    settings: Detector | None = None,
     device: torch.device | None = None,
 ) -> Bundle:
-    """A bundle of this classifier, built with `num_classes`; detector and calibration fitted to random images."""
+    """Make a bundle of this classifier, which was built with `num_classes`.
+
+    Detector and calibration are fitted to random images.
+    """
     settings, device = settings or OneClassSettings(), device or torch.device("cpu")
     observer = Observer(copy.deepcopy(classifier), transform, settings.signals, device)
     height, width = input_size(transform)
     images = torch.stack([_pixels(height, width, torch.Generator().manual_seed(i)) for i in range(FITTED_ON)])
     head = observer.check(len(classes)).head
     seen = Observation.joined([observer(piece).observation for piece in images.split(20)])
-    detector = _fitted(Known(seen, seen.logits_BK.argmax(1), head), settings)
+    known = Known(seen, seen.logits_BK.argmax(1), head)
+    detector = detector_class(settings.kind).fit(known, settings)
     scores = detector.score(seen).cpu().numpy()
     arrays = {name: array.detach().cpu() for name, array in detector.arrays().items()}
     manifest = Manifest(
@@ -122,20 +127,14 @@ def make_bundle(
     return Bundle(manifest, classifier, restore(settings.kind, arrays), Calibration.of(scores, 0.05))
 
 
-def _fitted(known: Known, settings: OneClassSettings | BaselineSettings) -> Detector:
-    if isinstance(settings, OneClassSettings):
-        return OneClassDetector.fit(known, settings.weights.model_dump(), len(settings.objectives))
-    return BASELINES[settings.kind].fit(known)
-
-
 def _pixels(height: int, width: int, generator: torch.Generator) -> Tensor:
-    """uint8 [3, height, width]: random patches, interpolated."""
+    """Return random patches, interpolated, as uint8 [3, height, width]."""
     patches = torch.rand(1, 3, height // _GRAIN, width // _GRAIN, generator=generator)
     return (255 * F.interpolate(patches, size=(height, width), mode="bilinear")[0]).byte()
 
 
 def jpeg(height: int, width: int, generator: torch.Generator, quality: int = 90) -> bytes:
-    """A JPEG of random patches, interpolated."""
+    """Return a JPEG of random patches, interpolated."""
     body = io.BytesIO()
     Image.fromarray(_pixels(height, width, generator).permute(1, 2, 0).numpy()).save(body, "JPEG", quality=quality)
     return body.getvalue()

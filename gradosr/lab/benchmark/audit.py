@@ -1,4 +1,4 @@
-"""An audit of made-up results: as many rows as asked for, a tenth of them unknown."""
+"""Benchmark of an audit of generated results, a tenth of whose rows are unknown."""
 
 import json
 import multiprocessing
@@ -27,7 +27,10 @@ PART_ROWS = 10_000
 
 
 def bench_audit(rows: int, folder: Path) -> dict[str, Any]:
-    """Seconds and peak memory of an audit of `rows` rows below `folder`; written by a process of its own."""
+    """Measure seconds and peak memory of an audit of `rows` rows below `folder`.
+
+    A separate process writes the rows.
+    """
     results, out = folder / "results", folder / "out"
     out.mkdir()
     start = time.perf_counter()
@@ -50,7 +53,7 @@ def bench_audit(rows: int, folder: Path) -> dict[str, Any]:
 
 
 def audit_table(facts: Mapping[str, Any]) -> str:
-    """One line per figure."""
+    """Format one line per figure."""
     peak = facts["peak_bytes"]
     rows = [
         ("writing the results", f"{facts['written_seconds']:.1f} s, {facts['bytes'] / 1e6:,.0f} MB"),
@@ -65,7 +68,7 @@ def audit_table(facts: Mapping[str, Any]) -> str:
 
 
 def write_results(folder: Path, rows: int) -> None:
-    """A finished results folder of tar shards by day, with features of the rows over the threshold."""
+    """Write a finished results folder of tar shards by day, with features for rows over the threshold."""
     (folder / "parts").mkdir(parents=True)
     rng = np.random.default_rng(0)
     calibration = Calibration.of(rng.normal(size=CALIBRATION_IMAGES), 0.05)
@@ -85,7 +88,11 @@ def write_results(folder: Path, rows: int) -> None:
 
 
 def _part(rng: np.random.Generator, calibration: Calibration, number: int, rows: int, columns: pa.Schema) -> pa.Table:
-    """Known images score normally, unknown ones five higher; three kinds of unknown images in the features."""
+    """Return the table of one part.
+
+    Known images have normally distributed scores, and unknown ones score five higher; the features of unknown images
+    form three clusters.
+    """
     shard = f"2026/{1 + number // 28 % 12:02}/{1 + number % 28:02}/{number:07}.tar"
     made_unknown = rng.random(rows) < UNKNOWN
     scores = (rng.normal(size=rows) + 5 * made_unknown).astype(np.float32)

@@ -1,8 +1,8 @@
-"""What the same network does on the same images: the contenders of a benchmark, in CONTENDERS.
+"""The contenders of a benchmark, listed in CONTENDERS: different work with the same network on the same images.
 
-All of them work on one classifier, of the types and in the layout (channels-last) that the scorer gives it, on
-channels-last images, and with TF32 on or off as the precision says, for cuBLAS and cuDNN alike. Left to themselves,
-contenders would compute on another layout, and torch would let cuDNN alone use TF32 in what is called float32.
+All of them use one classifier, with the types and the memory layout (channels-last) that the scorer gives it, on
+channels-last images, and with TF32 on or off as the precision says, in cuBLAS and cuDNN alike. Without this, contenders
+would use another layout, and torch would let cuDNN alone use TF32 in what is called float32.
 """
 
 import copy
@@ -22,20 +22,20 @@ from gradosr.scoring.compute import use_precision
 from gradosr.scoring.observer import Observer
 
 PART = 8
-"""Images that stand for the batch where every one costs the same: the loop, and one chunk of vmap on a CPU."""
+"""Images that represent the batch when each costs the same: in the loop, and in one chunk of vmap on a CPU."""
 GPU_PART = 32
-"""One chunk of vmap on a GPU, which a smaller one leaves idle."""
+"""Images in one chunk of vmap on a GPU, which a smaller chunk would leave idle."""
 VMAP_BYTES = 2 << 30
-"""Bound on the per-sample gradients of a chunk."""
+"""Largest total size of the per-sample gradients of a chunk, in bytes."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A contender on its images."""
+    """A contender, ready to run on its images."""
 
     work: Callable[[], object]
     images_BCHW: Tensor
-    """What it works on; may be a part of the batch."""
+    """Images that the contender processes; possibly a part of the batch."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class Workload:
     """A classifier, the engine on it, and the batch."""
 
     classifier: nn.Module
-    """In eval mode."""
+    """The classifier, in eval mode."""
     engine: GradientEngine
-    """On the same classifier."""
+    """The engine on the same classifier."""
     images_BCHW: Tensor
-    """Channels-last."""
+    """The batch, channels-last."""
 
 
 Contender = Callable[[Workload], Prepared]
@@ -56,9 +56,9 @@ Contender = Callable[[Workload], Prepared]
 def workload(
     arch: str, size: int, batch: int, place: torch.device, precision: Precision = "float32", classes: int = 10
 ) -> Workload:
-    """A classifier and images [batch, 3, size, size], the same at every call; sets TF32 for the whole process.
+    """Return a classifier and images [batch, 3, size, size], identical at every call; set TF32 for the whole process.
 
-    Raises ConfigError for an architecture that does not take the size, or a precision that the device does not have.
+    Raise ConfigError if the architecture does not accept the size, or the device does not support the precision.
     """
     torch.manual_seed(0)
     classifier = build_classifier(arch, {}, classes)
@@ -67,18 +67,21 @@ def workload(
     try:
         with torch.no_grad():
             given.classifier(given.images_BCHW[:1])
-    except Exception as error:  # whatever an architecture says to a size it was not made for
+    except Exception as error:  # any error that an architecture raises for an unsuitable size
         raise ConfigError(f"{arch} does not take {size}x{size} pixels: {first_line(error)}") from error
     return given
 
 
 def in_precision(given: Workload, precision: Precision, place: torch.device) -> Workload:
-    """A copy of a workload, of other types, elsewhere; sets TF32 for the whole process. Raises as `workload`."""
+    """Return a copy of a workload with another precision on another device; set TF32 for the whole process.
+
+    Raise ConfigError if the device does not support the precision.
+    """
     return _scorers(copy.deepcopy(given.classifier).float(), given.images_BCHW.float(), place, precision)
 
 
 def _scorers(classifier: nn.Module, images_BCHW: Tensor, place: torch.device, precision: Precision) -> Workload:
-    """The classifier, in place, and the engine as the scorer has them."""
+    """Prepare the classifier, in place, and the engine in the way that the scorer does."""
     transform = TransformSettings(crop=(images_BCHW.shape[2], images_BCHW.shape[3]))
     engine = Observer(classifier, transform, Signals(), place, precision).engine
     images_BCHW = images_BCHW.to(place, use_precision(precision, place), memory_format=torch.channels_last)
@@ -86,7 +89,7 @@ def _scorers(classifier: nn.Module, images_BCHW: Tensor, place: torch.device, pr
 
 
 def forward(given: Workload) -> Prepared:
-    """Logits alone."""
+    """Compute only the logits."""
 
     def work() -> None:
         with torch.no_grad():
@@ -96,7 +99,7 @@ def forward(given: Workload) -> Prepared:
 
 
 def training_step(given: Workload) -> Prepared:
-    """Forward and full backward into .grad, as training does it; eval mode like everything else here."""
+    """Run a forward and a full backward pass into .grad, as in training, but in eval mode like everything else here."""
 
     def work() -> None:
         _backward(given.classifier, given.images_BCHW)
@@ -106,13 +109,13 @@ def training_step(given: Workload) -> Prepared:
 
 
 def ours(given: Workload) -> Prepared:
-    """The engine, its plan made."""
+    """Run the engine, whose plan is made beforehand."""
     given.engine.plan(given.images_BCHW)
     return Prepared(lambda: given.engine(given.images_BCHW, ["all_hot"]), given.images_BCHW)
 
 
 def loop(given: Workload) -> Prepared:
-    """One image after the other, and the norms read off .grad."""
+    """Process one image after the other, and read the norms from .grad."""
     part_BCHW = given.images_BCHW[:PART]
 
     def work() -> None:
@@ -127,13 +130,13 @@ def loop(given: Workload) -> Prepared:
 
 
 def vmap(given: Workload) -> Prepared:
-    """Per-sample gradients by torch.func, all of a chunk in memory at once, then their norms.
+    """Compute per-sample gradients with torch.func, a whole chunk in memory at once, and then their norms.
 
-    Raises MemoryError where those of one image are beyond VMAP_BYTES.
+    Raise MemoryError if the gradients of one image exceed VMAP_BYTES.
     """
     classifier = given.classifier
     if any(parameter.dtype != given.images_BCHW.dtype for parameter in classifier.parameters()):
-        classifier = copy.deepcopy(classifier).to(given.images_BCHW.dtype)  # vmap knows no BatchNorm of two types
+        classifier = copy.deepcopy(classifier).to(given.images_BCHW.dtype)  # vmap needs one type in a BatchNorm
     parameters = {name: parameter.detach() for name, parameter in classifier.named_parameters()}
     each = sum(parameter.nbytes for parameter in parameters.values())
     if each > VMAP_BYTES:

@@ -1,4 +1,7 @@
-"""What a device is, what it does at its best, and how one piece of work uses it: time, memory, kernels, waits."""
+"""Facts about a device and about a piece of work on it.
+
+They cover the device's properties and peak performance, and the time, memory, kernels and waits of the work.
+"""
 
 import json
 import math
@@ -23,28 +26,31 @@ from gradosr.scoring.memory import forget_peak, peak
 
 Work = Callable[[], object]
 Facts = dict[str, Any]
+OBJECTIVES = ("predicted", "max_logit")
+"""Objectives of the default detector."""
+CLASSES = 1000
 TOP = 16
-"""Kernels that are named, those that take the longest."""
+"""Number of kernels listed by name, those that take the longest."""
 NAMED = 110
-"""Characters of a kernel's name; templates have more."""
+"""Characters kept of a kernel's name; names of templates are longer."""
 
 
 @dataclass(frozen=True)
 class Meter:
-    """Measures work on one device, after a warm-up that raises its clocks."""
+    """Measurement of work on one device, after a warm-up that raises its clocks."""
 
     device: torch.device
     runs: int = 5
     warm: float = 0.15
-    """Seconds, of at least two runs."""
+    """Seconds of warm-up, with at least two runs."""
 
     def wait(self) -> None:
-        """Until the device has done what it was given."""
+        """Wait until the device has finished its queued work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
     def once(self, work: Work) -> float:
-        """Seconds of one run, without a warm-up."""
+        """Return the seconds of one run, without a warm-up."""
         self.wait()
         start = time.perf_counter()
         work()
@@ -52,7 +58,7 @@ class Meter:
         return time.perf_counter() - start
 
     def seconds(self, work: Work) -> float:
-        """Median of all runs."""
+        """Return the median seconds of all runs."""
         spent = 0.0
         for number in range(1000):
             spent += self.once(work)
@@ -61,7 +67,10 @@ class Meter:
         return statistics.median(self.once(work) for _ in range(self.runs))
 
     def peak_mib(self, work: Work) -> float | None:
-        """The most that torch held on a CUDA device, weights and images counted; None elsewhere."""
+        """Return the most memory that torch held on a CUDA device, in MiB, including weights and images.
+
+        Return None on other devices.
+        """
         if self.device.type != "cuda":
             return None
         forget_peak(on_gpu=True)
@@ -72,7 +81,7 @@ class Meter:
     def rate(
         self, batches: Iterator[Sequence[object]], work: Callable[[Any], object], size: int, stretch: int
     ) -> float:
-        """Images per second of one stream of batches of `size`, the median of stretches of `stretch` batches.
+        """Return images per second of a stream of batches of `size`, the median of stretches of `stretch` batches.
 
         The first batch, and what was prepared for it, is not counted.
         """
@@ -89,7 +98,7 @@ class Meter:
 
 
 def short(value: Any) -> Any:
-    """The same for people and JSON: four significant digits, infinity and NaN as text, keys as text."""
+    """Shorten values for people and JSON: four significant digits, infinity and NaN as text, keys as text."""
     if isinstance(value, float):
         return float(f"{value:.4g}") if math.isfinite(value) else str(value)
     if isinstance(value, dict):
@@ -98,7 +107,7 @@ def short(value: Any) -> Any:
 
 
 def versions(meter: Meter) -> Facts:
-    """Of the device, its driver, and what computes on it."""
+    """Return the versions of the device, its driver, and the software that computes on it."""
     facts: Facts = {
         "device": hardware(meter.device),
         "cores": cores(),
@@ -119,12 +128,15 @@ def versions(meter: Meter) -> Facts:
 
 
 def cores() -> int:
-    """That this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def ceilings(meter: Meter, side: int, size: int) -> Facts:
-    """The fastest product of bfloat16 matrices [side, side], copy of `size` bytes, and launch of a kernel."""
+    """Measure the device's best performance.
+
+    This covers a product of bfloat16 matrices [side, side], a copy of `size` bytes, and the launch of a kernel.
+    """
     a, b = (torch.randn(side, side, device=meter.device).bfloat16() for _ in range(2))
     source = torch.randint(0, 2**31, (size // 8,), device=meter.device)
     target, tiny = torch.empty_like(source), torch.zeros(1, device=meter.device)
@@ -141,7 +153,10 @@ def ceilings(meter: Meter, side: int, size: int) -> Facts:
 
 
 def profiled(work: Work, meter: Meter, wall: float | None = None) -> Facts:
-    """Kernels of one run and how long they keep the device busy, of its seconds without the profiler."""
+    """Return the kernels of one run and how long they keep the device busy.
+
+    The busy time is related to the seconds that the run takes without the profiler.
+    """
     from torch.profiler import ProfilerActivity, profile
 
     wall = meter.seconds(work) if wall is None else wall
@@ -169,7 +184,7 @@ def profiled(work: Work, meter: Meter, wall: float | None = None) -> Facts:
 
 
 def covered(spans: Sequence[tuple[float, float]]) -> float:
-    """Length of the union."""
+    """Return the length of the union of the spans."""
     covered, reached = 0.0, float("-inf")
     for start, end in sorted(spans):
         covered += max(0.0, end - max(start, reached))
@@ -178,7 +193,7 @@ def covered(spans: Sequence[tuple[float, float]]) -> float:
 
 
 def waits(work: Work) -> Facts:
-    """How often one run waits for the CUDA device, by line."""
+    """Count how often one run waits for the CUDA device, by line of code."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -191,7 +206,7 @@ def waits(work: Work) -> Facts:
 
 
 class Record:
-    """A JSON file that grows by one entry per section; of a section that fails, the reason."""
+    """A JSON file that grows by one entry per section; if a section fails, the entry is the reason."""
 
     def __init__(self, out: Path, limit: float, say: Callable[[str], object]) -> None:
         self._out, self._limit, self._say = out, limit, say
@@ -199,7 +214,7 @@ class Record:
         self._facts: Facts = {}
 
     def section(self, name: str, work: Callable[[], Any]) -> None:
-        """Do the work unless it is too late, and write what it found."""
+        """Do the work unless the time limit has passed, and write its result."""
         start = self._spent()
         if start > self._limit:
             found: Any = f"not begun: {start:.0f} s had passed"

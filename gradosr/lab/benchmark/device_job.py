@@ -1,4 +1,7 @@
-"""Whole jobs on one device: JPEG bytes to rows, without a store; and what a second worker on the device adds."""
+"""Whole jobs on one device, from JPEG bytes to rows, without a store.
+
+Also measured is the gain from a second worker on the device.
+"""
 
 import multiprocessing
 import time
@@ -21,39 +24,39 @@ from gradosr.scoring.rows import start_rows
 from gradosr.scoring.scorer import Scorer
 
 STRETCH = 768
-"""Images of one run of a stream."""
+"""Images in one run of a stream."""
 FEW = 2
-"""Batches that are profiled."""
+"""Number of batches that are profiled."""
 
 
 class Archive(NamedTuple):
-    """Images that are made up, and how they reach the classifier."""
+    """Generated images, and how they are prepared for the classifier."""
 
     jpegs: list[bytes]
     transform: TransformSettings
     threads: int
 
     def batches(self, size: int) -> Iterator[list[PreparedImage]]:
-        """Without end, prepared ahead on all threads."""
+        """Yield batches without end, prepared ahead on all threads."""
         images = (EncodedImage(f"{number}.jpg", body) for number, body in enumerate(cycle(self.jpegs)))
         return prepared_batches(images, self.transform, MAX_PIXELS, size, self.threads)
 
 
 def made_up(count: int, side: int, threads: int) -> Archive:
-    """JPEGs of 500x375 pixels and about 30 KB, all different; scaled and cropped to `side`."""
+    """Generate different JPEGs of 500x375 pixels and about 30 KB, to be scaled and cropped to `side`."""
     jpegs = [jpeg(375, 500, torch.Generator().manual_seed(number), quality=70) for number in range(count)]
     return Archive(jpegs, TransformSettings(resize=side * 8 // 7, crop=side), threads)
 
 
 def decoding(archive: Archive, meter: Meter, batch: int, *, small: bool) -> Facts:
-    """Images per second of decoding, scaling and cropping alone."""
+    """Measure images per second of decoding, scaling and cropping alone."""
     size = sum(map(len, archive.jpegs)) / len(archive.jpegs)
     rate = meter.rate(archive.batches(batch), len, batch, 1 if small else STRETCH // batch)
     return {"images/s": rate, "threads": archive.threads, "bytes of a JPEG": size}
 
 
 class Job:
-    """A detector's job on made-up images, with random weights of 1000 classes."""
+    """A detector's job on generated images, with random weights and 1000 classes."""
 
     def __init__(
         self,
@@ -63,7 +66,7 @@ class Job:
         meter: Meter,
         precision: Precision,
     ) -> None:
-        """Fits the detector, in float32, and loads the scorer."""
+        """Fit the detector, in float32, and load the scorer."""
         self._archive, self._meter, classes = archive, meter, tuple(map(str, range(1000)))
         torch.manual_seed(0)
         classifier = build_classifier(arch, {"num_classes": len(classes)}, len(classes))
@@ -74,7 +77,10 @@ class Job:
         self._loading = time.perf_counter() - started
 
     def facts(self, sizes: tuple[int, ...], *, small: bool) -> Facts:
-        """Loading, and by batch size: scoring alone, decoding and scoring, how idle the device is, and its waits."""
+        """Measure loading and, by batch size, the speed of the job.
+
+        Reported are scoring alone, decoding and scoring, the idle share of the device, and its waits.
+        """
         by_size = {f"batch {size}": self._of(size, 1 if small else max(1, STRETCH // size)) for size in sizes}
         return {"loading s": self._loading, **by_size}
 
@@ -97,7 +103,10 @@ class Job:
         return facts
 
     def _rows(self, batches: Iterable[list[PreparedImage]]) -> Iterator[list[Row]]:
-        """Of each batch while the device has the next one, as a worker has them; first of none."""
+        """Yield each batch's rows while the device works on the next batch, as a worker does.
+
+        The first list is empty.
+        """
         rows: Callable[[], Iterable[Row]] = tuple
         for batch in batches:
             before, rows = rows, start_rows(self._scorer, batch)
@@ -109,9 +118,9 @@ _held: dict[str, Any] = {}
 
 
 def second_worker(arch: str, side: int, batch: int, precision: Precision, meter: Meter, stretch: float) -> Facts:
-    """Images per second of the default detector's engine in one process, then in two on the same device.
+    """Measure images per second of the default detector's engine in one process, then in two on the same device.
 
-    Medians of runs of `stretch` seconds, the two processes' at the same time.
+    Figures are medians of runs of `stretch` seconds; the two processes run at the same time.
     """
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as one, ProcessPoolExecutor(1, mp_context=spawn) as other:
@@ -125,7 +134,7 @@ def second_worker(arch: str, side: int, batch: int, precision: Precision, meter:
 
 
 def _load(arch: str, side: int, batch: int, precision: Precision, meter: Meter) -> None:
-    """In a worker: an engine that has chosen its forms."""
+    """Load, in a worker process, an engine that has chosen its forms."""
     given = workload(arch, side, batch, meter.device, precision, classes=1000)
     objectives = OneClassSettings().objectives
     _held["work"], _held["meter"], _held["batch"] = lambda: given.engine(given.images_BCHW, objectives), meter, batch
@@ -133,7 +142,7 @@ def _load(arch: str, side: int, batch: int, precision: Precision, meter: Meter) 
 
 
 def _rate(stretch: float) -> float:
-    """In a worker: images per second, the median of as many stretches as the meter has runs."""
+    """Return, in a worker process, images per second, the median of as many stretches as the meter has runs."""
     meter: Meter = _held["meter"]
     rates = []
     for _ in range(meter.runs):

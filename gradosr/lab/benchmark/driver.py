@@ -1,4 +1,4 @@
-"""The driver alone: shards that cost nothing to score, so that listing, handing out and finishing are what is left."""
+"""Benchmark of the driver alone, with shards that take no time to score: listing, assigning and finishing remain."""
 
 import io
 import re
@@ -20,14 +20,14 @@ from gradosr.run.plan import finish, prepare
 from gradosr.store import Store, StoredObject
 
 FOLDER_SHARDS = 1000
-"""Shards in one folder of the archive."""
+"""Number of shards in one folder of the archive."""
 STATUS = Path("/proc/self/status")
 
 T = TypeVar("T")
 
 
 class NullWorker:
-    """Publishes the same small part for every shard, and reads nothing."""
+    """A worker that publishes the same small part for every shard, and reads nothing."""
 
     def __init__(self, job: ScoreJob, _fingerprint: Mapping[str, Any], _threads: int) -> None:
         self._folder = RunFolder(Store(job.store, job.stores), job.output)
@@ -39,10 +39,10 @@ class NullWorker:
         part.close()
 
     def expect(self, shard: Shard) -> None:
-        """There is nothing to read."""
+        """Ignore the next shard, since nothing is read."""
 
     def process(self, shard: Shard) -> PartStats:
-        """One PUT."""
+        """Publish the part with one PUT."""
         start = time.perf_counter()
         self._folder.put_part(shard.part, io.BytesIO(self._body))
         spent = time.perf_counter() - start
@@ -50,11 +50,11 @@ class NullWorker:
 
 
 def bench_driver(shards: int, workers: int, folder: Path, notes: Notes) -> dict[str, Any]:
-    """A whole run of empty shards below `folder`, and the recognition of it once it is finished.
+    """Measure a whole run of empty shards below `folder`, and the time to recognise it as finished.
 
-    `run_seconds` count from when all workers are ready; `driver_ms_per_shard` is what of them is not the workers' own.
-    Memory is this process's peak; it needs no torch. `listings` are walks over a prefix: on S3 a request
-    for every 1,000 objects of it. `notes` takes the driver's messages.
+    `run_seconds` starts when all workers are ready; `driver_ms_per_shard` is the part of it outside the workers. Memory
+    is this process's peak; it needs no torch. `listings` counts walks over a prefix: on S3, each takes a request per
+    1,000 objects. `notes` receives the driver's messages.
     """
     (folder / "bundle").mkdir(parents=True)
     (folder / "bundle" / MANIFEST).write_text(_manifest().model_dump_json(exclude={"logits"}), encoding="utf-8")
@@ -107,7 +107,7 @@ def _run(job: ScoreJob, workers: int, notes: Notes) -> dict[str, Any]:
 
 
 def driver_table(facts: Mapping[str, Any]) -> str:
-    """One line per figure."""
+    """Format one line per figure."""
     peak = facts["peak_bytes"]
     rows = [
         ("listing and planning", f"{facts['prepare_seconds']:.1f} s"),
@@ -125,7 +125,7 @@ def driver_table(facts: Mapping[str, Any]) -> str:
 
 @contextmanager
 def _listings() -> Iterator[list[str]]:
-    """URIs that any store is asked to list in the block."""
+    """Collect the URIs that any store is asked to list within the block."""
     plain, found = Store.list, list[str]()
 
     def noted(self: Store, uri: str) -> Iterator[StoredObject]:
@@ -140,7 +140,7 @@ def _listings() -> Iterator[list[str]]:
 
 
 def peak_bytes() -> int | None:
-    """Of this process; None where the system does not tell."""
+    """Return the peak memory of this process in bytes, or None if the system does not report it."""
     found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text(encoding="ascii")) if STATUS.exists() else None
     return int(found[1]) << 10 if found else None
 

@@ -1,6 +1,6 @@
-"""The gradient engine beside what else the same network does on the same images: time, memory, exactness.
+"""Benchmark of the gradient engine against other work with the same network and images: time, memory, exactness.
 
-Needs neither Ray nor boto3.
+It needs neither Ray nor boto3.
 """
 
 import statistics
@@ -29,29 +29,29 @@ CONFIGURATIONS = (
     ("torchvision:vit_b_16", 224, 8),
     ("torchvision:convnext_tiny", 224, 8),
 )
-"""Architecture, pixels, images per batch of the README's table."""
+"""Architecture, image size in pixels and images per batch of each row in the README's table."""
 SLOW = 10.0
-"""Seconds of a warm-up, from which on a contender takes part in FEW rounds alone."""
+"""Seconds of a warm-up above which a contender takes part only in FEW rounds."""
 FEW = 2
 TWINS = 4
-"""Images that are compared with the slow definition."""
+"""Number of images that are compared with the slow definition."""
 ZERO = 1e-6
-"""Share of an image's largest norm that tells rounding from signal where the true gradient is zero."""
+"""Share of an image's largest norm that separates rounding from signal where the true gradient is zero."""
 T = TypeVar("T")
 
 
 def bench_engine(
     arch: str, size: int, batch: int, runs: int, device: str, precision: Precision = "float32"
 ) -> dict[str, Any]:
-    """Medians over `runs` rounds that take every contender in turn.
+    """Return medians over `runs` rounds, each of which runs every contender once.
 
-    `of_training_step` are ratios of times; memory is what memory.py says, null where the system does not tell.
-    vmap cannot serve every network: `failed` says why, and its figures are missing.
+    `of_training_step` holds ratios of times; memory is defined in memory.py, and null if the system does not report it.
+    vmap does not support every network: `failed` then gives the reason, and its figures are missing.
     """
     place = pick_device(device)
     given = workload(arch, size, batch, place, precision)
     failed: dict[str, str] = {}
-    # Memory first: a contender that this machine cannot hold then takes a child with it, not the bench.
+    # Memory comes first: a contender too large for this machine then kills a child process, not the benchmark.
     measure = partial(peak_memory, arch=arch, size=size, batch=batch, place=place, precision=precision)
     peaks = {name: _attempt(name, failed, partial(measure, name)) for name in CONTENDERS}
     seconds = _rounds(given, runs, failed)
@@ -78,15 +78,15 @@ def bench_engine(
 
 
 def explain_engine(arch: str, size: int, batch: int, device: str, precision: Precision = "float32") -> list[Explained]:
-    """Which rule serves each parameter of an architecture, in which form, at what cost."""
+    """Return the rule, form and cost of each parameter of an architecture."""
     given = workload(arch, size, batch, pick_device(device), precision)
     return given.engine.explain(given.images_BCHW)
 
 
 def largest_difference(given: Workload) -> float:
-    """To the slow definition: |ours - slow| / (slow + ZERO of the image's largest norm).
+    """Return the largest difference to the slow definition: |ours - slow| / (slow + ZERO of the image's largest norm).
 
-    That one computes in float32, on the same weights; TF32 is off afterwards.
+    The definition is computed in float32 on the same weights; TF32 is off afterwards.
     """
     found_BP = given.engine(given.images_BCHW, ["all_hot"])[0].values_BP[:TWINS].double().cpu()
     twin = in_precision(given, "float32", given.images_BCHW.device)
@@ -95,12 +95,12 @@ def largest_difference(given: Workload) -> float:
 
 
 def _attempt(name: str, failed: dict[str, str], work: Callable[[], T]) -> T | None:
-    """What vmap fails at is a reason; what any other contender fails at is the classifier's fault."""
+    """Run the work; a failure of vmap is recorded, while a failure of another contender raises ClassifierError."""
     try:
         return work()
     except GradosrError:
         raise
-    except Exception as error:  # whatever torch says to a network or a batch that is not for it
+    except Exception as error:  # any error that torch raises for an unsuitable network or batch
         if name != VMAP:
             raise ClassifierError(f"{name}: {first_line(error)}") from error
         failed[name] = first_line(error)
@@ -108,7 +108,7 @@ def _attempt(name: str, failed: dict[str, str], work: Callable[[], T]) -> T | No
 
 
 def _rounds(given: Workload, runs: int, failed: dict[str, str]) -> dict[str, list[float]]:
-    """Seconds that a contender takes for the batch, round by round."""
+    """Return the seconds that each contender takes for the batch, round by round."""
     ready: dict[str, tuple[Prepared, int]] = {}
     for name in CONTENDERS:
         if name not in failed and (found := _attempt(name, failed, partial(_warm, name, given))):
@@ -123,7 +123,7 @@ def _rounds(given: Workload, runs: int, failed: dict[str, str]) -> dict[str, lis
 
 
 def _warm(name: str, given: Workload) -> tuple[Prepared, float]:
-    """The contender after its first run, and the seconds of that."""
+    """Return the contender after its first run, and the seconds of that run."""
     prepared = CONTENDERS[name](given)
     return prepared, _seconds(prepared)
 
@@ -142,5 +142,5 @@ def _wait(images_BCHW: Tensor) -> None:
 
 
 def _ratio(times: list[float], others: list[float]) -> float:
-    """Median of the ratios round by round, which outlives a drift of the machine."""
+    """Return the median of the ratios of each round, which is robust to a drift of the machine's speed."""
     return statistics.median(mine / theirs for mine, theirs in zip(times, others, strict=False))

@@ -1,16 +1,15 @@
-"""All that is worth knowing of gradosr on one CUDA device, within minutes: `gradosr bench gpu OUT.json`.
+"""Complete measurement of gradosr on one CUDA device, within minutes: `gradosr bench gpu OUT.json`.
 
-For a device that can be had only for a while, on a machine with torch, torchvision and the light libraries alone:
-needs neither Ray nor boto3, and from a folder that is not installed,
+It is meant for a device that is available only for a while, on a machine with just torch, torchvision and the light
+libraries. It needs neither Ray nor boto3. From a folder that is not installed, run
 
     PYTHONPATH=. python3 -m gradosr.lab.benchmark.gpu OUT.json --seconds 240
 
-Sections stand in order of worth; each is written as it ends, one that fails leaves its reason, and none begins when
-time is up. Figures are medians of five runs after a warm-up; every contender has the engine's weights and images (see
-contenders.py). Ratios below 1 are faster than a training step.
+Sections are ordered by importance. Each is written as it ends, a failed one leaves its reason, and none begins after
+the time limit. Figures are medians of five runs after a warm-up; every contender has the engine's weights and images
+(contenders.py). Ratios below 1 are faster than a training step.
 """
 
-import copy
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -22,56 +21,55 @@ from statistics import fmean
 from typing import Any
 from unittest.mock import patch
 
-import torch
 from torch import Tensor, nn
 
 from gradosr.config import BaselineSettings, OneClassSettings, Precision
 from gradosr.gradients import GradientEngine, graphs
 from gradosr.gradients.explain import Explained
-from gradosr.gradients.slow import slow_squared_norms
-from gradosr.lab.benchmark.contenders import (
-    CONTENDERS,
-    FORWARD,
-    LOOP,
-    TRAINING_STEP,
-    VMAP,
-    Workload,
-    in_precision,
-    workload,
+from gradosr.lab.benchmark.accuracy import accuracy
+from gradosr.lab.benchmark.contenders import CONTENDERS, FORWARD, LOOP, TRAINING_STEP, VMAP, Workload, workload
+from gradosr.lab.benchmark.device_facts import (
+    CLASSES,
+    OBJECTIVES,
+    Facts,
+    Meter,
+    Record,
+    ceilings,
+    cores,
+    profiled,
+    versions,
+    waits,
 )
-from gradosr.lab.benchmark.device_facts import Facts, Meter, Record, ceilings, cores, profiled, versions, waits
 from gradosr.lab.benchmark.device_job import Job, decoding, made_up, second_worker
 from gradosr.lab.benchmark.engine import TWINS, ZERO
-from gradosr.scoring.compute import pick_device, use_precision
+from gradosr.scoring.compute import pick_device
 
-OBJECTIVES = ("predicted", "max_logit")
-CLASSES = 1000
 LAST_BLOCKS = {"layer3 and on": ("layer3", "layer4", "fc"), "layer4 and on": ("layer4", "fc"), "fc": ("fc",)}
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured."""
+    """The amount of work that is measured."""
 
     main: str = "torchvision:resnet50"
     others: tuple[str, ...] = tuple(
         f"torchvision:{name}" for name in ("vit_b_16", "convnext_tiny", "resnet18", "efficientnet_b0")
     )
     light: str = "torchvision:resnet18"
-    """The one that a CPU computes in float64."""
+    """Network that a CPU computes in float64."""
     small: bool = False
     side: int = 224
     batch: int = 128
     batches: tuple[int, ...] = (64, 256, 512)
-    """Of the main network, too."""
+    """Further batch sizes of the main network."""
     compared: int = 64
-    """Images of the batch whose first few are compared with the definition: enough to choose forms by."""
+    """Images in a batch whose first few are compared with the definition; enough for choosing forms."""
     job_batches: tuple[int, ...] = (64, 128, 256)
     jpegs: int = 256
     product: int = 8192
     copied: int = 2**31
     stretch: float = 2.0
-    """Seconds."""
+    """Seconds of one run with two workers."""
 
 
 SMALL = Sizes(
@@ -82,21 +80,21 @@ SMALL = Sizes(
 
 
 def measure(out: Path, limit: float, device: str, say: Callable[[str], object], *, small: bool = False) -> None:
-    """Write all sections that begin within `limit` seconds. Raises ConfigError where there is no such device."""
+    """Write all sections that begin within `limit` seconds. Raise ConfigError if the device does not exist."""
     place = pick_device(device)
     meter = Meter(place, runs=1, warm=0.0) if small else Meter(place)
     Bench(meter, SMALL if small else Sizes(), Record(out, limit, say)).run()
 
 
 class Bench:
-    """The sections, on one device."""
+    """The sections of a measurement on one device."""
 
     def __init__(self, meter: Meter, sizes: Sizes, record: Record) -> None:
         self._meter, self._sizes, self._record = meter, sizes, record
         self._given: Workload | None = None
 
     def run(self) -> None:
-        """All of them, in order of worth."""
+        """Run all sections, the most important first."""
         sizes, section = self._sizes, self._record.section
         section("versions", lambda: versions(self._meter))
         section("ceilings", lambda: ceilings(self._meter, sizes.product, sizes.copied))
@@ -133,14 +131,14 @@ class Bench:
 
     def _network(self, arch: str, precision: Precision, batch: int) -> None:
         def work() -> Facts:
-            self._given = None  # first, for its memory
+            self._given = None  # released first, to free its memory
             self._given = workload(arch, self._sizes.side, batch, self._meter.device, precision, CLASSES)
             return speed(self._given, self._meter)
 
         self._record.section(f"{_name(arch)}, {precision}, batch {batch}", work)
 
     def _kept(self) -> Workload:
-        """The network of the section before."""
+        """Return the network of the previous section."""
         if self._given is None:
             raise RuntimeError("the section of the network itself did not come to its end")
         return self._given
@@ -154,7 +152,7 @@ class Bench:
 
     def _whole_job(self) -> None:
         sizes, meter = self._sizes, self._meter
-        archive = cache(partial(made_up, sizes.jpegs, sizes.side, cores()))  # within a section
+        archive = cache(partial(made_up, sizes.jpegs, sizes.side, cores()))  # made within a section
         batch = sizes.job_batches[0]
         self._record.section("decoding", lambda: decoding(archive(), meter, batch, small=sizes.small))
         for settings in (OneClassSettings(), BaselineSettings(kind="energy")):
@@ -173,7 +171,10 @@ class Bench:
 
 
 def speed(given: Workload, meter: Meter) -> Facts:
-    """Images per second, time over that of a training step, and peak memory; seconds until the second batch."""
+    """Measure images per second, time relative to a training step, and peak memory.
+
+    The seconds until the second batch are included.
+    """
     images_BCHW, engine = given.images_BCHW, given.engine
     works: dict[str, Callable[[], object]] = {
         FORWARD: CONTENDERS[FORWARD](given).work,
@@ -198,59 +199,14 @@ def speed(given: Workload, meter: Meter) -> Facts:
     return facts
 
 
-# --- Accuracy ---
-
-
-def accuracy(arch: str, side: int, batch: int, meter: Meter, *, on_cpu: bool = False) -> Facts:
-    """Norms and logits of the engine, and of autograd, in each precision against autograd in float64.
-
-    The definition has float32's weights and images, so that what bfloat16 makes of them counts as an error too. The
-    objective is `max_logit`: with random weights the losses of the others saturate, and rounding is all they have.
-    """
-    base = workload(arch, side, batch, torch.device("cpu") if on_cpu else meter.device, "float32", CLASSES)
-    truth_BP, logits_BK = _definition(copy.deepcopy(base.classifier).double(), base.images_BCHW[:TWINS].double())
-    facts: Facts = {}
-    for precision in ("float32", "tf32", "bfloat16"):
-        if precision == "tf32" and meter.device.type != "cuda":
-            facts[precision] = "needs CUDA"
-            continue
-        given = in_precision(base, precision, meter.device)
-        (found,) = given.engine(given.images_BCHW, OBJECTIVES[-1:])
-        own_BP, own_BK = _definition(given.classifier, given.images_BCHW[:TWINS])
-        facts[precision] = {
-            "engine": _differences(found.values_BP[:TWINS], truth_BP),
-            "autograd": _differences(own_BP, truth_BP),
-            "engine, logits": _of_largest(found.logits_BK[:TWINS], logits_BK),
-            "autograd, logits": _of_largest(own_BK, logits_BK),
-        }
-    use_precision("float32", meter.device)
-    return facts
-
-
-def _definition(classifier: nn.Module, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Norms and logits, image by image."""
-    with torch.no_grad():
-        logits_BK = torch.cat([classifier(image[None]) for image in images_BCHW])
-    return slow_squared_norms(classifier, images_BCHW, OBJECTIVES[-1]), logits_BK.double().cpu()
-
-
-def _differences(found_BP: Tensor, truth_BP: Tensor) -> Facts:
-    """Relative ones, with the floor of conformance.py below which a true norm is rounding alone."""
-    floor_B1 = ZERO * truth_BP.amax(1, keepdim=True)
-    relative_BP = (found_BP.double().cpu() - truth_BP).abs() / (truth_BP + floor_B1)
-    return {"largest": float(relative_BP.max()), "median": float(relative_BP.median())}
-
-
-def _of_largest(found_BK: Tensor, truth_BK: Tensor) -> float:
-    """Largest difference of a logit, as a share of the image's largest."""
-    return float(((found_BK.double().cpu() - truth_BK).abs() / truth_BK.abs().amax(1, keepdim=True)).max())
-
-
 # --- Forms ---
 
 
 def forms(given: Workload) -> Facts:
-    """By rule how many calls use which form; by geometry ms of all calls in use, and of one call in each form tried."""
+    """Count the calls that use each form, by rule, and measure them by geometry.
+
+    For each geometry there are the ms of all calls in use, and of one call in each form tried.
+    """
     shapes, parameters = _geometries(given), dict(given.classifier.named_parameters())
     counts: Counter[str] = Counter()
     table: dict[str, Facts] = {}
@@ -273,12 +229,12 @@ def forms(given: Workload) -> Facts:
 
 
 def _leads(one: Explained, parameter: Tensor) -> bool:
-    """Whether it is the one parameter that stands for its call: its weight."""
+    """Return whether a parameter is the weight, which represents its call."""
     return parameter.dim() > 1 or ("+" not in one.rule and not one.parameter.endswith("bias"))
 
 
 def _geometries(given: Workload) -> dict[str, str]:
-    """What every called module without children is and makes of one image, by name."""
+    """Describe every called module without children, with the shapes of its input and output, by name."""
     seen: dict[str, str] = {}
 
     def note(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -304,7 +260,7 @@ def _geometries(given: Workload) -> dict[str, str]:
 
 
 def launched_and_replayed(given: Workload, meter: Meter) -> Facts:
-    """The same pass launched kernel by kernel, and as the CUDA graph that the engine makes of it."""
+    """Compare the same pass launched kernel by kernel and replayed as the engine's CUDA graph."""
     images_BCHW, engine = given.images_BCHW, GradientEngine(given.engine.classifier)
     with patch.object(graphs, "MOST", 0):
         launched = meter.seconds(lambda: engine(images_BCHW, OBJECTIVES))
@@ -317,7 +273,7 @@ def launched_and_replayed(given: Workload, meter: Meter) -> Facts:
 
 
 def last_blocks(given: Workload, meter: Meter) -> Facts:
-    """Images per second of the norms of the last stages alone, where the backward pass ends early."""
+    """Return images per second for the norms of the last stages alone, where the backward pass ends early."""
     images_BCHW, facts = given.images_BCHW, Facts()
     whole = given.engine.plan(images_BCHW)
     for name, prefixes in LAST_BLOCKS.items():
@@ -335,7 +291,7 @@ def _name(arch: str) -> str:
 
 
 def main() -> None:
-    """Run from a folder that is not installed."""
+    """Run the measurement from a folder that is not installed."""
     rest = sys.argv[1:]
     if not rest or rest[0].startswith("-"):
         sys.exit("usage: python3 -m gradosr.lab.benchmark.gpu OUT.json [--seconds 240] [--small] [--device cuda|cpu]")

@@ -1,7 +1,7 @@
-"""A whole job beside what bounds it: the engine alone, reading and decoding alone, and a Ray Data pipeline.
+"""Benchmark of a whole job against its limits: the engine alone, reading and decoding alone, and a Ray Data pipeline.
 
-All contenders are driven on one local Ray, in actors of the same number and with the same threads, in turn within every
-round. Set-up is not counted, and neither is each worker's first shard, in which the engine makes its plan.
+All contenders run on one local Ray, with the same number of actors and threads, in turn within every round. Set-up is
+not counted, nor is each worker's first shard, during which the engine makes its plan.
 """
 
 import os
@@ -40,13 +40,13 @@ BUCKET = "bench"
 
 
 class EngineWorker(ShardWorker):
-    """Scores a shard's batches out of memory; what brings them there is not counted."""
+    """A worker that scores a shard's batches from memory; loading them is not counted."""
 
     def expect(self, shard: Shard) -> None:
-        """Nothing is read while it scores."""
+        """Ignore the next shard, so that nothing is read during scoring."""
 
     def process(self, shard: Shard) -> PartStats:
-        """Its `score` seconds are all that it took."""
+        """Score the shard; its `score` seconds are the whole measured time."""
         batches = [
             torch.stack([image.pixels for image in batch if image.pixels is not None])
             for batch in self._take(shard).batches
@@ -59,35 +59,35 @@ class EngineWorker(ShardWorker):
 
 
 class LoadingWorker(ShardWorker):
-    """Reads and decodes, and scores nothing."""
+    """A worker that reads and decodes, but does not score."""
 
     def process(self, shard: Shard) -> PartStats:
-        """Counts."""
+        """Read the shard and count its rows."""
         return PartStats({"rows": sum(map(len, self._take(shard).batches))}, {})
 
 
 class MadeUpArchive(NamedTuple):
-    """Instead of a job of somebody's own."""
+    """An archive to generate, in place of a user's own job."""
 
     kind: str
-    """tar or parquet."""
+    """Kind of archive: tar or parquet."""
     images: int | None
-    """In each shard; None: as many as take about ten seconds."""
+    """Images in each shard; None: as many as take about ten seconds."""
 
 
 class Sizes(NamedTuple):
-    """How much is measured."""
+    """The amount of work that is measured."""
 
     workers: int
     threads: int
-    """Of each worker."""
+    """Threads of each worker."""
     shards: int
     rounds: int
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A job whose input and bundle are copies in a store of the bench's own; every run has a folder in its output."""
+    """A job whose input and bundle are copies in the benchmark's own store; every run has a folder in its output."""
 
     job: ScoreJob
     sizes: Sizes
@@ -97,10 +97,10 @@ class Bench:
 def bench_job(
     source: ScoreJob | MadeUpArchive, sizes: Sizes, folder: Path, notes: Notes, *, peer: bool
 ) -> dict[str, Any]:
-    """Images per second of all contenders, medians over the rounds, and the job's ratios to the others.
+    """Return images per second of all contenders, medians over the rounds, and the job's ratios to the others.
 
-    Of a job the first shards are copied, again and again where it has fewer. Files go below `folder`.
-    Raises ConfigError or InputError, each in one line.
+    The first shards of a user's job are copied, repeatedly if it has too few. Files are written below `folder`. Raise
+    ConfigError or InputError, each in one line.
     """
     if sizes.shards <= sizes.workers:
         raise ConfigError(
@@ -133,7 +133,7 @@ def bench_job(
 
 @contextmanager
 def _store(folder: Path) -> Iterator[tuple[Store, str, S3Settings]]:
-    """A real S3 server where it is installed, else local files: the store, a URI there, and how it is reached."""
+    """Start a real S3 server if it is installed, else use local files; yield store, base URI and access settings."""
     try:
         server = SeaweedFS(folder / "seaweedfs")
         server.__enter__()
@@ -157,7 +157,7 @@ def _made_up(source: MadeUpArchive, store: Store, base: str, shards: int) -> dic
 
 
 def _copied(job: ScoreJob, store: Store, base: str, shards: int) -> dict[str, Any]:
-    """The job's own bundle and the beginning of its archive, in the bench's store."""
+    """Copy the job's own bundle and the beginning of its archive to the benchmark's store."""
     if isinstance(job.input, ImagesInput):
         raise ConfigError("bench job: input.kind images; expected tar or parquet")
     own = Store(job.store, job.stores)
@@ -173,7 +173,7 @@ def _copied(job: ScoreJob, store: Store, base: str, shards: int) -> dict[str, An
 
 
 def _measure(bench: Bench, peers: list[Setting]) -> dict[str, Any]:
-    """All contenders in turn, round by round."""
+    """Run all contenders in turn, round by round."""
     stages: list[dict[str, float]] = []
     contenders: dict[str, Callable[[str], float]] = {
         ENGINE: lambda output: _engine_rate(bench, output),
@@ -204,20 +204,23 @@ def _measure(bench: Bench, peers: list[Setting]) -> dict[str, Any]:
 
 
 class Course(NamedTuple):
-    """How a run went."""
+    """The course of one run."""
 
     parts: list[PartStats]
-    """In the order in which they were finished, less the first one of each worker."""
+    """Parts in the order in which they were finished, without the first one of each worker."""
     rate: float
-    """Images per second from when as many shards were done as there are workers."""
+    """Images per second, counted after as many shards are done as there are workers."""
 
 
 def _run(bench: Bench, output: str, make: MakeWorker) -> Course:
-    """The archive by the driver into a folder of its own. Raises RunFailed unless every shard becomes a part."""
+    """Let the driver score the archive into a folder of its own.
+
+    Raise RunFailed unless every shard becomes a part.
+    """
     job = bench.job.model_copy(update={"output": join(bench.job.output, output)})
     plan = prepare(job)
     plan.claim()
-    seen: list[tuple[float, int]] = []  # when a shard was done, and the rows by then
+    seen: list[tuple[float, int]] = []  # time at which a shard was done, and the rows so far
 
     def observe(progress: Progress) -> None:
         now = time.perf_counter(), progress.counts["rows"]
@@ -247,7 +250,7 @@ def _job_rate(bench: Bench, output: str, stages: list[dict[str, float]]) -> floa
 
 
 def _each(parts: Sequence[PartStats], stage: str) -> float:
-    """Images per second that one worker (decode: one thread) is in a stage."""
+    """Return images per second of one worker (decode: one thread) in a stage."""
     return sum(part.counts["rows"] for part in parts) / sum(part.seconds[stage] for part in parts)
 
 
@@ -259,7 +262,7 @@ def _peer_rate(bench: Bench, output: str, setting: Setting) -> float:
 
 
 def job_table(facts: Mapping[str, Any]) -> str:
-    """Rates and ratios, one contender a line, and what was tried of the peer."""
+    """Format rates and ratios, one contender per line, followed by the settings tried for the Ray Data pipeline."""
     lines = [
         f"{facts['archive']}, {facts['shards']} shards, from {facts['store']}",
         f"{facts['bundle']}, batch {facts['batch_size']}, {facts['precision']}",

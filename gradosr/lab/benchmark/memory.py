@@ -1,8 +1,9 @@
 """Peak memory of a contender on one batch, in a fresh process of its own.
 
-Counted is what the batch takes beyond a process that holds the classifier and the images and has trained on one image,
-so that torch's libraries are loaded. A training step's .grad is therefore its own, and so is what the engine keeps
-(plan, folded weights); the passing memory of planning, which happens once, is not. vmap's is that of one chunk.
+The figure is the memory of the batch beyond that of a process that holds the classifier and the images and has trained
+on one image, so that torch's libraries are loaded. It therefore includes a training step's .grad, and what the engine
+keeps (plan, folded weights), but not the temporary memory of planning, which happens once. For vmap it is the memory of
+one chunk.
 """
 
 import logging
@@ -21,17 +22,20 @@ from gradosr.scoring.memory import forget_peak, peak, resident
 
 @dataclass(frozen=True)
 class Peak:
-    """Bytes; on a GPU those that torch allocated there, else those resident in the process."""
+    """Bytes of memory: allocated by torch on a GPU, otherwise resident in the process."""
 
     resident: int
     beyond: int
-    """What the batch added."""
+    """Bytes that the batch added."""
 
 
 def peak_memory(
     name: str, arch: str, size: int, batch: int, place: torch.device, precision: Precision = "float32"
 ) -> Peak | None:
-    """Of the contender of that name; None where the system does not tell. Raises what the contender raises."""
+    """Return the peak memory of the named contender, or None if the system does not report it.
+
+    Raise the errors that the contender raises.
+    """
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn, initializer=_quiet) as child:
         try:
@@ -41,7 +45,7 @@ def peak_memory(
 
 
 def _quiet() -> None:
-    """Interrupted like any process, and the parent alone says what there is to say."""
+    """Let this process be interrupted like any other, and leave messages to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     logging.disable(logging.WARNING)
 

@@ -1,4 +1,4 @@
-"""The same job as a plain Ray Data pipeline: read, score by the same scorer in a pool of actors, write Parquet."""
+"""A job as a plain Ray Data pipeline: read, score with the same scorer in a pool of actors, write Parquet."""
 
 import logging
 import time
@@ -17,20 +17,20 @@ from gradosr.archive.shards import IMAGE_SUFFIXES
 from gradosr.config import ParquetInput, ScoreJob
 from gradosr.errors import InputError
 from gradosr.scoring.ray_data import Batch, BatchScorer
-from gradosr.store import is_s3
+from gradosr.store import is_shared
 
 IMAGE = "image"
-FINISHED = "finished"  # a column: when the row's batch was scored
+FINISHED = "finished"  # column with the time at which the row's batch was scored
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is tuned of the pipeline."""
+    """The tuned values of the pipeline."""
 
     batch_size: int
     actors: int
     threads: int
-    """Of each actor; the same in all, whatever the number of actors."""
+    """Threads of each actor; the total is the same for any number of actors."""
 
     def __str__(self) -> str:
         return f"batch {self.batch_size}, {self.actors} x {self.threads} threads"
@@ -38,9 +38,9 @@ class Setting:
 
 @contextmanager
 def ray_session() -> Iterator[None]:
-    """A local Ray with an object store of Ray's own default size, in which Ray Data keeps its blocks.
+    """Start a local Ray with an object store of Ray's default size, in which Ray Data keeps its blocks.
 
-    Raises InputError where there is no Ray Data.
+    Raise InputError if Ray Data is not installed.
     """
     try:
         import ray.data
@@ -50,7 +50,7 @@ def ray_session() -> Iterator[None]:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.use_datasource_v2 = False  # it makes one block of small files, whatever override_num_blocks says
+    context.use_datasource_v2 = False  # it combines small files into one block and ignores override_num_blocks
     try:
         yield
     finally:
@@ -58,7 +58,10 @@ def ray_session() -> Iterator[None]:
 
 
 def settings(batch_size: int, workers: int, threads: int) -> list[Setting]:
-    """The grid: two batch sizes; as many actors as workers and, of the same threads in all, twice and half as many."""
+    """Return the settings to try: two batch sizes for each size of the actor pool.
+
+    There are as many actors as workers, and twice and half as many with the same total number of threads.
+    """
     pools = [(workers, threads)]
     pools += [(2 * workers, threads // 2)] if threads > 1 else []
     pools += [(workers // 2, 2 * threads)] if workers > 1 else []
@@ -66,16 +69,19 @@ def settings(batch_size: int, workers: int, threads: int) -> list[Setting]:
 
 
 class _Scorer(BatchScorer):
-    """Notes when a batch was scored."""
+    """A scorer that records when each batch was scored."""
 
     def __call__(self, batch: Batch) -> Batch:
-        """With one more column, in seconds since the epoch."""
+        """Score the batch and add a column with the time, in seconds since the epoch."""
         out = super().__call__(batch)
         return {**out, FINISHED: np.full(len(out["status"]), time.time())}
 
 
 def peer_rate(job: ScoreJob, output: str, setting: Setting, shards: int, skip: float) -> float:
-    """Images per second from when the share `skip` is scored until the last one is, whose writing is not counted."""
+    """Return images per second from when the share `skip` is scored until the last image is.
+
+    Writing after that is not counted.
+    """
     files, place = _files(job, output)
     column = job.input.image_column if isinstance(job.input, ParquetInput) else IMAGE
     scored = _read(job, files, shards).map_batches(
@@ -84,7 +90,7 @@ def peer_rate(job: ScoreJob, output: str, setting: Setting, shards: int, skip: f
         fn_constructor_kwargs={"threads": setting.threads, "trust": job.trust, "store": job.store},
         batch_size=setting.batch_size,
         compute=ray.data.ActorPoolStrategy(size=setting.actors),
-        # Half of what Ray counts as cores stays with reading and writing: asking for all of them would starve both.
+        # Half of Ray's cores are left for reading and writing: requesting all of them would starve both.
         num_cpus=ray.cluster_resources()["CPU"] / 2 / setting.actors,
         num_gpus=ray.cluster_resources().get("GPU", 0) / setting.actors if job.device != "cpu" else 0,
     )
@@ -95,7 +101,10 @@ def peer_rate(job: ScoreJob, output: str, setting: Setting, shards: int, skip: f
 
 
 def _read(job: ScoreJob, files: fs.FileSystem, shards: int) -> "ray.data.Dataset":
-    """In as many blocks as there are shards: small files would be one block, and all actors but one idle."""
+    """Read the archive in as many blocks as there are shards.
+
+    Otherwise small files would form one block, and all actors but one would be idle.
+    """
     place, options = _place(job.input.uri), {"filesystem": files, "override_num_blocks": shards}
     if isinstance(job.input, ParquetInput):
         return ray.data.read_parquet(place, columns=[job.input.image_column], **options)
@@ -103,14 +112,14 @@ def _read(job: ScoreJob, files: fs.FileSystem, shards: int) -> "ray.data.Dataset
 
 
 def _sample(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """Key and image of a WebDataset sample."""
+    """Return key and image of a WebDataset sample."""
     image = next((data for suffix, data in sample.items() if f".{suffix.lower()}" in IMAGE_SUFFIXES), None)
     return {"key": sample["__key__"], IMAGE: image}
 
 
 def _files(job: ScoreJob, output: str) -> tuple[fs.FileSystem, str]:
-    """Arrow's file system for the job's store, and where `output` is in it."""
-    if not is_s3(output):
+    """Return Arrow's file system for the job's store, and the path of `output` in it."""
+    if not is_shared(output):
         return fs.LocalFileSystem(), _place(output)
     server = urlsplit(job.store.endpoint_url or "")
     return fs.S3FileSystem(endpoint_override=server.netloc, scheme=server.scheme, region="us-east-1"), _place(output)

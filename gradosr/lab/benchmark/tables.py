@@ -1,4 +1,4 @@
-"""Figures for people: on a terminal, and in the README."""
+"""Tables of benchmark figures, for a terminal and for the README."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ Facts = Mapping[str, Any]
 
 
 def table(facts: Facts) -> str:
-    """One row per contender."""
+    """Format one row per contender."""
     head = f"{_configuration(facts)}, {facts['precision']}, {facts['device']}, torch {facts['torch']}"
     columns = f"{'':20}{'images/s':>10}{'of training step: time':>24}{'memory':>8}{'memory, MB':>12}"
     rows = [
@@ -29,7 +29,7 @@ def table(facts: Facts) -> str:
 
 
 def explained_table(explained: Sequence[Explained]) -> str:
-    """One row per parameter."""
+    """Format one row per parameter."""
     wide = max(len(one.parameter) for one in explained)
     wide_rule = max(len("rule"), *(len(one.rule) for one in explained))
     head = f"{'parameter':{wide}}  {'rule':{wide_rule}}  {'ms':>8}  form (ms of all when it was chosen)"
@@ -41,7 +41,7 @@ def explained_table(explained: Sequence[Explained]) -> str:
 
 
 def conformance_line(one: Conformance | Failure) -> str:
-    """Errors as shares of what is allowed."""
+    """Format a result, with errors as fractions of their bounds."""
     if isinstance(one, Failure):
         return f"{one.arch}  FAILED: {one.reason}"
     verdict = "conforms" if one.conforms else "DOES NOT CONFORM"
@@ -53,7 +53,7 @@ def conformance_line(one: Conformance | Failure) -> str:
 
 
 def markdown(measured: Sequence[Facts]) -> str:
-    """One row per configuration, with what it was measured on."""
+    """Format one row per configuration, below a description of the device and software."""
     first = measured[0]
     about = (
         f"Images per second on {first['device']}, torch {first['torch']}, float32 (`make bench`; medians of "
@@ -77,13 +77,13 @@ def markdown(measured: Sequence[Facts]) -> str:
 
 
 def check_marked(text: str, source: str) -> None:
-    """Raise ConfigError for a text without a place for the table."""
+    """Raise ConfigError if the text has no place for the table."""
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
         raise ConfigError(f"{source}: needs one line {BEGIN} and, below, one line {END}")
 
 
 def replaced(text: str, content: str) -> str:
-    """The text with `content` between its two markers."""
+    """Return the text with `content` between its two markers."""
     before, _, rest = text.partition(BEGIN)
     return f"{before}{BEGIN}\n{content}\n{END}{rest.partition(END)[2]}"
 

@@ -1,1 +1,1 @@
-"""How well unknown images are found: of one run's rows, or by a protocol over several classifiers and detectors."""
+"""Evaluation of how well unknown images are found, from one run's rows or by a protocol over several detectors."""

@@ -1,10 +1,10 @@
-"""Images that show nothing, made by code: what no classifier of photographs has seen. uint8 [N, 3, H, W].
+"""Generated images that show no object, unlike anything a classifier of photographs has seen. uint8 [N, 3, H, W].
 
 digits     scikit-learn's hand-written digits, light on dark and dark on light, some in two random colours
 noise      uniform, Gaussian, binary, per pixel or per channel, and salt and pepper on a flat colour
 textures   stripes, waves, checks, rings, moiré and blocks of random period, angle and colours
 
-And to make choices by, so that those above measure what nothing was chosen by:
+Three more kinds are for making choices, so that the kinds above are measured without having influenced any choice:
 
 strokes    three straight lines of random width in one colour on another
 clouds     smooth random colours, from a grid of 2 to 6 points a side
@@ -23,7 +23,7 @@ Size = tuple[int, int]
 
 
 def digits(count: int, size: Size, draws: torch.Generator) -> Tensor:
-    """The first `count` of the 1,797, enlarged; again from the start beyond."""
+    """Return the first `count` of the 1,797 digits, enlarged; more than that start again from the first."""
     shapes_N1HW = torch.from_numpy(load_digits().images).float()[:, None] / 16
     shapes_N1HW = shapes_N1HW[torch.arange(count) % len(shapes_N1HW)]
     ink_N1HW = F.interpolate(shapes_N1HW, size, mode="bicubic").clamp(0, 1)
@@ -34,7 +34,7 @@ def digits(count: int, size: Size, draws: torch.Generator) -> Tensor:
 
 
 def noise(count: int, size: Size, draws: torch.Generator) -> Tensor:
-    """Five kinds in turn."""
+    """Return five kinds of noise in turn."""
     shape = (count, 3, *size)
     uniform, one_channel = torch.rand(shape, generator=draws), torch.rand(count, 1, *size, generator=draws)
     flat, salt = torch.rand(count, 3, 1, 1, generator=draws), torch.rand(count, 1, *size, generator=draws)
@@ -49,7 +49,7 @@ def noise(count: int, size: Size, draws: torch.Generator) -> Tensor:
 
 
 def textures(count: int, size: Size, draws: torch.Generator) -> Tensor:
-    """Six kinds in turn."""
+    """Return six kinds of textures in turn."""
     y, x = _positions(size)
 
     def between(low: float, high: float) -> Tensor:
@@ -70,7 +70,7 @@ def textures(count: int, size: Size, draws: torch.Generator) -> Tensor:
 
 
 def strokes(count: int, size: Size, draws: torch.Generator) -> Tensor:
-    """Dark or light, in any colours."""
+    """Return strokes in random colours on a background of another random colour."""
     y, x = _positions(size)
     ink_N1HW = torch.zeros(count, 1, *size)
     for _ in range(3):
@@ -85,13 +85,13 @@ def strokes(count: int, size: Size, draws: torch.Generator) -> Tensor:
 
 
 def clouds(count: int, size: Size, draws: torch.Generator) -> Tensor:
-    """Five finenesses in turn."""
+    """Return clouds with five levels of detail in turn."""
     grids = [torch.rand(count, 3, side, side, generator=draws) for side in range(2, 7)]
     return _bytes(_in_turn([F.interpolate(grid, size, mode="bicubic", align_corners=True) for grid in grids]))
 
 
 def shapes(count: int, size: Size, draws: torch.Generator) -> Tensor:
-    """One before the other, on a flat colour."""
+    """Return shapes that cover each other, on a flat colour."""
     y, x = _positions(size)
     images = torch.rand(count, 3, 1, 1, generator=draws).expand(-1, -1, *size)
     for number in range(5):
@@ -111,11 +111,11 @@ MADE: dict[str, Callable[[int, Size, torch.Generator], Tensor]] = {
     "clouds": clouds,
     "shapes": shapes,
 }
-"""By name: (count, (height, width), random draws) -> images."""
+"""Function (count, (height, width), random draws) -> images, by name of the kind."""
 
 
 def make(name: str, count: int, size: Size, seed: int) -> Tensor:
-    """`count` images of a name of MADE; the same for the same seed."""
+    """Return `count` images of a kind in MADE; the same seed gives the same images."""
     return MADE[name](count, size, torch.Generator().manual_seed(seed))
 
 

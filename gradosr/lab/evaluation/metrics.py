@@ -1,6 +1,6 @@
-"""Open-set metrics from scores with known truth. Scores: higher = more unknown.
+"""Open-set metrics from scores with known truth. Higher scores mean more unknown.
 
-N known classes; label -1 (or any other name outside them) is unknown.
+Legend: N known classes; the label -1 (or any other name outside them) means unknown.
 """
 
 from collections.abc import Sequence
@@ -14,18 +14,24 @@ Flags = NDArray[np.bool_]
 
 
 def auroc(scores: Scores, unknown: Flags) -> float:
-    """Area under the ROC curve, unknown against known; chance is .5."""
+    """Return the area under the ROC curve of unknown against known images; chance is 0.5."""
     return float(roc_auc_score(unknown, scores))
 
 
 def fpr_at_95_tpr(scores: Scores, unknown: Flags) -> float:
-    """Share of unknown images taken for known when at least 95 % of the known are accepted; lower is better."""
+    """Return the share of unknown images taken for known when at least 95 % of the known images are accepted.
+
+    Lower is better.
+    """
     false_positives, true_positives, _ = roc_curve(~unknown, -scores, drop_intermediate=False)
     return float(false_positives[np.argmax(true_positives >= 0.95)])
 
 
 def oscr(scores: Scores, unknown: Flags, correct: Flags) -> float:
-    """Area under correctly classified knowns against falsely accepted unknowns, as rates (Dhamija et al., 2018)."""
+    """Return the area under the rate of correctly classified known images over that of falsely accepted unknown images.
+
+    Source: Dhamija et al., 2018.
+    """
     order = np.argsort(scores, kind="stable")
     last_of_ties = np.append(np.diff(scores[order]) > 0, True)
     rate_correct = np.cumsum((correct & ~unknown)[order])[last_of_ties] / max(1, (~unknown).sum())
@@ -34,5 +40,5 @@ def oscr(scores: Scores, unknown: Flags, correct: Flags) -> float:
 
 
 def macro_f1(labels: Sequence[str], predicted: Sequence[str]) -> float:
-    """F1 averaged over the N known classes and `unknown`."""
+    """Return F1 averaged over the N known classes and `unknown`."""
     return float(f1_score(labels, predicted, average="macro", zero_division=0.0))

@@ -1,6 +1,6 @@
 """Plots of a protocol, as SVG: receiver operating characteristics, score histograms, coordinates, p-values.
 
-Importing it raises ConfigError without matplotlib.
+Importing this module raises ConfigError if matplotlib is not installed.
 """
 
 import io
@@ -14,17 +14,17 @@ from gradosr.config import OsrProtocol
 from gradosr.errors import ConfigError
 from gradosr.lab.evaluation.protocol import TEST, TaskScores
 
-try:  # here, so that it is told before hours of work
+try:  # imported here so that it fails before hours of work
     from matplotlib.figure import Figure
 except ImportError as error:
     raise ConfigError("the protocol's plots need matplotlib: pip install 'gradosr[evaluate]'") from error
 
 SHOWN = 8
-"""Detectors in one plot."""
+"""Largest number of detectors in one plot."""
 
 
 def plots(protocol: OsrProtocol, tasks: Sequence[TaskScores]) -> dict[str, bytes]:
-    """File name -> SVG, a panel per task."""
+    """Return SVG files by name, each with one panel per task."""
     drawn: dict[str, Callable[[Any, OsrProtocol, TaskScores], None]] = {
         "roc": _roc,
         "scores": _scores,

@@ -1,8 +1,8 @@
-"""Open-set recognition measured: every detector on the same classifiers, images and views, fitted on knowns alone.
+"""Measurement of open-set recognition: detectors fitted on known images, on the same classifiers, images and views.
 
-Below the output folder, per task: `classifier-RECIPE.safetensors` where it was trained here, `scores.parquet` (a row
-per image, a column per detector) and `task.json` (what made it, and what rows cannot tell). A task whose files are
-there and made of the same is not done again.
+Each task has a folder below the output folder, with `classifier-RECIPE.safetensors` if it was trained here,
+`scores.parquet` (a row per image, a column per detector) and `task.json` (a digest of the task's settings, and the
+facts that rows do not hold). A task is not repeated if its files exist and its settings are the same.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from torch import Tensor
 from gradosr.archive.decoded import DecodedImages
 from gradosr.bundle.calibration import Calibration
 from gradosr.classifier.build import input_size
-from gradosr.config import BASELINE_SIGNALS, Detector, Input, OsrProtocol, OsrTask, Signals
+from gradosr.config import BaselineSettings, Detector, Input, OsrProtocol, OsrTask, Signals, TransferSettings
 from gradosr.detectors import Observation
 from gradosr.errors import InputError, NotFound
 from gradosr.fit.fitting import Ready, fit_detector, prepare
@@ -36,29 +36,29 @@ from gradosr.store import Store, join
 from gradosr.versions import software
 
 CALIBRATED, TEST = "calibration", "test"
-"""Values of the column `set`, beside the names of far images."""
+"""Values of the column `set`, beside the names of the sets of far images."""
 RECORD, SCORES, ABOUT = "protocol.json", "scores.parquet", "task.json"
 KEPT = 2**30
-"""Bytes of decoded images that the next task need not decode: CIFAR-10 takes a fifth of it."""
+"""Bytes of decoded images kept for the next task; CIFAR-10 takes a fifth of them."""
 
 
 @dataclass(frozen=True)
 class TaskScores:
-    """What a task came to."""
+    """Scores of every image of a task."""
 
     name: str
     classes: tuple[str, ...]
     rows: pa.Table
-    """set, key, label, predicted; then unknown scores by detector, higher = more unknown."""
+    """Columns set, key, label and predicted, then a column of unknown scores per detector, higher = more unknown."""
     coordinates: Mapping[str, float]
     """AUROC of each coordinate alone, as the log of the squared norm, on the test images; none without unknown ones."""
 
     def of(self, name: str) -> pa.Table:
-        """The rows of a set."""
+        """Select the rows of a set."""
         return self.rows.filter(pa.array(np.array(self.rows["set"].to_pylist()) == name))
 
     def p_values(self, detector: str, name: str = TEST) -> NDArray[np.float32]:
-        """Of a set's images, by the task's calibration images."""
+        """Compute the p-values of a set's images from the scores of the task's calibration images."""
         calibration = Calibration(np.sort(self.of(CALIBRATED)[detector].to_numpy()))
         return calibration.p_values(self.of(name)[detector].to_numpy())
 
@@ -74,23 +74,23 @@ class _Images:
 
 
 def run_protocol(protocol: OsrProtocol, notes: Notes) -> Iterator[TaskScores]:
-    """Every task, as soon as it is done or found done. Raises what fitting and reading raise."""
+    """Do every task and yield it as soon as it is done or found done. Raises the errors of fitting and reading."""
     store = Store(protocol.store, protocol.stores)
     record = protocol.model_dump(mode="json", exclude={"store", "stores"})
-    store.write(join(protocol.output, RECORD), json.dumps(record, indent=2).encode())  # it can be written
+    store.write(join(protocol.output, RECORD), json.dumps(record, indent=2).encode())  # fails early if not writable
     decoded = DecodedImages(store, KEPT if len(protocol.tasks) > 1 else 0)
     for task in map(protocol.with_recipe, protocol.tasks):
         yield _found(protocol, task, store) or _done(protocol, task, store, decoded, notes)
 
 
 def detectors_of(protocol: OsrProtocol, task: OsrTask) -> dict[str, Detector]:
-    """By name, the protocol's first."""
+    """Join the detectors of the protocol and the task, by name, the protocol's first."""
     return {**protocol.detectors, **task.detectors}
 
 
 def is_baseline(settings: Detector) -> bool:
-    """Whether it is a published detector, not ours and not the paper's."""
-    return settings.kind in BASELINE_SIGNALS
+    """Tell a published detector from ours and the paper's."""
+    return isinstance(settings, BaselineSettings)
 
 
 def _made_of(protocol: OsrProtocol, task: OsrTask) -> str:
@@ -158,10 +158,10 @@ def _done(protocol: OsrProtocol, task: OsrTask, store: Store, decoded: DecodedIm
 def _ready(
     protocol: OsrProtocol, task: OsrTask, folder: str, store: Store, decoded: DecodedImages, notes: Notes
 ) -> Ready:
-    """The task's classifier; one that was trained here before is read, not trained again."""
+    """Prepare the task's classifier; one that was trained here before is read, not trained again."""
     detectors = detectors_of(protocol, task).values()
-    # The transfer detector alone needs the training images read.
-    first = next((one for one in detectors if one.kind == "transfer"), next(iter(detectors)))
+    # Only a detector that is trained on a class split makes `prepare` read the training images.
+    first = next((one for one in detectors if isinstance(one, TransferSettings)), next(iter(detectors)))
     trained = not task.classifier.trained
     recipe = protocol.model_dump(mode="json", include={"input", "seed"})
     recipe |= task.model_dump(mode="json", exclude={"detectors", "unknown"})
@@ -193,7 +193,7 @@ def _calibration(ready: Ready) -> _Images:
 
 
 def _unseen(protocol: OsrProtocol, task: OsrTask, ready: Ready, decoded: DecodedImages) -> Iterator[_Images]:
-    """The test images, then every set of far ones."""
+    """Read the test images, then every set of far images."""
     classes = ready.job.classifier.classes
     wanted = {*classes, *task.unknown}
     test = _read(TEST, protocol.test, protocol, ready, decoded, lambda label: not task.unknown or label in wanted)
@@ -241,12 +241,12 @@ class _Seen:
         self._batch_size = protocol.batch_size
 
     def observe(self, images_NCHW: Tensor) -> Observation:
-        """What all of them see."""
+        """Observe images for all detectors at once."""
         batches = images_NCHW.split(self._batch_size)
         return Observation.joined([self._observer(images).observation for images in batches])
 
     def narrowed(self, observation: Observation, signals: Signals) -> Observation:
-        """What a detector of these signals would have seen."""
+        """Reduce the observation to the objectives that a detector asks for."""
         parameters = len(self._observer.coordinates) // len(self._all.objectives)
         first = [self._all.objectives.index(name) * parameters for name in signals.objectives]
         columns = [start + p for start in first for p in range(parameters)]
@@ -254,7 +254,6 @@ class _Seen:
         return replace(observation, log_norms_BC=observation.log_norms_BC[:, columns_C])
 
     def coordinates(self, observation: Observation) -> dict[str, NDArray[np.float32]]:
-        """By name, each [B]."""
         return dict(zip(self._observer.coordinates, observation.log_norms_BC.T.cpu().numpy(), strict=True))
 
 

@@ -1,4 +1,4 @@
-"""How well unknown images were found: open-set metrics from the rows that carry labels."""
+"""Open-set metrics from the rows of a run that carry labels."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,31 +21,31 @@ SCORES: Mapping[str, tuple[str, int]] = {
     "max logit": ("max_logit", -1),
     "energy": ("energy", 1),
 }
-"""Name -> column and the sign that makes higher = more unknown. MSP: maximum softmax probability."""
+"""Column and sign by name; the sign makes higher mean more unknown. MSP: maximum softmax probability."""
 
 
 @dataclass(frozen=True)
 class ScoreMetrics:
-    """One score, unknown against known; None where only one of the two is there."""
+    """Metrics of one score, unknown against known; None if the rows contain only one of the two."""
 
     auroc: float | None
     fpr95: float | None
-    """Share of unknown images accepted when 95 % of the known are."""
+    """Share of unknown images accepted when 95 % of the known are accepted."""
     oscr: float | None
     macro_f1: float
-    """Over the N known classes and `unknown`, at a threshold of this false-alarm rate."""
+    """Macro-F1 over the N known classes and `unknown`, at a threshold with the run's false-alarm rate."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Of one run's rows."""
+    """Metrics of one run's rows."""
 
     known: int
     unknown: int
     left_out: int
     """Rows without a label or without a score."""
     closed_set_accuracy: float | None
-    """Of known images, whatever their unknown score."""
+    """Accuracy on known images, whatever their unknown score."""
     false_alarm_rate: float | None
     """Share of known images called unknown by the calibrated threshold."""
     unknown_found: float | None
@@ -54,15 +54,15 @@ class Evaluation:
     finished: bool
 
     def facts(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return the metrics as plain data."""
         return asdict(self)
 
 
 def evaluate_run(store: Store, uri: str, known: Sequence[str] = ()) -> Evaluation:
-    """Metrics of a results folder; `known` defaults to the bundle's classes.
+    """Return the metrics of a results folder; `known` defaults to the bundle's classes.
 
-    Baselines are read off the same rows, at the threshold that gives them the unknown score's own
-    false-alarm rate. Raises InputError when no row carries a label, ConfigError for a strange `known`.
+    Baselines are computed from the same rows, at the threshold that gives them the unknown score's own false-alarm
+    rate. Raise InputError if no row carries a label, and ConfigError if `known` contains other classes.
     """
     folder = RunFolder(store, uri)
     classes = folder.about()["classes"]
@@ -121,7 +121,7 @@ def _mean(flags: NDArray[np.bool_]) -> float | None:
 
 
 def table(evaluation: Evaluation) -> str:
-    """For people."""
+    """Format the metrics for people."""
     lines = [f"{'':15}{'AUROC':>8}{'FPR95':>8}{'OSCR':>8}{'macro-F1':>10}"]
     for name, m in evaluation.scores.items():
         lines.append(

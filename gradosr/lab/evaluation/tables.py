@@ -1,4 +1,4 @@
-"""What the scores of a protocol come to: metrics by task and detector, against the best baseline, as tables."""
+"""Tables of a protocol's results: metrics by task and detector, compared with the best baseline."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,45 +20,46 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class DetectorMetrics:
-    """One detector on one task's test images; nan where all their classes are known."""
+    """Metrics of one detector on one task's test images; nan if all their classes are known."""
 
     auroc: float
     fpr95: float
-    """Share of unknown images accepted when 95 % of the known are."""
+    """Share of unknown images accepted when 95 % of the known are accepted."""
     oscr: float
     macro_f1: float
-    """Over the known classes and `unknown`, at the threshold that calibration gave."""
+    """Macro-F1 over the known classes and `unknown`, at the calibrated threshold."""
     false_alarms: float
-    """Share of known images flagged at that threshold."""
+    """Share of known images flagged at the calibrated threshold."""
     false_alarms_by_class: Mapping[str, float]
     found: float
-    """Share of unknown images flagged at it."""
+    """Share of unknown images flagged at the calibrated threshold."""
     far: Mapping[str, float]
     """AUROC of far images against the known test images."""
     far_macro_f1: Mapping[str, float]
-    """Over the known classes and `unknown`, of these two, at the threshold that calibration gave."""
+    """Macro-F1 of far images and known test images over the known classes and `unknown`, at the calibrated
+    threshold."""
 
 
 @dataclass(frozen=True)
 class TaskMetrics:
-    """One task."""
+    """Metrics of all detectors on one task."""
 
     name: str
     classes: tuple[str, ...]
     known: int
     unknown: int
     accuracy: float
-    """Closed-set, of the known test images."""
+    """Closed-set accuracy on the known test images."""
     detectors: Mapping[str, DetectorMetrics]
     best_baseline: str
-    """By AUROC on this task's test images."""
+    """Baseline with the highest AUROC on this task's test images."""
     best_far: Mapping[str, tuple[str, float, float]]
-    """By set: the baseline of the highest AUROC, and its bootstrap interval."""
+    """Baseline with the highest AUROC for each set of far images, and its bootstrap interval."""
     coordinates: Mapping[str, float]
 
 
 def measure(protocol: OsrProtocol, scores: TaskScores) -> TaskMetrics:
-    """Metrics of one task; bootstrap intervals resample images, known and far apart."""
+    """Return the metrics of one task; bootstrap intervals resample known and far images separately."""
     test = scores.of("test")
     labels, predicted = (np.array(test[name].to_pylist(), dtype=str) for name in ("label", "predicted"))
     unknown = ~np.isin(labels, list(scores.classes))
@@ -116,9 +117,9 @@ def _auroc(known: Floats, far: Floats) -> float:
 
 
 def bootstrap(known: Floats, far: Floats, resamplings: int, seed: int) -> tuple[float, float]:
-    """The 95 % percentile interval of the AUROC of `far` against `known`."""
+    """Return the 95 % percentile interval of the AUROC of `far` against `known`."""
     draws = np.random.default_rng(seed)
-    # Ranks once, and not per resampling: the AUROC of a resampling is a mean over pairs of rows.
+    # Ranks are computed once, not per resampling: the AUROC of a resampling is a mean over pairs of rows.
     ranks = rankdata(np.concatenate([known, far]))
     known, far = np.sort(ranks[: len(known)]), ranks[len(known) :]
     values = []
@@ -131,7 +132,7 @@ def bootstrap(known: Floats, far: Floats, resamplings: int, seed: int) -> tuple[
 
 
 def markdown(protocol: OsrProtocol, tasks: Sequence[TaskMetrics]) -> str:
-    """All tables; where there are several architectures, of each by itself: a mean over them is one of neither."""
+    """Format all tables, separately for each architecture, because a mean over several describes none of them."""
     archs = {task.name: task.classifier.arch for task in protocol.tasks}
     groups = {archs[task.name]: [one for one in tasks if archs[one.name] == archs[task.name]] for task in tasks}
     if len(groups) == 1:
@@ -168,7 +169,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _shared(protocol: OsrProtocol, tasks: Sequence[TaskMetrics]) -> list[str]:
-    """Detectors that every task has, in the protocol's order."""
+    """Return the detectors that every task has, in the protocol's order."""
     return [name for name in protocol.detectors if all(name in task.detectors for task in tasks)]
 
 
@@ -260,7 +261,7 @@ def _calibrated(protocol: OsrProtocol, tasks: Sequence[TaskMetrics]) -> str:
 
 
 def _coordinates(tasks: Sequence[TaskMetrics]) -> str:
-    """By objective: the least and the highest, mean over tasks where the tasks share a network's architecture."""
+    """Format the lowest, highest and median AUROC of single coordinates for each task and objective."""
     rows = []
     for task in tasks:
         objectives = dict.fromkeys(name.partition("/")[0] for name in task.coordinates)
@@ -274,7 +275,7 @@ def _coordinates(tasks: Sequence[TaskMetrics]) -> str:
 
 
 def document(protocol: OsrProtocol, tasks: Sequence[TaskMetrics]) -> dict[str, Any]:
-    """The same as plain data; null where there is no figure."""
+    """Return the results as plain data, with null for missing figures."""
     return {"first": next(iter(protocol.detectors)), "tasks": [_plain(asdict(task)) for task in tasks]}
 
 

@@ -1,4 +1,4 @@
-"""A worker's process on Ray. The driver names the worker by a function alone, and so does not import torch."""
+"""The process of a worker on Ray. The driver names the worker by a function alone, and so does not import torch."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -17,18 +17,18 @@ class Worker(Protocol):
         """Load everything."""
 
     def expect(self, shard: Shard) -> None:
-        """Told before `process`: which shard may come after the one that comes next."""
+        """Learn, before `process`, which shard to prefetch: it probably comes after the one processed next."""
 
     def process(self, shard: Shard) -> PartStats:
         """Publish the shard's part."""
 
 
 MakeWorker = Callable[[ScoreJob, Mapping[str, Any], int], Worker]
-"""Of job, fingerprint and number of threads."""
+"""Function that makes a worker from a job, a fingerprint and a number of threads."""
 
 
 def shard_worker(job: ScoreJob, fingerprint: Mapping[str, Any], threads: int) -> Worker:
-    """The worker of a scoring run."""
+    """Make the worker of a scoring run."""
     from gradosr.scoring.worker import ShardWorker
 
     return ShardWorker(job, fingerprint, threads)
@@ -41,16 +41,16 @@ class WorkerActor:
         self._make, self._given = make, (job, fingerprint, threads)
 
     def node(self) -> str:
-        """Ray's name of the node."""
+        """Return Ray's name of the node."""
         return ray.get_runtime_context().get_node_id()
 
     def ready(self) -> None:
-        """What the worker raises."""
+        """Load the worker; raise what it raises."""
         self._worker = self._make(*self._given)
         self._worker.ready()
 
-    def process(self, shard: Shard, following: Shard | None) -> PartStats:
-        """What the worker answers or raises."""
-        if following is not None:
-            self._worker.expect(following)
+    def process(self, shard: Shard, prefetch: Shard | None) -> PartStats:
+        """Return or raise what the worker does over `shard`, while it prefetches the other."""
+        if prefetch is not None:
+            self._worker.expect(prefetch)
         return self._worker.process(shard)

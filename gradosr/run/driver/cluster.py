@@ -16,32 +16,32 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from gradosr.archive.shards import Shard
 from gradosr.config import RaySettings, ScoreJob, Workers
 from gradosr.errors import ConfigError, InputError, first_line
-from gradosr.store import is_s3
+from gradosr.store import is_shared, scheme_of
 
 LOOK_TIMEOUT = 120.0  # seconds a node may take to say whether it sees a path
 
 
 @dataclass(frozen=True)
 class Resources:
-    """Of one worker, and how many are asked for."""
+    """Share of the cluster that one worker takes, and how many workers are asked for."""
 
     workers: int
     cpus: float
     gpus: float
     least: int = 1
-    """Ready ones without which a run does not go on."""
+    """Ready workers without which a run does not go on."""
 
     def __str__(self) -> str:
         return f"{self.cpus:g} CPU and {self.gpus:g} GPU"
 
     def fit(self, node: Mapping[str, float]) -> bool:
-        """Whether a node of these resources could ever hold one worker."""
+        """Tell whether a node of these resources could ever hold one worker."""
         return node.get("CPU", 0.0) >= self.cpus and node.get("GPU", 0.0) >= self.gpus
 
 
 @contextmanager
 def connected(settings: RaySettings, runtime_env: Mapping[str, Any]) -> Iterator[None]:
-    """A Ray of our own (`local`), or the one at an address. Raises InputError when it cannot be reached."""
+    """Start a Ray of our own (`local`), or connect to the one at an address. Raises InputError when that fails."""
     local = settings.address == "local"
     options: dict[str, Any] = {"address": settings.address, "log_to_driver": False, "logging_level": logging.ERROR}
     if local:
@@ -63,7 +63,7 @@ def connected(settings: RaySettings, runtime_env: Mapping[str, Any]) -> Iterator
 
 
 def resources(job: ScoreJob, shards: int) -> Resources:
-    """Workers and their share of the cluster: as configured, else one per GPU or core; never more than shards."""
+    """Divide the cluster among workers: as configured, else one per GPU or core; never more workers than shards."""
     total = ray.cluster_resources()
     gpus = total.get("GPU", 0.0) if job.device != "cpu" else 0.0
     if isinstance(job.workers, Workers):
@@ -80,14 +80,19 @@ def resources(job: ScoreJob, shards: int) -> Resources:
 
 
 def live_nodes() -> list[dict[str, Any]]:
-    """As Ray describes them."""
+    """Return the nodes that are alive, in Ray's own words."""
     return [node for node in ray.nodes() if node["Alive"]]
 
 
 def check_local_uris(job: ScoreJob, shard: Shard) -> None:
-    """Raise ConfigError for a local path of the job that a node of the cluster does not see; `shard` is a sample."""
+    """Raise ConfigError for a local path of the job that a node of the cluster does not see; `shard` is a sample.
+
+    Also for a URI that no other process sees: workers are processes of their own.
+    """
     uris = (job.bundle, shard.members[0].uri if shard.members else shard.uri, job.output)
-    nodes, local = live_nodes(), [uri for uri in uris if not is_s3(uri)]
+    if mine := [uri for uri in uris if scheme_of(uri).seen_from == "process"]:
+        raise ConfigError(f"{mine[0]}: in the memory of this process, where no worker sees it")
+    nodes, local = live_nodes(), [uri for uri in uris if not is_shared(uri)]
     if len(nodes) < 2 or not local:
         return
     look = ray.remote(_missing).options(num_cpus=0)
@@ -105,5 +110,5 @@ def _missing(paths: list[str]) -> list[str]:
 
 
 def address_of(node: str) -> str:
-    """Of a node by Ray's name of it, also when it is gone."""
+    """Look up a node's address by Ray's name of it, also when it is gone."""
     return next((str(one["NodeManagerAddress"]) for one in ray.nodes() if one["NodeID"] == node), node or "unknown")

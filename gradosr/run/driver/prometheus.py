@@ -1,4 +1,4 @@
-"""What a run tells Prometheus, through Ray's metrics."""
+"""Figures of a run for Prometheus, through Ray's metrics."""
 
 from ray.util import metrics
 
@@ -9,8 +9,8 @@ from gradosr.results.part import STATUSES
 class RunMetrics:
     """A run for Prometheus, at the metrics port of the driver's node; Ray puts `ray_` before the names.
 
-    Counters are of this driver alone: a run that another driver resumes goes on in a series of its own with the same
-    `run`. Gauges vanish with the driver. One that came by ray:// has no node, and nothing is served.
+    Counters cover this driver alone: a run that another driver resumes goes on in a series of its own with the same
+    `run`. Gauges vanish with the driver. A driver connected by ray:// has no node, and nothing is served.
     """
 
     def __init__(self, run: str) -> None:
@@ -23,7 +23,7 @@ class RunMetrics:
         self._workers = metrics.Gauge("gradosr_workers", "Workers that are ready.", ("run",))
 
     def add(self, stats: PartStats) -> None:
-        """A shard that became a part."""
+        """Count a shard that became a part."""
         self.settle("done")
         for status in STATUSES:
             self._grow(self._images, stats.counts.get(status, 0), status=status)
@@ -32,11 +32,11 @@ class RunMetrics:
             self._grow(self._seconds, spent, stage=stage)
 
     def settle(self, outcome: str) -> None:
-        """A shard is done, failed or quarantined."""
+        """Count a shard that is done, failed or quarantined."""
         self._grow(self._shards, 1, outcome=outcome)
 
     def update(self, workers: int, queue: int) -> None:
-        """Ready workers, and shards that wait for one."""
+        """Set the numbers of ready workers and of waiting shards."""
         self._workers.set(workers, self._run)
         self._queue.set(queue, self._run)
 

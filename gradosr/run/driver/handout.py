@@ -1,0 +1,97 @@
+"""Decides which worker gets which shard: the waiting shards in order, prefetch, and a second try for stragglers."""
+
+import statistics
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gradosr.archive.shards import Shard
+from gradosr.run.driver.faults import FaultLedger
+
+STRAGGLING = 3.0  # times the usual seconds of a shard of its size, before an idle worker takes it as well
+STRAGGLER_SECONDS = 10.0  # at least
+
+
+@dataclass(eq=False)
+class WorkerHandle:
+    """An actor and what it is doing: being placed on a node, loading, idle, or working on at most two shards."""
+
+    actor: Any
+    since: float
+    """Time at which it began to do so, by the driver's clock."""
+    node: str = ""
+    """Ray's name of its node; empty until it is placed."""
+    ready: bool = False
+    """True once it has loaded."""
+    current: Shard | None = None
+    """Shard this worker is working on."""
+    prefetched: Shard | None = None
+    """Shard this worker prefetches; usually its next assignment, and until then a waiting shard like others."""
+
+
+class HandOut:
+    """Waiting shards of a run, and the rules by which ready workers get them."""
+
+    def __init__(self, shards: Sequence[Shard], faults: FaultLedger) -> None:
+        self.waiting = deque(shards)
+        """Shards that no worker is working on."""
+        self._faults = faults
+        self._pace = deque[float](maxlen=100)  # seconds per byte of the shards scored last
+
+    def put_back(self, shard: Shard) -> None:
+        """Let a shard wait again, behind all others."""
+        self.waiting.append(shard)
+
+    def note_pace(self, shard: Shard, seconds: float) -> None:
+        """Note how long a scored shard took."""
+        self._pace.append(seconds / max(shard.size, 1))
+
+    def assign(self, worker: WorkerHandle, ready: Sequence[WorkerHandle]) -> bool:
+        """Give an idle worker a waiting shard and one to prefetch; answer False where no waiting shard is for it."""
+        prefetched, worker.prefetched = worker.prefetched, None
+        shard = prefetched or self._choose(worker, ready)
+        if shard is None:
+            return False
+        self.waiting.remove(shard)
+        for other in ready:
+            if other.prefetched is shard:
+                other.prefetched = None
+        worker.current, worker.prefetched = shard, self._choose_prefetch(shard, ready)
+        return True
+
+    def straggler(self, running: Sequence[WorkerHandle], now: float) -> tuple[Shard, float] | None:
+        """Return the shard that is longest beyond what its size explains, and its seconds so far.
+
+        Only one that a single worker is working on: it is run once more, and the first part counts.
+        """
+        usual = statistics.median(self._pace) if self._pace else float("inf")
+        copies = Counter(worker.current.part for worker in running if worker.current)
+        late = []
+        for worker in running:
+            shard, took = worker.current, now - worker.since
+            if shard and copies[shard.part] == 1 and took > max(STRAGGLER_SECONDS, STRAGGLING * usual * shard.size):
+                late.append((shard, took))
+        return max(late, key=lambda one: one[1], default=None)
+
+    def _choose(self, worker: WorkerHandle, ready: Sequence[WorkerHandle]) -> Shard | None:
+        """Return the first shard this worker may try that no other one prefetches, else the first it may try."""
+        nodes, taken = {other.node for other in ready}, _prefetched(ready)
+
+        def suited() -> Iterator[Shard]:
+            return (shard for shard in self.waiting if self._faults.may_try(shard.part, worker.node, nodes))
+
+        free = (shard for shard in suited() if shard.part not in taken)
+        return next(free, None) or next(suited(), None)
+
+    def _choose_prefetch(self, shard: Shard, ready: Sequence[WorkerHandle]) -> Shard | None:
+        """Return the first waiting shard that no worker prefetches; none beside or among suspects."""
+        if shard.part in self._faults.suspects:
+            return None
+        taken = self._faults.suspects | _prefetched(ready)
+        return next((waiting for waiting in self.waiting if waiting.part not in taken), None)
+
+
+def _prefetched(workers: Iterable[WorkerHandle]) -> set[str]:
+    """Collect the parts of the shards that workers prefetch."""
+    return {worker.prefetched.part for worker in workers if worker.prefetched}
