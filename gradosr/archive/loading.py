@@ -222,4 +222,5 @@ def _fill(queue: _Queue[T], items: Iterator[T], weigh: Callable[[T], int]) -> No
 
 def _end(queue: _Queue[T], thread: threading.Thread) -> None:
     queue.close()
-    thread.join()
+    if thread is not threading.current_thread():  # on which the garbage collector may find this dropped
+        thread.join()

@@ -74,14 +74,12 @@ class FalseAlarms:
 
 
 def _never_falling(expected: Floats, found: NDArray[np.integer]) -> Floats:
-    """Return expected / found as shares of at most 1, pooling neighbours where they fall (pool adjacent violators)."""
-    pooled: list[list[float]] = []  # expected, found, cells
-    for one, two in zip(expected.tolist(), found.tolist(), strict=True):
-        pooled.append([one, two, 1])
-        while len(pooled) > 1 and pooled[-2][0] * pooled[-1][1] > pooled[-1][0] * pooled[-2][1]:
-            last = pooled.pop()
-            pooled[-1] = [a + b for a, b in zip(pooled[-1], last, strict=True)]
-    return np.concatenate([np.full(int(cells), min(1.0, one / max(two, 1e-9))) for one, two, cells in pooled])
+    """Return expected / found as shares of at most 1 that never fall, by isotonic regression weighted by `found`."""
+    from sklearn.isotonic import isotonic_regression  # takes a second, which audits with clusters alone need
+
+    weights = np.maximum(found, 1e-9)
+    shares: Floats = isotonic_regression(expected / weights, sample_weight=weights, y_max=1.0)
+    return shares
 
 
 def group(sample: Sample, without_features: int, false_alarms: FalseAlarms | None, most: int, kind: str) -> Groups:
