@@ -203,7 +203,21 @@ class GradientEngine:
         objectives: Sequence[str],
         watchers: Sequence[Callable[[str], Watcher]],
     ) -> list[SquaredNorms]:
-        one, losses = Pass(planned.plan, self.classifier, planned.kept), [objective(name) for name in objectives]
+        one = Pass(planned.plan, self.classifier, planned.kept)
+        try:
+            return self._passed(one, planned, images_BCHW, objectives, watchers)
+        finally:
+            one.release()
+
+    def _passed(
+        self,
+        one: Pass,
+        planned: _Planned,
+        images_BCHW: Tensor,
+        objectives: Sequence[str],
+        watchers: Sequence[Callable[[str], Watcher]],
+    ) -> list[SquaredNorms]:
+        losses = [objective(name) for name in objectives]
         if not losses:
             with torch.no_grad():
                 logits = one.forward(images_BCHW)

@@ -142,18 +142,27 @@ class Pass(Capture):
         """
         held: dict[int, int] = {}
 
-        def hold(tensor: Tensor) -> Tensor:
+        def hold(tensor: Tensor) -> None:
+            """Count a tensor and keep nothing: an output that its own node kept would never be freed."""
             storage = tensor.untyped_storage()
             held[storage.data_ptr()] = storage.nbytes()
-            return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(hold, lambda nothing: nothing):
             self.forward(images_BCHW)
         for record in self._records.values():
             hold(record.call.x)
+        self.release()
         own = {tensor.untyped_storage().data_ptr() for tensor in self._tensors.values()}
         own |= {both.weight.untyped_storage().data_ptr() for both in self._kept.folded.values()}
         return sum(size for pointer, size in held.items() if pointer not in own) * 5 // 4
+
+    def release(self) -> None:
+        """Drop the records of this pass, whatever became of it.
+
+        They hold tensors whose graph holds the hooks that hold this pass. A part of that cycle lies in C++, where
+        Python's garbage collector cannot see it: all that a failed pass had allocated would stay allocated.
+        """
+        self._records.clear()
 
     def backward(self, loss: Tensor, *, last: bool = True, watches: Sequence[Watch] = ()) -> dict[str, Tensor]:
         """Return the squared norms [B] of the gradients of a summed loss, by parameter name.

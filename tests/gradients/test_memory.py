@@ -1,7 +1,10 @@
 """A batch that is too large for the memory there is, or for the memory it may take."""
 
+import gc
 import subprocess
 import sys
+import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from torch import nn
 from gradosr.errors import ClassifierError
 from gradosr.gradients import GradientEngine
 from gradosr.gradients.calls import CHUNK_BYTES
+from gradosr.gradients.forms import Forms
 from gradosr.gradients.passes import Kept, Pass
 
 
@@ -112,3 +116,30 @@ def test_other_errors_of_a_pass_are_not_taken_for_a_lack_of_memory() -> None:
     with pytest.raises(RuntimeError, match="of its own") as failed:
         engine(pixels, ["all_hot"])
     assert not isinstance(failed.value, ClassifierError)
+
+
+def test_a_pass_that_fails_gives_back_what_it_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its records hold tensors whose graph holds its hooks: a cycle that Python's garbage collector cannot see."""
+    passes: list[weakref.ref[Pass]] = []
+    enter, choose = Pass.forward, Forms.fastest
+
+    def forward(self: Pass, images_BCHW: torch.Tensor) -> torch.Tensor:
+        passes.append(weakref.ref(self))
+        return enter(self, images_BCHW)
+
+    def fastest(self: Forms, number: int, forms: Any, norms: Any, grad: torch.Tensor) -> Any:
+        if len(grad) > 4:  # more than planning looks at
+            raise RuntimeError("can't allocate memory")
+        return choose(self, number, forms, norms, grad)
+
+    classifier, pixels = net(), torch.randn(8, 3, 16, 16)
+    expected = GradientEngine(classifier)(pixels, ["all_hot"])[0].values_BP
+    monkeypatch.setattr(Pass, "forward", forward)
+    monkeypatch.setattr(Forms, "fastest", fastest)
+    for _ in range(50):  # each engine learns of the bound anew
+        found = GradientEngine(classifier, max_memory=1 << 30)(pixels, ["all_hot"])[0].values_BP
+        torch.testing.assert_close(found, expected)
+    assert len(passes) > 150
+    del found
+    gc.collect()
+    assert [one() for one in passes if one() is not None] == []
