@@ -84,6 +84,8 @@ class Capture(TorchFunctionMode, ABC):
         """Run the call and return its output."""
 
 
+CACHING = ("timm.", "transformers.")
+"""Libraries whose attentions keep tensors that were computed from parameters."""
 RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 """Functions whose backward pass cuDNN does not support in eval mode."""
 
@@ -129,10 +131,12 @@ def run(classifier: nn.Module, images_BCHW: Tensor) -> Any:
 
 
 def _empty_caches(classifier: nn.Module) -> None:
+    """Empty the caches of libraries' own layers; a table in a layer of the user's may be named a cache as well."""
     for module in classifier.modules():
-        for name, value in vars(module).items():
-            if name.endswith("_cache") and isinstance(value, dict):
-                value.clear()
+        if type(module).__module__.startswith(CACHING):
+            for name, value in vars(module).items():
+                if name.endswith("_cache") and isinstance(value, dict):
+                    value.clear()
 
 
 @contextmanager

@@ -1228,3 +1228,13 @@ def test_gradients_representations_and_detectors_need_torch_alone():
     done = subprocess.run([sys.executable, "-c", BLOCKER], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "torch.Size([2, 2]) OneClassDetector\n"
+
+
+def test_a_table_that_the_users_network_calls_a_cache_is_left_alone():
+    net = Net(
+        lambda self, x: self.head(self.conv(x).tanh().mean((2, 3)) * self.scale_cache["scale"]),
+        conv=nn.Conv2d(3, 4, 3), head=nn.Linear(4, CLASSES),
+    )  # fmt: skip
+    net.scale_cache = {"scale": torch.tensor(2.0)}
+    squared_norms(net.eval(), images())
+    assert net.scale_cache.keys() == {"scale"}
