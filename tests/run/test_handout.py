@@ -1,7 +1,12 @@
 """Which worker gets which shard, without Ray: order, prefetch, suspects, stragglers."""
 
+import math
+
+import pytest
+
 from gradosr.archive.shards import Shard
 from gradosr.run.driver import handout
+from gradosr.run.driver.cluster import gpu_share
 from gradosr.run.driver.faults import FaultLedger
 from gradosr.run.driver.handout import HandOut, WorkerHandle
 
@@ -82,3 +87,14 @@ def test_the_most_overdue_shard_is_a_straggler_unless_it_has_a_copy() -> None:
     hand_out.note_pace(A, seconds=10.0)
     assert hand_out.straggler(running, 100.0) == (C, 90.0)
     assert hand_out.straggler([fair], 99.0 + handout.STRAGGLER_SECONDS) is None
+
+
+@pytest.mark.parametrize(("workers", "gpus"), [(1, 1), (8, 8), (12, 8), (3, 2), (1, 4), (7, 2), (100, 8)])
+def test_all_workers_fit_on_the_gpus_there_are(workers: int, gpus: int) -> None:
+    share = gpu_share(workers, gpus)
+    assert 0 < share <= 1
+    assert gpus * math.floor(1 / share + 1e-9) >= workers, "Ray places whole shares on each GPU"
+
+
+def test_without_gpus_a_worker_takes_none() -> None:
+    assert gpu_share(4, 0.0) == 0.0

@@ -1,6 +1,7 @@
 """The Ray cluster as a run sees it: reached or started, its nodes, and what a worker takes of it."""
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -76,7 +77,12 @@ def resources(job: ScoreJob, shards: int) -> Resources:
     smallest = min((node["Resources"].get("CPU", 0.0) or cpus for node in live_nodes()), default=cpus)
     workers = max(1, min(int(gpus or cpus) if job.workers == "auto" else job.workers, shards))
     each = min(cpus / workers, smallest)
-    return Resources(workers, float(int(each)) if each >= 1 else each, min(1.0, gpus / workers) if gpus else 0.0)
+    return Resources(workers, float(int(each)) if each >= 1 else each, gpu_share(workers, gpus))
+
+
+def gpu_share(workers: int, gpus: float) -> float:
+    """Return the share of a GPU that lets every worker fit: 12 workers on 8 GPUs take 1/2 each, as 2/3 would fit 8."""
+    return 1 / math.ceil(workers / gpus) if gpus else 0.0
 
 
 def live_nodes() -> list[dict[str, Any]]:
