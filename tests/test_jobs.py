@@ -103,7 +103,7 @@ MISTAKES: dict[str, tuple[list[str], int, str]] = {
     "untrusted factory": (["trust=[]"], 2, "`trust: [tiny_net:tiny]`"),
     "label names": (["input.label_names=nowhere.json"], 4, "nowhere.json"),
     "unwritable": (["output=score.yaml/results"], 4, "score.yaml"),
-    "scheme": (["output=gs://bucket/x"], 2, "gs://"),
+    "scheme": (["output=az://bucket/x"], 2, "az://"),
     "share of 1": (["max_bad_images=1.0"], 2, "max_bad_images: Input should be a valid integer or Input should be"),
     "below none": (["max_bad_shards=-1"], 2, "max_bad_shards: Input should be greater than or equal to 0"),
 }
