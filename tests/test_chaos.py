@@ -15,7 +15,7 @@ from gradosr.store import Store
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 ALWAYS = (10, 34)
-RUNS = 50
+RUNS = 35
 SLOWER = 5
 """Times the seconds of the quiet run that no other one may exceed, with all that happens to it."""
 
