@@ -52,7 +52,7 @@ class TransferSettings(DetectorSettings):
     """
 
     kind: Literal["transfer"] = "transfer"
-    objectives: tuple[ObjectiveName, ...] = ("all_hot",)
+    objectives: Annotated[tuple[ObjectiveName, ...], Field(min_length=1)] = ("all_hot",)
     """Objectives, one backward pass each."""
     pseudo_unknown: PositiveInt | tuple[str, ...] | None = None
     """Known classes played as unknown: names, or how many (drawn by seed); none takes a third."""
@@ -90,7 +90,7 @@ class OneClassSettings(DetectorSettings):
     """A detector for a classifier trained elsewhere, fitted on known images alone."""
 
     kind: Literal["one_class"] = "one_class"
-    objectives: tuple[ObjectiveName, ...] = ("predicted", "max_logit")
+    objectives: Annotated[tuple[ObjectiveName, ...], Field(min_length=1)] = ("predicted", "max_logit")
     """Objectives, one backward pass each."""
     weights: OneClassWeights = OneClassWeights()
     mirror: bool = True
