@@ -18,7 +18,9 @@ from ray_head import Line, RayHead
 from tiny import make_bundle, write_archive
 
 from gradosr.config import S3Settings
+from gradosr.errors import InputError
 from gradosr.lab.seaweedfs import SeaweedFS
+from gradosr.run import submission
 from gradosr.store import Store
 
 pytestmark = pytest.mark.timeout(400)  # the first test waits for all that the fixtures do
@@ -270,3 +272,27 @@ def test_local_uris_and_a_working_dir_are_refused_all_at_once(site: Site, capsys
     found = [line.removeprefix("gradosr: ").partition(": ")[0] for line in refused.splitlines()]
     assert found == ["bundle", "input.uri", "output", "input.label_names", "runtime_env.working_dir"]
     assert "py_modules" in refused
+
+
+def test_a_cluster_that_takes_no_job_yet_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray answers so while its nodes are starting, and on a busy machine."""
+    monkeypatch.setattr(submission, "POLL", 0.01)
+    asked: list[str] = []
+
+    class Starting:
+        def submit_job(self, *, submission_id: str, **_: object) -> None:
+            asked.append(submission_id)
+            if len(asked) < 3:
+                answer = (
+                    "Request failed with status code 500: No available agent to submit job, please try again later.."
+                )
+                raise RuntimeError(answer)
+
+    cluster = object.__new__(submission.Cluster)
+    cluster.address, cluster._client = "http://head:8265", Starting()  # type: ignore[assignment]
+    cluster._patiently(lambda: cluster._start("gradosr-0-1", {}, {}), submission._NoAgent)
+    assert len(asked) == 3
+    monkeypatch.setattr(submission, "PATIENCE", 0.0)
+    asked.clear()
+    with pytest.raises(InputError, match=r"^http://head:8265: no node of the cluster takes jobs yet; submit it again$"):
+        cluster._patiently(lambda: cluster._start("gradosr-0-1", {}, {}), submission._NoAgent)
