@@ -249,7 +249,7 @@ FIT_MISTAKES: dict[str, tuple[dict[str, Any], int, str]] = {
     "no weights": ({"classifier.weights": None}, 2, "classifier.weights or a train section is required"),
     "strange known": ({"known": ["bird", "cat", "dog"]}, 2, "bird not among the classifier's classes"),
     "objective": ({"detector": {"kind": "one_class", "objectives": ["n_hot:1"]}}, 2, "has 0 or 2 to 3 ones"),
-    "no objective": ({"detector": {"kind": "one_class", "objectives": []}}, 2, "detector.objectives: Tuple should have"),
+    "no objective": ({"detector": {"kind": "one_class", "objectives": []}}, 2, "detector.objectives: Tuple should"),
     "dict": (
         {"classifier.arch": "tiny_net:keyed"}, 4,
         "the classifier returns a dict of logits, features; pick the logits by classifier.logits: logits",
