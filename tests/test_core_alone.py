@@ -1,6 +1,6 @@
 """The compute core on a machine that has torch and a few small packages: no Ray, no boto3, no terminal's Rich.
 
-Such is a GPU machine that is lent for minutes, where the repository is but a folder on the path.
+Such is many a GPU machine, on which the repository is but a folder on the path.
 """
 
 import os
