@@ -133,7 +133,7 @@ def histograms(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def document(rows: dict[str, list[dict[str, Any]]], folder: str) -> dict[str, Any]:
-    """By the contract between facts and page."""
+    """Check the contract between facts and page."""
     rng = np.random.default_rng(0)
     groups = [
         {

@@ -18,7 +18,7 @@ MEGABYTE = 2**20
 
 
 def image_bombs() -> dict[str, bytes]:
-    """By file name."""
+    """Make the hostile files, by name."""
     return {
         "scans.jpg": scan_bomb(5000),
         "scans-of-one-block.jpg": scan_bomb(5000, (8, 8)),
@@ -133,7 +133,7 @@ def sparse_bomb(megabytes: int = 100) -> bytes:
 
 
 def sparse_map_bomb(megabytes: int = 30) -> bytes:
-    """The same in the way of pax: a count, and numbers, a line each."""
+    """Write a sparse map as pax does: a count, and numbers, a line each."""
     member = tarfile.TarInfo("a.png")
     member.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "1"}
     lines = b"999999999\n" + b"1\n" * (MEGABYTE // 2)
@@ -145,7 +145,7 @@ def sparse_map_bomb(megabytes: int = 30) -> bytes:
 
 
 def parquet_bombs() -> dict[str, bytes]:
-    """By file name."""
+    """Make the hostile files, by name."""
     return {
         "first.parquet": parquet_bytes(png()),
         "value.parquet": parquet_bytes(bytes(300 * MEGABYTE)),
@@ -157,7 +157,7 @@ def parquet_bombs() -> dict[str, bytes]:
 
 
 def parquet_bytes(image: bytes, rows: int = 1, label: str = "cat", **options: Any) -> bytes:
-    """The same image and label in every row, and in the file once."""
+    """Write one image and label for every row, and into the file once."""
     first = pa.array([0] * rows)
     columns = {"image": pa.array([image]).dictionary_encode().take(first)}
     columns["label"] = pa.array([label]).dictionary_encode().take(first)

@@ -31,7 +31,7 @@ DONE, INCOMPLETE, KILLED = 0, 5, -signal.SIGKILL
 
 
 def events_of(seed: int) -> tuple[str, ...]:
-    """What goes wrong in the run of a seed: the first ones meet one each, the others up to four at once."""
+    """Choose what goes wrong in the run of a seed: the first ones meet one each, the others up to four at once."""
     if seed < len(EVENTS):
         return (EVENTS[seed],)
     rng = random.Random(seed)
@@ -122,7 +122,7 @@ def _processes() -> Iterator[tuple[int, int, str]]:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run left."""
+    """Remains of a run."""
 
     codes: tuple[int, ...]
     """Exit codes of the command, one per time it was given."""
@@ -130,7 +130,7 @@ class Result:
     rows: dict[str, float]
     """Key -> unknown score."""
     keys: tuple[str, ...]
-    """As they stand in the parts: twice, if a row is there twice."""
+    """Rows as they stand in the parts: twice, if a row is there twice."""
     quarantined: tuple[str, ...]
     errors: str
 

@@ -17,7 +17,7 @@ RATE = 0.05
 
 
 def calibration(images: int = 999, seed: int = 0) -> Calibration:
-    """Of known images, which score normally."""
+    """Draw p-values of known images, which score normally."""
     return Calibration.of(np.random.default_rng(seed).normal(size=images), RATE)
 
 

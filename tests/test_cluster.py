@@ -58,7 +58,7 @@ PODS = [HEAD, *(group["template"]["spec"] for group in GROUPS), SUBMITTER]
 
 @pytest.fixture
 def job() -> ScoreJob:
-    """What the ConfigMap says."""
+    """Return the text of the ConfigMap."""
     return load_settings(ScoreJob, CONFIG["data"]["score.yaml"], "config.yaml")
 
 
@@ -83,7 +83,7 @@ def assert_parses(command: list[str]) -> str:
 
 
 def steps(instruction: str) -> list[str]:
-    """What follows an instruction of the Dockerfile, each time it stands there."""
+    """Return what follows an instruction of the Dockerfile, each time it stands there."""
     return [" ".join(one.split()) for one in re.findall(rf"^{instruction} (.*)$", DOCKERFILE, re.MULTILINE)]
 
 
@@ -94,7 +94,7 @@ COPIED = {name for step in steps("COPY") if not step.startswith("--from") for na
 
 
 def prepared(document: dict[str, Any]) -> dict[str, Any]:
-    """As `ray up` sees it, after its own defaults and its schema, which refuses unknown keys."""
+    """Return the config as `ray up` sees it, after its own defaults and its schema, which refuses unknown keys."""
     config = prepare_config(copy.deepcopy(document))
     validate_config(config)
     return config

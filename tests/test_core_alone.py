@@ -114,7 +114,7 @@ def test_every_module_of_the_core_is_imported(tmp_path: Path) -> None:
 
 
 def test_commands_run_from_the_tree(tmp_path: Path) -> None:
-    """As `python -m jobs.cli`, where nothing is installed as gradosr.jobs."""
+    """`python -m jobs.cli` works where nothing is installed as gradosr.jobs."""
     code = """
 from jobs.cli import run
 for command in (["evaluate"], ["bench", "engine"], ["fit"]):

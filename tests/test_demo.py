@@ -59,7 +59,7 @@ def test_a_killed_demo_leaves_nothing_running(number: int, stage: str, tmp_path:
 
 
 def wait_for_none(folder: Path) -> list[str]:
-    """What is still running a minute later at most."""
+    """Return the processes that are still running a minute later at most."""
     deadline = time.monotonic() + 60
     while (left := mentioning(folder)) and time.monotonic() < deadline:
         time.sleep(0.5)

@@ -287,7 +287,7 @@ MORE_CONVS = {
     "wide and grouped": (nn.Conv2d(64, 64, 3, groups=4, padding=1), (14, 14)),
     "large stem": (nn.Conv2d(3, 16, 7, stride=2, padding=3), (64, 64)),
 }
-"""Of sizes at which blocks of a kernel are full and do not fit evenly."""
+"""Convolutions of sizes at which blocks of a kernel are full and do not fit evenly."""
 CONVS = {**test_forms.CONVS, **MORE_CONVS}
 
 
@@ -563,7 +563,7 @@ def unlike_and_like(count=24):
 
 @pytest.fixture(scope="module")
 def bundles(known_images, tmp_path_factory):
-    """By kind of detector: trained, fitted and saved with the device, once."""
+    """Train, fit and save a bundle with the device, once per kind of detector."""
     from gradosr.fit.fitting import fit
     from gradosr.run.console import Notes
 
@@ -689,7 +689,7 @@ def without_waiting(work, *arguments):
 
 
 def unwatched(work, *arguments):
-    """Where it waits, it raises."""
+    """Do the work; raise where it waits for the device."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it is a prototype
@@ -752,7 +752,7 @@ def test_a_pass_that_cannot_be_recorded_is_launched():
 
 @pytest.fixture
 def short_of_memory():
-    """Of the device's memory, what the process may take is what it has and 600 MB."""
+    """Let the process take no more of the device's memory than it has and 600 MB."""
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 600e6) / total)

@@ -28,14 +28,14 @@ MEGABYTE = 2**20
 MOST_TAKEN = 1500 * MEGABYTE
 """Resident bytes that one shard may take beyond what the worker has; a Parquet value takes four times its size."""
 MOST_KEPT = 32 * MEGABYTE
-"""What may be left of nine thousand images."""
+"""Results that nine thousand images may leave."""
 
 Files = dict[str, bytes]
 
 
 @dataclass
 class Ended:
-    """What became of one shard."""
+    """Fate of one shard."""
 
     shard: str
     part: str

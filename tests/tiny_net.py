@@ -86,7 +86,7 @@ def dropping(num_classes: int) -> Dropping:
 
 
 class Indifferent(Tiny):
-    """The same logits for every image."""
+    """Return the same logits for every image."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 0 * super().forward(x)

@@ -28,7 +28,7 @@ def connect(_: S3Settings) -> Backend:
 
 
 class ToyBackend:
-    """See Backend."""
+    """Objects in one SQLite database; the contract is that of `Backend`."""
 
     def list(self, uri: str) -> Iterator[StoredObject]:
         with _transaction() as database:

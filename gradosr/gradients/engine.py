@@ -7,7 +7,9 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -17,7 +19,7 @@ from gradosr.errors import ClassifierError
 from gradosr.gradients.calls import CHUNK_BYTES, Rule, accumulator, squared_norm
 from gradosr.gradients.capture import only_requiring_grad
 from gradosr.gradients.explain import Explained, TimedForms, explained
-from gradosr.gradients.graphs import Recordings, state_of
+from gradosr.gradients.graphs import Recordings, Work, state_of
 from gradosr.gradients.objectives import Objective, objective
 from gradosr.gradients.passes import Kept, Pass, forward, is_out_of_memory
 from gradosr.gradients.plan import Plan
@@ -161,11 +163,12 @@ class GradientEngine:
     ) -> Iterator[list[SquaredNorms]]:
         """Yield results for pieces of the batch, each as large as memory allows: normally the whole batch."""
         planned, start = self._planned_for(images_BCHW), 0
+        work = partial(self._piece, planned, objectives, watchers)
         while start < len(images_BCHW):
             piece = images_BCHW[start : start + planned.at_once]
             norms: list[SquaredNorms] | None = None
             try:
-                norms = self._recorded_piece(planned, piece, objectives, watchers)
+                norms = self._recorded(planned, (*objectives, *watchers), work, piece)
             except RuntimeError as error:  # includes a device's torch.OutOfMemoryError
                 if not is_out_of_memory(error):
                     raise
@@ -175,47 +178,33 @@ class GradientEngine:
                 start += len(piece)
                 yield norms
 
-    def _recorded_piece(
-        self,
-        planned: _Planned,
-        images_BCHW: Tensor,
-        objectives: Sequence[str],
-        watchers: Sequence[Callable[[str], Watcher]],
+    def _recorded(
+        self, planned: _Planned, kind: tuple[object, ...], work: Work, images_BCHW: Tensor
     ) -> list[SquaredNorms]:
-        """Compute one piece; on a GPU, replay a CUDA graph of the pass.
-
-        The graph is recorded after a few batches of the same kind.
-        """
-
-        def work(images_BCHW: Tensor) -> list[SquaredNorms]:
-            return self._piece(planned, images_BCHW, objectives, watchers)
-
+        """Return the results of `work`; on a GPU by replaying a CUDA graph of it, recorded once its kind came twice."""
         # A loop over samples cannot be recorded, nor can work on a simulated device (of a fake tensor).
         if not images_BCHW.is_cuda or planned.plan.fallback or not torch.cuda.is_initialized():
             return work(images_BCHW)
-        kind = (images_BCHW.shape, images_BCHW.dtype, images_BCHW.device, *objectives, *watchers)
-        return self._recordings.run((kind, state_of(self.classifier)), work, images_BCHW)
+        kind = (images_BCHW.shape, images_BCHW.dtype, images_BCHW.device, *kind)
+        return self._recordings.run(state_of(self.classifier), kind, work, images_BCHW)
 
     def _piece(
         self,
         planned: _Planned,
-        images_BCHW: Tensor,
         objectives: Sequence[str],
         watchers: Sequence[Callable[[str], Watcher]],
+        images_BCHW: Tensor,
     ) -> list[SquaredNorms]:
-        one = Pass(planned.plan, self.classifier, planned.kept)
-        try:
-            return self._passed(one, planned, images_BCHW, objectives, watchers)
-        finally:
-            one.release()
+        with closing(Pass(planned.plan, self.classifier, planned.kept)) as one:
+            return self._passed(one, planned, objectives, watchers, images_BCHW)
 
     def _passed(
         self,
         one: Pass,
         planned: _Planned,
-        images_BCHW: Tensor,
         objectives: Sequence[str],
         watchers: Sequence[Callable[[str], Watcher]],
+        images_BCHW: Tensor,
     ) -> list[SquaredNorms]:
         losses = [objective(name) for name in objectives]
         if not losses:

@@ -45,15 +45,21 @@ class Recordings:
     """Recordings by kind of pass, each made after that kind has run a few times."""
 
     def __init__(self) -> None:
+        self._state: Hashable = None
         self._seen: Counter[Hashable] = Counter()
         self._made: dict[Hashable, Recording | None] = {}
         self._pool: Any = None
 
-    def run(self, kind: Hashable, work: Work, images_BCHW: Tensor) -> list[SquaredNorms]:
+    def run(self, state: Hashable, kind: Hashable, work: Work, images_BCHW: Tensor) -> list[SquaredNorms]:
         """Return the results of `work` for a batch on a CUDA device.
 
-        `kind` must hold everything the results depend on except the images.
+        `state` and `kind` must hold everything the results depend on except the images. Passes on an earlier state,
+        which does not come again, are forgotten.
         """
+        if state != self._state:
+            self._state = state
+            self._seen.clear()
+            self._made.clear()
         self._seen[kind] += 1
         if kind not in self._made and self._seen[kind] > UNRECORDED and len(self._made) < MOST:
             self._made[kind] = self._recorded(work, images_BCHW)

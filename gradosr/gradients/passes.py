@@ -151,12 +151,12 @@ class Pass(Capture):
             self.forward(images_BCHW)
         for record in self._records.values():
             hold(record.call.x)
-        self.release()
+        self.close()
         own = {tensor.untyped_storage().data_ptr() for tensor in self._tensors.values()}
         own |= {both.weight.untyped_storage().data_ptr() for both in self._kept.folded.values()}
         return sum(size for pointer, size in held.items() if pointer not in own) * 5 // 4
 
-    def release(self) -> None:
+    def close(self) -> None:
         """Drop the records of this pass, whatever became of it.
 
         They hold tensors whose graph holds the hooks that hold this pass. A part of that cycle lies in C++, where

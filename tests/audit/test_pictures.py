@@ -27,7 +27,7 @@ def row(key: str, shard: str = "", width: int | None = None, height: int | None 
 
 
 def rows_in(source: Input, store: Store | None = None) -> list[dict[str, Any]]:
-    """What a run's table says of an archive."""
+    """Rows of a run's table over an archive."""
     store = store or Store()
     shards = list_groups(source, store, [])[0] if isinstance(source, ImagesInput) else list_shards(source, store)
     return [
@@ -45,7 +45,7 @@ def colour(jpeg_bytes: bytes | None) -> tuple[int, ...]:
 
 
 def shown(found: Pictures, rows: list[dict[str, Any]]) -> list[tuple[int, ...] | str | None]:
-    """Of each row the colour, or the kind of its placeholder."""
+    """Return the colour of each row, or the kind of its placeholder."""
     return [one.kind or colour(one.thumbnail) for one in (found.by_id[row["id"]] for row in rows)]
 
 

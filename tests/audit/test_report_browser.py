@@ -78,7 +78,7 @@ def scores(page: Any) -> list[float]:
 
 
 def tab_to(page: Any, selector: str, limit: int = 120) -> None:
-    """By the keyboard alone."""
+    """Use the keyboard alone."""
     for _ in range(limit):
         page.keyboard.press("Tab")
         if page.evaluate("selector => document.activeElement.matches(selector)", selector):

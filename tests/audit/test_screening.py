@@ -284,7 +284,7 @@ def test_nights_on_an_archive_that_grows(
             return done.returncode, json.loads(done.stdout)
 
         def bytes_read() -> dict[str, int]:
-            """Of the bodies of the archive's shards since this was last asked."""
+            """Count the bodies of the archive's shards read since this was last asked."""
             read = {name.removeprefix(path): size for name, size in proxy.read.items() if name.startswith(path)}
             proxy.read.clear()
             return read

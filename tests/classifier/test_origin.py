@@ -40,7 +40,7 @@ def photo(height: int = 311, width: int = 457) -> Image.Image:
 
 
 def ours(image: Image.Image, transform: TransformSettings) -> Tensor:
-    """What the classifier gets of an image, [3, h, w]."""
+    """Return the classifier's input for an image, [3, h, w]."""
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     return normalise(to_input_size(pixels, transform)[None], transform)[0]
 

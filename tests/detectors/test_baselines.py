@@ -69,7 +69,7 @@ def both(count, seed=9):
 
 
 def without_numbers(seen, row):
-    """The same with nan in all that was seen of one image."""
+    """Return the observation with nan in all that was seen of one image."""
     here = torch.arange(len(seen)) == row
     tensors = [values.clone() for values in (seen.log_norms_BC, seen.logits_BK, seen.features_BF)]
     watched = {name: values.masked_fill(here, torch.nan) for name, values in seen.watched.items()}

@@ -102,7 +102,7 @@ def assert_within_float32(net, pixels, found, twin, name="all_hot"):
 
 
 def autograd_of_the_whole_batch(net, pixels, name):
-    """As the slow twin, but every image is one of its batch: one backward pass per image."""
+    """Compute the slow twin's norms with every image in its batch: one backward pass per image."""
     parameters = list(net.parameters())
     losses = objective(name)(net(pixels))
     rows = [torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True) for loss in losses]

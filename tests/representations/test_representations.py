@@ -142,14 +142,14 @@ def slow_averages(net, image_CHW, name):
 
 
 def slow_gaia_z(net, image_CHW, name):
-    """As the authors' cal_zero."""
+    """Compute the authors' cal_zero."""
     found = slow_gradients(net, image_CHW, name).values()
     density = [sum((g != 0).double().mean(1) for g in calls) / len(calls) for calls in found]
     return {f"{name}/gaia_z": torch.cat(density).pow(2).mean()}
 
 
 def slow_gaia_a(net, image_CHW, name):
-    """As the inner component of the authors' cal_grad_value."""
+    """Compute the inner component of the authors' cal_grad_value."""
     found = slow_gradients(net, image_CHW, name).values()
     average = [sum(g.mean(1) ** 2 for g in calls) / len(calls) for calls in found]
     return {f"{name}/gaia_a": torch.cat(average).mean()}

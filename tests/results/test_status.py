@@ -1,4 +1,4 @@
-"""Where a run stands, from its results folder alone."""
+"""The state of a run, from its results folder alone."""
 
 import json
 import subprocess

@@ -212,7 +212,7 @@ def test_resources_follow_the_cluster(job: ScoreJob) -> None:
 
 
 def scraped(run: str) -> dict[tuple[str, ...], float]:
-    """What the node serves to Prometheus of a run: metric and its own tag -> value."""
+    """Return the metrics of a run that the node serves to Prometheus: metric and its own tag -> value."""
     (node,) = ray.nodes()
     with urllib.request.urlopen(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics") as answer:
         text = answer.read().decode()

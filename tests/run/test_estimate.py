@@ -1,4 +1,4 @@
-"""What a dry run estimates; that its figures come close to a run's is measured, not tested."""
+"""Estimates of a dry run; that its figures come close to a run's is measured, not tested."""
 
 import pytest
 

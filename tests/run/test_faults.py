@@ -1,4 +1,4 @@
-"""What a run does about its faults, as sequences of facts: no Ray, no workers, no time."""
+"""Decisions of a run about its faults, as sequences of facts: no Ray, no workers, no time."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""What a person sees: safe, short and true."""
+"""Messages to a person: safe, short and true."""
 
 import io
 import json

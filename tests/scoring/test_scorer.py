@@ -97,7 +97,7 @@ def test_score_p_value_and_decision_are_the_detectors_and_the_calibrations(score
 
 
 def test_a_p_value_equal_to_the_rate_is_unknown(bundle):
-    """Where rounding to float32 could decide: p = 1 / 20 and a rate of 0.05."""
+    """Rounding to float32 could decide here: p = 1 / 20 and a rate of 0.05."""
     calibration = type(bundle.calibration)(np.linspace(-99, -98, 19, dtype=np.float32))
     tight = Bundle(
         bundle.manifest.model_copy(update={"false_alarm_rate": 0.05}), bundle.classifier, bundle.detector, calibration
