@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from gradosr.archive.readers import READERS
 from gradosr.archive.shards import Shard
 from gradosr.config import ScoreJob
@@ -16,6 +18,8 @@ from gradosr.results.folder import RunFolder
 from gradosr.results.outcome import PartStats
 from gradosr.results.part import PartBuilder, schema
 from gradosr.store import Store
+
+ROW = pa.schema([schema().field(name) for name in ("key", "status", "unknown_score")])
 
 
 class Quick:
@@ -34,7 +38,8 @@ class Quick:
     def process(self, shard: Shard) -> PartStats:
         part = PartBuilder(shard, schema())
         images = READERS[self._job.input.kind].read(shard, self._store, self._job.input, None)
-        part.add({"key": one.key, "status": "ok", "unknown_score": zlib.crc32(one.data) / 2**32} for one in images)
+        rows = [{"key": one.key, "status": "ok", "unknown_score": zlib.crc32(one.data) / 2**32} for one in images]
+        part.add(pa.RecordBatch.from_pylist(rows, ROW))
         part.flush()
         self._folder.put_part(shard.part, part.finish({"gradosr.seconds": {}}))
         part.close()

@@ -40,12 +40,13 @@ SCORE = """
 import torch
 from test_bundle import made, pixels
 from gradosr.bundle.bundle import load_bundle
+from gradosr.config import ComputeSettings
 from gradosr.scoring.scorer import Scorer
 from gradosr.store import Store
 from gradosr.versions import software
 
 made().save(Store(), f"{sys.argv[1]}/bundle")
-scores = Scorer(load_bundle(Store(), f"{sys.argv[1]}/bundle"), "cpu").score(pixels(4))
+scores = Scorer(load_bundle(Store(), f"{sys.argv[1]}/bundle"), ComputeSettings(device="cpu")).score(pixels(4))
 print(scores.finite.all(), len(scores.p_value), sorted(software()))
 """
 
@@ -106,7 +107,7 @@ def test_a_detector_is_fitted_from_a_local_file(tmp_path: Path) -> None:
 def test_every_module_of_the_core_is_imported(tmp_path: Path) -> None:
     modules = (
         *("gradients", "representations", "detectors", "bundle.bundle", "archive.loading", "classifier.training"),
-        *("scoring.scorer", "scoring.rows", "fit.fitting", "lab.conformance", "lab.evaluation.protocol"),
+        *("scoring.scorer", "scoring.columns", "fit.fitting", "lab.conformance", "lab.evaluation.protocol"),
         *("lab.evaluation.tables", "lab.benchmark.engine", "lab.benchmark.memory", "lab.benchmark.tables"),
     )
     code = f"import importlib\nfor name in {modules}: importlib.import_module(f'gradosr.{{name}}')"

@@ -26,7 +26,15 @@ from torchvision import models
 from gradosr.archive.image import EncodedImage
 from gradosr.archive.loading import PreparedImage
 from gradosr.bundle.bundle import load_bundle
-from gradosr.config import DETECTORS, FitJob, OneClassSettings, Signals, TransferSettings, TransformSettings
+from gradosr.config import (
+    DETECTORS,
+    ComputeSettings,
+    FitJob,
+    OneClassSettings,
+    Signals,
+    TransferSettings,
+    TransformSettings,
+)
 from gradosr.detectors import ClassSplit, Known, TransferDetector, detector_class, restore
 from gradosr.errors import ClassifierError
 from gradosr.gradients import OBJECTIVES, RULES, GradientEngine, lay_channels_last
@@ -36,9 +44,9 @@ from gradosr.gradients.kernels import fused_kernels
 from gradosr.gradients.rules import bind_linear, linear_forms, linear_squared_norms
 from gradosr.gradients.slow import slow_squared_norms
 from gradosr.representations import REPRESENTATIONS, represent
-from gradosr.scoring.compute import use_precision
+from gradosr.scoring.columns import score_images
+from gradosr.scoring.compute import Compute
 from gradosr.scoring.observer import Observer
-from gradosr.scoring.rows import scored_rows
 from gradosr.scoring.scorer import Scorer
 from gradosr.store import Store
 
@@ -48,6 +56,7 @@ pytestmark = [
     pytest.mark.filterwarnings("default"),  # cuBLAS warns of the first product on autograd's device thread
 ]
 CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")
+ON_CUDA, ON_CPU = ComputeSettings(device="cuda"), ComputeSettings(device="cpu")
 ALL_OBJECTIVES = (*OBJECTIVES, "n_hot:3", "n_hot:3:7")
 TRANSFORM = TransformSettings(resize=(16, 16), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
@@ -56,9 +65,9 @@ TRANSFORM = TransformSettings(resize=(16, 16), mean=(0.5, 0.5, 0.5), std=(0.25, 
 def _in_full_float32():
     """cuDNN's TF32 is on where nobody has switched it off."""
     torch.manual_seed(0)
-    use_precision("float32", CUDA)
+    Compute(CUDA).prepare()
     yield
-    use_precision("float32", CUDA)
+    Compute(CUDA).prepare()
 
 
 def there(net):
@@ -448,7 +457,7 @@ def test_no_image_and_a_single_one_give_as_many_rows(count, activation):
 def observed(count=200, unlike=60):
     """Observations of images that small_net has seen, and of brighter ones, on the device; with its head."""
     signals = Signals(objectives=("all_hot", "max_logit", "uniform"), watched=("gaia_z", "gaia_a"))
-    observer = Observer(small_net(), TRANSFORM, signals, CUDA)
+    observer = Observer(small_net(), TRANSFORM, signals, Compute(CUDA))
     draws = torch.Generator().manual_seed(1)
     pixels = torch.randint(0, 256, (count, 3, 16, 16), dtype=torch.uint8, generator=draws)
     pixels += torch.arange(count).remainder(7)[:, None, None, None].byte() * 12  # or all are equally known
@@ -544,6 +553,7 @@ def fit_job(known_images, folder, kind, **train):
             "input": {"kind": "parquet", "uri": f"{known_images}/", "label_column": "label"},
             "held_out": 0.6,
             "detector": {"kind": kind},
+            "precisions": ["tf32", "bfloat16"],
             "bundle": str(folder / kind),
             "device": "cuda",
         }
@@ -582,7 +592,7 @@ def bundles(known_images, tmp_path_factory):
 @pytest.mark.parametrize("kind", ["one_class", "transfer", "vim", "gaia_z"])
 def test_a_bundle_made_here_scores_the_same_on_the_cpu(bundles, kind):
     pixels = unlike_and_like()
-    here, elsewhere = (Scorer(bundles(kind), device).score(pixels) for device in ("cuda", "cpu"))
+    here, elsewhere = (Scorer(bundles(kind), device).score(pixels) for device in (ON_CUDA, ON_CPU))
     spread = elsewhere.unknown_score.std()
     assert spread > 0
     np.testing.assert_allclose(here.unknown_score, elsewhere.unknown_score, rtol=5e-3, atol=5e-3 * spread)
@@ -602,9 +612,9 @@ def test_training_in_bfloat16_leaves_weights_in_float32(bundles, known_images, t
 
 
 def test_rows_of_pinned_batches_say_what_the_scorer_says(bundles):
-    scorer, pixels = Scorer(bundles("one_class"), "cuda"), unlike_and_like()
+    scorer, pixels = Scorer(bundles("one_class"), ON_CUDA), unlike_and_like()
     prepared = [PreparedImage(EncodedImage(str(i), b""), 16, 16, one, None) for i, one in enumerate(pixels)]
-    rows = list(scored_rows(scorer, prepared, "all", "all"))
+    rows = score_images(scorer, prepared, "all", "all").to_pylist()
     assert {row["status"] for row in rows} == {"ok"}
     scores = scorer.score(pixels)
     np.testing.assert_allclose([row["unknown_score"] for row in rows], scores.unknown_score, rtol=1e-3, atol=1e-3)
@@ -614,14 +624,14 @@ def test_rows_of_pinned_batches_say_what_the_scorer_says(bundles):
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_a_scorer_takes_no_image_and_a_single_one(bundles, count):
-    scorer = Scorer(bundles("one_class"), "cuda")
+    scorer = Scorer(bundles("one_class"), ON_CUDA)
     scores = scorer.score(unlike_and_like()[:count])
     assert {len(value) for value in vars(scores).values()} == {count}
     assert scores.finite.all()
 
 
 def test_every_parameter_is_explained(bundles):
-    observer = Scorer(bundles("one_class"), "cuda").observer
+    observer = Scorer(bundles("one_class"), ON_CUDA).observer
     explained = observer.explain(unlike_and_like())
     assert [one.parameter for one in explained] == list(observer.engine.names)
 
@@ -629,8 +639,10 @@ def test_every_parameter_is_explained(bundles):
 @pytest.mark.parametrize(("precision", "tolerance"), [("tf32", 0.1), ("bfloat16", 0.5)])
 def test_less_precision_moves_scores_a_little(bundles, precision, tolerance):
     pixels = unlike_and_like()
-    exact = Scorer(bundles("one_class"), "cuda").score(pixels).unknown_score
-    found = Scorer(bundles("one_class"), "cuda", precision).score(pixels).unknown_score
+    exact = Scorer(bundles("one_class"), ON_CUDA).score(pixels).unknown_score
+    found = (
+        Scorer(bundles("one_class"), ComputeSettings(device="cuda", precision=precision)).score(pixels).unknown_score
+    )
     assert np.isfinite(found).all()
     assert np.abs(found - exact).mean() < tolerance * exact.std()
 
@@ -640,8 +652,9 @@ def test_less_precision_moves_scores_a_little(bundles, precision, tolerance):
 def test_less_precision_moves_norms_a_little(name, precision, median):
     net, pixels = real(name)
     twin = slow_squared_norms(double(net), pixels.double(), "max_logit")
-    dtype = use_precision(precision, CUDA)
-    norms = GradientEngine(there(net).to(dtype))(pixels.to(CUDA, dtype), ["max_logit"])[0].values_BP
+    compute = Compute(CUDA, precision)
+    compute.prepare()
+    norms = GradientEngine(there(net).to(compute.dtype))(pixels.to(CUDA, compute.dtype), ["max_logit"])[0].values_BP
     assert norms.dtype == torch.float32  # sums of products of bfloat16 too
     worth = twin > 1e-6 * twin.amax(1, keepdim=True)
     assert (norms.cpu().double() / twin)[worth].log().abs().median() < median
@@ -653,7 +666,7 @@ def test_the_precision_asked_for_is_what_computes(layers):
     net = alive(nn.Sequential(*layers, nn.Tanh(), nn.Flatten(), nn.Linear(288, CLASSES)))
     pixels = images(4)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True  # what another scorer left
-    Observer(small_net(), TRANSFORM, Signals(), CUDA)
+    Observer(small_net(), TRANSFORM, Signals(), Compute(CUDA))
     twin = slow_squared_norms(double(net), pixels.double())
     found = GradientEngine(there(net))(pixels.to(CUDA), ["all_hot"])[0].values_BP.cpu().double()
     assert ((found - twin).abs() <= 1e-4 * twin + 1e-6 * twin.amax(1, keepdim=True)).all()
@@ -676,7 +689,7 @@ def test_a_batch_of_a_real_architecture_never_waits_for_the_device(name):
 
 @pytest.mark.parametrize("kind", ["one_class", "transfer", "vim", "gaia_z"])
 def test_a_scorer_waits_for_the_device_when_it_is_told_to_and_not_before(bundles, kind):
-    scorer, pixels = Scorer(bundles(kind), "cuda"), unlike_and_like().pin_memory()
+    scorer, pixels = Scorer(bundles(kind), ON_CUDA), unlike_and_like().pin_memory()
     without_waiting(scorer.start, pixels).wait()
 
 

@@ -424,8 +424,8 @@ def test_dry_run_touches_nothing(
     assert "estimate     12 images" in out
     assert "scoring a sample" in err
     code, out, err = gradosr(capsys, "score", score_yaml, "--dry-run", "--set", "precision=tf32", "--set", "device=cpu")
-    assert (code, "estimate" in out) == (0, False)
-    assert "no estimate: precision: tf32" in err
+    assert (code, out) == (2, "")
+    assert err.endswith("fit it with `precisions: [tf32]`, or score in float32\n")
 
 
 def test_evaluate_counts_what_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

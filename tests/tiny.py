@@ -16,15 +16,17 @@ from gradosr.bundle.bundle import Bundle
 from gradosr.bundle.calibration import Calibration
 from gradosr.bundle.manifest import Manifest
 from gradosr.classifier.build import build_classifier
-from gradosr.config import OneClassSettings, ScoreJob, Signals, TransformSettings
+from gradosr.config import ComputeSettings, OneClassSettings, ScoreJob, Signals, TransformSettings
 from gradosr.detectors import Known, OneClassDetector
 from gradosr.errors import GradosrError, ShardUnreadable
 from gradosr.results.outcome import Outcome
 from gradosr.run.plan import Plan, Summary, finish, prepare
+from gradosr.scoring.compute import Compute
 from gradosr.scoring.observer import Observed, Observer
 from gradosr.scoring.worker import ShardWorker
 from gradosr.store import Store
 
+CPU = ComputeSettings(device="cpu")
 CLASSES = ("cat", "dog", "ship")
 ARCH = "tiny_net:tiny"
 TRANSFORM = TransformSettings(resize=(16, 16), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -72,7 +74,7 @@ def make_bundle(store: Store, uri: str, *, seed: int = 0, arch: str = ARCH) -> B
     torch.manual_seed(seed)
     classifier = build_classifier(arch, {"num_classes": len(CLASSES)}, len(CLASSES), trusted=[arch])
     objectives = ("all_hot", "predicted")
-    observer = Observer(classifier, TRANSFORM, Signals(objectives=objectives), torch.device("cpu"))
+    observer = Observer(classifier, TRANSFORM, Signals(objectives=objectives), Compute(torch.device("cpu")))
     images = torch.randint(0, 256, (80, 3, 16, 16), dtype=torch.uint8)
     detector = fit_one_class(observer(images[:40]))
     scores = detector.score(observer(images[40:]).observation).numpy()
@@ -85,7 +87,7 @@ def make_bundle(store: Store, uri: str, *, seed: int = 0, arch: str = ARCH) -> B
         objectives=objectives,
         false_alarm_rate=0.05,
     )
-    bundle = Bundle(manifest, classifier, detector, Calibration.of(scores, 0.05))
+    bundle = Bundle(manifest, classifier, detector, {"float32": Calibration.of(scores, 0.05)})
     bundle.save(store, uri)
     return bundle
 

@@ -3,7 +3,7 @@
     bundle.json               architecture, transform, classes, detector, provenance, digests of the rest
     classifier.safetensors    weights
     detector.safetensors      the detector's arrays
-    calibration.safetensors   unknown scores of held-out known images, ascending
+    calibration.safetensors   unknown scores of held-out known images, ascending, by precision
 
 bundle.json is written last; its presence completes the bundle. Loading a bundle runs no code from it and opens no
 network connection except to the store.
@@ -11,6 +11,7 @@ network connection except to the store.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from gradosr.bundle.calibration import Calibration
 from gradosr.bundle.manifest import MANIFEST, CalibrationSummary, Manifest, read_manifest
 from gradosr.classifier.build import build_classifier
 from gradosr.classifier.weights import load_weights
-from gradosr.config import DETECTORS
+from gradosr.config import DETECTORS, Precision
 from gradosr.detectors import Detector, restore
 from gradosr.errors import BundleError, NotFound
 from gradosr.store import Store, join
@@ -38,7 +39,8 @@ class Bundle:
     manifest: Manifest
     classifier: nn.Module
     detector: Detector
-    calibration: Calibration
+    calibrations: Mapping[Precision, Calibration]
+    """Calibrations by the precision in which the images were scored; always one of float32."""
     digest: str = ""
     """SHA-256 of bundle.json, which holds the digests of the other files; it identifies the bundle."""
 
@@ -47,13 +49,17 @@ class Bundle:
         bodies = {
             CLASSIFIER: _packed(self.classifier.state_dict()),
             DETECTOR: _packed(self.detector.arrays()),
-            CALIBRATION: _packed({"scores": torch.from_numpy(self.calibration.scores)}),
+            CALIBRATION: _packed(
+                {_array(precision): torch.from_numpy(one.scores) for precision, one in self.calibrations.items()}
+            ),
         }
         for name, body in bodies.items():
             store.write(join(uri, name), body)
         digests = {name: hashlib.sha256(body).hexdigest() for name, body in bodies.items()}
-        manifest = self.manifest.model_copy(update={"files": digests, "calibration": _summary(self.calibration)})
-        document = manifest.model_dump(mode="json", exclude={"logits"} if manifest.logits is None else None)
+        others = {precision: _summary(one) for precision, one in self.calibrations.items()}
+        summary = others.pop("float32")
+        update = {"files": digests, "calibration": summary, "calibrations": others}
+        document = self.manifest.model_copy(update=update).document()
         store.write(join(uri, MANIFEST), json.dumps(document, indent=2).encode())
 
     def facts(self) -> dict[str, Any]:
@@ -64,7 +70,7 @@ class Bundle:
             "classes": list(self.manifest.classes),
             "detector": self.manifest.detector,
             "false_alarm_rate": rate,
-            "threshold": self.calibration.threshold(rate),
+            "threshold": self.calibrations["float32"].threshold(rate),
             **{key: self.manifest.provenance[key] for key in keys},
         }
 
@@ -74,6 +80,10 @@ def _summary(calibration: Calibration) -> CalibrationSummary:
     return CalibrationSummary(
         images=len(calibration.scores), edges=tuple(map(float, edges)), counts=tuple(map(int, counts))
     )
+
+
+def _array(precision: Precision) -> str:
+    return "scores" if precision == "float32" else f"scores.{precision}"
 
 
 def _packed(tensors: dict[str, Tensor]) -> bytes:
@@ -96,10 +106,10 @@ def load_bundle(store: Store, uri: str, trust: tuple[str, ...] = ()) -> Bundle:
     load_weights(classifier, arrays[CLASSIFIER], join(uri, CLASSIFIER))
     try:
         detector = restore(manifest.detector, arrays[DETECTOR])
-        calibration = Calibration(arrays[CALIBRATION]["scores"].numpy())
+        calibrations = {one: Calibration(arrays[CALIBRATION][_array(one)].numpy()) for one in manifest.precisions}
     except KeyError as error:
         raise BundleError(f"{uri}: array {error} is missing") from error
-    return Bundle(manifest, classifier, detector, calibration, digest)
+    return Bundle(manifest, classifier, detector, calibrations, digest)
 
 
 def _unpacked(store: Store, uri: str, name: str, manifest: Manifest) -> dict[str, Tensor]:

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Collection
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from gradosr.config import OutputEntry, Signals, TransformSettings
+from gradosr.config import OutputEntry, Precision, Signals, TransformSettings
 from gradosr.config.settings import Settings
-from gradosr.errors import BundleError, NotFound, first_line
+from gradosr.errors import BundleError, ConfigError, NotFound, first_line
 from gradosr.store import Store, join
 
 VERSION: Literal[1] = 1
@@ -32,10 +33,7 @@ class Manifest(Signals):
     arch: str
     args: dict[str, Any]
     logits: OutputEntry | None = None
-    """Entry of the classifier's output that holds the logits.
-
-    It is not written if it is None, so that bundle.json is then the same as before this field existed.
-    """
+    """Entry of the classifier's output that holds the logits; not written if it is None."""
     classes: tuple[str, ...]
     """Names of the classes in logit order."""
     transform: TransformSettings
@@ -44,11 +42,32 @@ class Manifest(Signals):
     false_alarm_rate: float
     """Rate of false alarms: is_unknown = p_value <= this."""
     calibration: CalibrationSummary | None = None
-    """Summary filled in when the bundle is saved; None in bundles saved before summaries existed."""
+    """Summary for float32, filled in when the bundle is saved; None in bundles saved before summaries existed."""
+    calibrations: dict[Precision, CalibrationSummary] = {}
+    """Summaries for the other precisions in which the detector is calibrated; not written if there are none."""
     files: dict[str, str] = {}
     """SHA-256 of each other file, by name."""
     provenance: dict[str, Any] = {}
     """Origin of the bundle: data, counts, seed, versions, measured closed-set accuracy."""
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """Precisions in which the detector is calibrated."""
+        return "float32", *self.calibrations
+
+    def document(self) -> dict[str, Any]:
+        """Return the content of bundle.json; fields added later are left out if they are empty."""
+        later = {"logits": self.logits, "calibrations": self.calibrations or None}
+        return self.model_dump(mode="json", exclude={name for name, value in later.items() if value is None})
+
+
+def check_precision(wanted: Precision, calibrated: Collection[Precision]) -> None:
+    """Raise ConfigError for a precision in which a detector is not calibrated, as its p-values would not hold there."""
+    if wanted not in calibrated:
+        raise ConfigError(
+            f"precision: {wanted}, but the bundle's p-values hold only in {', '.join(calibrated)}; "
+            f"fit it with `precisions: [{wanted}]`, or score in float32"
+        )
 
 
 def read_manifest(store: Store, uri: str) -> tuple[Manifest, str]:

@@ -49,11 +49,7 @@ def train(
     # The incomplete last batch is left out, because BatchNorm cannot train on one image; each epoch has a new order.
     batch = min(recipe.batch_size, len(images_NCHW))
     steps = len(images_NCHW) // batch
-    optimiser = _optimiser(classifier, recipe, device)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, recipe.learning_rate, total_steps=recipe.epochs * steps, pct_start=0.2
-    )
-    average = _Average(classifier, recipe.average) if recipe.average else None
+    descent = _Descent(classifier, recipe, recipe.epochs * steps, device)
     with _fastest_convolutions():
         for epoch in range(recipe.epochs):
             total = torch.zeros((), dtype=torch.float64, device=device)
@@ -61,20 +57,10 @@ def train(
             for rows in order_N[: steps * batch].split(batch):
                 images_BCHW = augment(images_NCHW[_moved(rows, images_NCHW.device)], recipe, generator)
                 images_BCHW = _input(images_BCHW, transform, device)
-                with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-                    logits_BK = checked_logits(classifier(images_BCHW), len(rows)).float()
-                labels_B = labels_N[_moved(rows, device)]
-                loss = F.cross_entropy(logits_BK, labels_B, label_smoothing=recipe.label_smoothing)
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                schedule.step()
-                if average is not None:
-                    average.update()
-                total += loss.detach().double() * len(rows)
+                loss = descent.step(images_BCHW, labels_N[_moved(rows, device)])
+                total += loss.double() * len(rows)
             observe(epoch, float(total) / (steps * batch))
-    if average is not None:
-        average.take()
+    descent.finish()
     classifier.eval()
 
 
@@ -120,15 +106,41 @@ def _input(images_BCHW: Tensor, transform: TransformSettings, device: torch.devi
     return images_BCHW.contiguous(memory_format=torch.channels_last) if device.type == "cuda" else images_BCHW
 
 
-def _optimiser(classifier: nn.Module, recipe: TrainSettings, device: torch.device) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
-        classifier.parameters(),
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=recipe.momentum > 0,
-        fused=True if device.type == "cuda" else None,
-    )
+class _Descent:
+    """The optimiser of a recipe with its schedule and its average of the weights."""
+
+    def __init__(self, classifier: nn.Module, recipe: TrainSettings, steps: int, device: torch.device) -> None:
+        self._classifier, self._recipe, self._device = classifier, recipe, device
+        self._optimiser = torch.optim.SGD(
+            classifier.parameters(),
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.momentum > 0,
+            fused=True if device.type == "cuda" else None,
+        )
+        self._schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self._optimiser, recipe.learning_rate, total_steps=steps, pct_start=0.2
+        )
+        self._average = _Average(classifier, recipe.average) if recipe.average else None
+
+    def step(self, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
+        """Take one step on a batch; return its mean loss before the step, in nats, on the device."""
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._recipe.precision == "bfloat16"):
+            logits_BK = checked_logits(self._classifier(images_BCHW), len(images_BCHW)).float()
+        loss = F.cross_entropy(logits_BK, labels_B, label_smoothing=self._recipe.label_smoothing)
+        self._optimiser.zero_grad()
+        loss.backward()
+        self._optimiser.step()
+        self._schedule.step()
+        if self._average is not None:
+            self._average.update()
+        return loss.detach()
+
+    def finish(self) -> None:
+        """Leave the averaged weights in the classifier, if the recipe asks for an average."""
+        if self._average is not None:
+            self._average.take()
 
 
 class _Average:

@@ -14,7 +14,7 @@ from gradosr.config.classifier import (
     TrainSettings,
     TransformSettings,
 )
-from gradosr.config.compute import Precision, RaySettings, Serving, Workers
+from gradosr.config.compute import ComputeSettings, DeviceName, Precision, RaySettings, Serving, Workers
 from gradosr.config.detectors import (
     BASELINES,
     DETECTORS,
@@ -48,7 +48,9 @@ __all__ = [
     "ClassifierSettings",
     "CompleteClassifier",
     "CompleteFitJob",
+    "ComputeSettings",
     "Detector",
+    "DeviceName",
     "FitJob",
     "Gates",
     "ImagesInput",

@@ -37,22 +37,29 @@ class Workers(Settings):
         return self
 
 
+DeviceName = Literal["auto", "cpu", "cuda"]
 Precision = Literal["float32", "tf32", "bfloat16"]
 
 
-class Serving(StoreFields):
-    """A bundle, and how its classifier is run."""
+class ComputeSettings(Settings):
+    """Settings of the arithmetic of a classifier."""
 
-    bundle: Uri
-    """Folder or prefix of the bundle."""
-    batch_size: PositiveInt = 64
-    """Images per forward pass."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: DeviceName = "auto"
+    """Device to compute on; auto picks CUDA if there is a CUDA device."""
     precision: Precision = "float32"
     """Precision of the classifier's arithmetic. tf32, on CUDA: factors of matrix products are rounded. bfloat16:
     numbers of half the size, faster on hardware that supports it; scores change in the third digit."""
     max_memory: PositiveFloat | None = None
     """GiB that a batch may use besides the weights; larger batches are split. Default: all that is available, with half
     as many images at once after a batch ran out of memory."""
+
+
+class Serving(StoreFields, ComputeSettings):
+    """A bundle, and how its classifier is run."""
+
+    bundle: Uri
+    """Folder or prefix of the bundle."""
+    batch_size: PositiveInt = 64
+    """Images per forward pass."""
     trust: tuple[str, ...] = ()
     """Names (package.module:factory) that the bundle may import; not needed for torchvision, timm and transformers."""

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from gradosr.config.classifier import ClassifierSettings, CompleteClassifier, TrainSettings
+from gradosr.config.compute import DeviceName
 from gradosr.config.detectors import Detector, TransferSettings
 from gradosr.config.inputs import MAX_PIXELS, Input
 from gradosr.config.store import StoreFields
@@ -27,10 +28,13 @@ class FitJob(StoreFields):
     detector: Detector
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of known images that may be called unknown: is_unknown means p_value <= this rate."""
+    precisions: tuple[Literal["tf32", "bfloat16"], ...] = ()
+    """Precisions, besides float32, that score jobs may use with the bundle. The detector is calibrated in each of them,
+    because p-values hold only in the precision of their calibration; each costs another pass over those images."""
     bundle: Uri
     """Folder or prefix to write the bundle to."""
     batch_size: PositiveInt = 64
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: DeviceName = "auto"
     max_pixels: PositiveInt = MAX_PIXELS
     seed: int = 0
     """Seed for drawing the held-out fraction, and for splitting held-out images into fitting and calibration."""

@@ -1,10 +1,11 @@
 """Settings of the protocol that measures open-set recognition."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt, model_validator
 
 from gradosr.config.classifier import ClassifierSettings, TrainSettings
+from gradosr.config.compute import DeviceName
 from gradosr.config.detectors import Detector, ObjectiveName
 from gradosr.config.fit import FitJob
 from gradosr.config.inputs import MAX_PIXELS, Input
@@ -57,7 +58,7 @@ class OsrProtocol(StoreFields):
     resamplings: PositiveInt = 1000
     """Number of resamplings for the bootstrap intervals."""
     batch_size: PositiveInt = 128
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: DeviceName = "auto"
     max_pixels: PositiveInt = MAX_PIXELS
     seed: int = 0
 

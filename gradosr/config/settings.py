@@ -1,7 +1,7 @@
 """Strict, frozen settings, read from YAML with every fault reported at once, each on one line."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
 import yaml
@@ -34,6 +34,11 @@ def load_settings(model: type[SettingsT], text: str, source: str, overrides: Seq
         raise ConfigError(f"{source}: expected a mapping of settings, found {type(document).__name__}")
     for override in overrides:
         _apply(document, override)
+    return validate_settings(model, document, source)
+
+
+def validate_settings(model: type[SettingsT], document: Mapping[str, Any], source: str) -> SettingsT:
+    """Return the settings in plain data named `source`. Raise ConfigError with every fault, one per line."""
     try:
         return model.model_validate(document)
     except ValidationError as error:

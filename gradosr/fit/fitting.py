@@ -1,9 +1,10 @@
 """The way from a fit job to a bundle."""
 
+import copy
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,14 +18,14 @@ from gradosr.bundle.manifest import Manifest
 from gradosr.classifier.resolve import bring, build, complete
 from gradosr.classifier.training import train
 from gradosr.classifier.weights import load_weights, read_weights
-from gradosr.config import CompleteFitJob, FitJob, TrainSettings, TransferSettings
+from gradosr.config import CompleteFitJob, FitJob, Precision, TrainSettings, TransferSettings, TransformSettings
 from gradosr.config import Detector as DetectorSettings
 from gradosr.detectors import ClassSplit, Detector, Known, Observation, detector_class
 from gradosr.errors import ClassifierError, ConfigError
 from gradosr.fit.known_images import CALIBRATION, FITTING, TRAINING, KnownImages, read_known
 from gradosr.gradients import Head
 from gradosr.run.console import Notes
-from gradosr.scoring.compute import pick_device
+from gradosr.scoring.compute import Compute, pick_device
 from gradosr.scoring.observer import Observer
 from gradosr.store import Store, join
 from gradosr.text import duration
@@ -39,15 +40,18 @@ class Ready:
     classifier: nn.Module
     """The trained classifier, in eval mode."""
     known: KnownImages
+    compute: Compute
 
 
 def prepare(asked: FitJob, notes: Notes, decoded: DecodedImages | None = None) -> Ready:
     """Load or train the classifier of a fit job, and read its known images. Raises the errors of `fit`."""
-    store, device = Store(asked.store, asked.stores), pick_device(asked.device)
+    store, compute = Store(asked.store, asked.stores), Compute(pick_device(asked.device))
+    for precision in asked.precisions:
+        replace(compute, precision=precision)  # refused here if this machine does not have it, before hours of work
     job = complete(asked, store, notes.say)
     classes = job.classifier.classes
     classifier = bring(job, store, notes.say)
-    observer = Observer(classifier, job.classifier.transform, job.detector.signals, device)
+    observer = Observer(classifier, job.classifier.transform, job.detector.signals, compute)
     observer.check(len(classes))  # before the images are read
     if isinstance(job.detector, TransferSettings):
         pseudo_unknown(job.detector, classes)
@@ -56,15 +60,15 @@ def prepare(asked: FitJob, notes: Notes, decoded: DecodedImages | None = None) -
     check_enough(known.counts()["calibration"], job.false_alarm_rate)
     notes.say(f"{len(classes)} known classes; images: {_listed(known.counts())}")
     if job.train and not job.classifier.weights:
-        _train(classifier, known.of(TRAINING), job.train, job, notes, "classifier")
-    return Ready(job, classifier, known)
+        _train(classifier, known.of(TRAINING), job.train, job.classifier.transform, compute, notes, "classifier")
+    return Ready(job, classifier, known, compute)
 
 
 def fit(asked: FitJob, notes: Notes) -> Bundle:
     """Make the bundle of a fit job, not saved yet. Raises ConfigError, InputError or ClassifierError."""
     ready = prepare(asked, notes)
     job, known = ready.job, ready.known
-    observer = Observer(ready.classifier, job.classifier.transform, job.detector.signals, pick_device(job.device))
+    observer = Observer(ready.classifier, job.classifier.transform, job.detector.signals, ready.compute)
     head = observer.check(len(job.classifier.classes)).head
     fitting, calibration = (observe(observer, known.of(use), job.batch_size) for use in (FITTING, CALIBRATION))
     detector = fit_detector(ready, job.detector, fitting, head, notes)
@@ -75,8 +79,21 @@ def fit(asked: FitJob, notes: Notes) -> Bundle:
         "dropped_coordinates": list(detector.dropped(observer.coordinates)),
     }
     notes.say(f"closed-set accuracy on {len(correct)} held-out images: {measured['held_out_accuracy']:.4f}")
+    calibrations: dict[Precision, Calibration] = {"float32": Calibration.of(scores, job.false_alarm_rate)}
+    for precision in job.precisions:
+        calibrations[precision] = _calibration(ready, detector, precision)
     manifest = _manifest(job, _provenance(job, known) | measured)
-    return Bundle(manifest, ready.classifier, detector, Calibration.of(scores, job.false_alarm_rate))
+    return Bundle(manifest, ready.classifier, detector, calibrations)
+
+
+def _calibration(ready: Ready, detector: Detector, precision: Precision) -> Calibration:
+    """Calibrate a detector, fitted in float32, for another precision of the classifier."""
+    job, compute = ready.job, replace(ready.compute, precision=precision)
+    classifier = copy.deepcopy(ready.classifier)
+    observer = Observer(classifier, job.classifier.transform, job.detector.signals, compute)
+    scores = detector.score(observe(observer, ready.known.of(CALIBRATION), job.batch_size)).cpu().numpy()
+    ready.compute.prepare()
+    return Calibration.of(scores, job.false_alarm_rate)
 
 
 def record_job(store: Store, job: FitJob) -> None:
@@ -170,16 +187,17 @@ def _class_split(ready: Ready, notes: Notes, settings: TransferSettings) -> Clas
     if settings.weights:
         load_weights(classifier, *read_weights(Store(job.store, job.stores), settings.weights), len(pseudo_known))
     elif job.train:
-        _train(classifier, known.of(TRAINING).of_classes(pseudo_known), job.train, job, notes, "classifier 1")
+        images = known.of(TRAINING).of_classes(pseudo_known)
+        _train(classifier, images, job.train, job.classifier.transform, ready.compute, notes, "classifier 1")
     else:
         raise ConfigError("detector.kind transfer needs a train section, or detector.weights: of classifier 1")
-    observer = Observer(classifier, job.classifier.transform, settings.signals, pick_device(job.device))
+    observer = Observer(classifier, job.classifier.transform, settings.signals, ready.compute)
     observer.check(len(pseudo_known))
     training = known.of(TRAINING)
     held_out = observe(observer, known.of(FITTING).of_classes(pseudo_known), job.batch_size)
     observation = observe(observer, training, job.batch_size)
     unknown_N = torch.isin(training.labels_N, torch.tensor(unknown))
-    return ClassSplit(observation, unknown_N.to(observer.device), held_out)
+    return ClassSplit(observation, unknown_N.to(observer.compute.device), held_out)
 
 
 def pseudo_unknown(settings: TransferSettings, classes: Sequence[str]) -> list[int]:
@@ -204,12 +222,18 @@ def pseudo_unknown(settings: TransferSettings, classes: Sequence[str]) -> list[i
 
 
 def _train(
-    classifier: nn.Module, known: KnownImages, recipe: TrainSettings, job: CompleteFitJob, notes: Notes, what: str
+    classifier: nn.Module,
+    known: KnownImages,
+    recipe: TrainSettings,
+    transform: TransformSettings,
+    compute: Compute,
+    notes: Notes,
+    what: str,
 ) -> None:
     def observe_epoch(epoch: int, loss: float) -> None:
         notes.step(f"training {what}: epoch {epoch + 1}/{recipe.epochs}, loss {loss:.3f}")
 
-    start, device = time.monotonic(), pick_device(job.device)
-    train(classifier, known.images_NCHW, known.labels_N, recipe, job.classifier.transform, device, observe_epoch)
+    start = time.monotonic()
+    train(classifier, known.images_NCHW, known.labels_N, recipe, transform, compute.device, observe_epoch)
     seconds, images = time.monotonic() - start, recipe.epochs * len(known.labels_N)
     notes.say(f"{what} trained: {recipe.epochs} epochs in {duration(seconds)}, {images / seconds:,.0f} images/s")

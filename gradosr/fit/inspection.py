@@ -22,8 +22,7 @@ from gradosr.gradients.explain import FALLBACK
 from gradosr.gradients.forms import wait
 from gradosr.run.console import Notes
 from gradosr.run.plan import check
-from gradosr.scoring.compute import pick_device
-from gradosr.scoring.hardware import hardware
+from gradosr.scoring.compute import Compute, pick_device
 from gradosr.scoring.memory import forget_peak, peak, resident
 from gradosr.scoring.observer import Observed, Observer
 from gradosr.scoring.scorer import Scorer
@@ -78,7 +77,7 @@ def check_bundle(job: Serving) -> Inspection:
     if isinstance(job, ScoreJob):
         check(job)
     bundle = load_bundle(Store(job.store, job.stores), job.bundle, job.trust)
-    scorer, manifest = Scorer(bundle, job.device, job.precision, job.max_memory), bundle.manifest
+    scorer, manifest = Scorer(bundle, job), bundle.manifest
     images = _noise(manifest.transform, job.batch_size)
     scorer.score(images)
     rate, memory = _measured(lambda: scorer.score(images), images, scorer.observer)
@@ -102,7 +101,8 @@ def check_fit(job: FitJob, notes: Notes) -> Inspection:
     store = Store(job.store, job.stores)
     job = complete(job, store, notes.say)
     settings, classes = job.classifier, job.classifier.classes
-    observer = Observer(bring(job, store, notes.say), settings.transform, job.detector.signals, pick_device(job.device))
+    compute = Compute(pick_device(job.device))
+    observer = Observer(bring(job, store, notes.say), settings.transform, job.detector.signals, compute)
     observer.check(len(classes))
     images, labels = _labelled(job, store) if settings.weights else (_noise(settings.transform, job.batch_size), None)
     observed = observer(images)
@@ -135,14 +135,14 @@ def _understood(observer: Observer, images_BCHW: Tensor) -> dict[str, Any]:
         "fallback": tuple(one.parameter for one in explained if one.rule == FALLBACK),
         "features": None if features_BF is None else features_BF.shape[1],
         "objectives": observer.signals.objectives,
-        "device": hardware(observer.device),
+        "device": observer.compute.name,
         "batch": len(images_BCHW),
     }
 
 
 def _measured(work: Callable[[], object], images_BCHW: Tensor, observer: Observer) -> tuple[float, int | None]:
     """Return the images per second of work that has already run once, and the bytes that a batch adds at its peak."""
-    on_gpu = observer.device.type == "cuda"
+    on_gpu = observer.compute.on_gpu
     before = resident(on_gpu=on_gpu)
     told = forget_peak(on_gpu=on_gpu)
     seconds: list[float] = []

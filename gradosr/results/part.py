@@ -8,12 +8,13 @@ gradosr.seconds (by stage; `write` is the time before the part's own PUT), grado
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gradosr.archive.shards import Shard
@@ -25,7 +26,7 @@ STAGES = ("read", "decode", "score", "write")
 SPOOL_BYTES = 64 << 20
 """Bytes above which a part grows on local disk instead of in memory."""
 ROW_GROUP = 10_000
-"""Rows written at once; fewer if their texts together are longer than SPOOL_BYTES."""
+"""Rows written at once; fewer if they take more than SPOOL_BYTES together."""
 _COLUMNS: dict[str, pa.DataType] = {
     "key": pa.string(),
     "source": pa.string(),
@@ -60,9 +61,6 @@ def schema(representation: int = 0, features: int = 0) -> pa.Schema:
     return pa.schema(fields)
 
 
-Row = dict[str, Any]
-
-
 class PartBuilder:
     """A part under construction: rows in input order, none of them visible until the part is published."""
 
@@ -71,33 +69,43 @@ class PartBuilder:
         self._body = tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115 - closed with the part
         self._writer = pq.ParquetWriter(self._body, columns, compression="zstd")
         self._bad_images = tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115 - closed with the part
-        self._rows: list[Row] = []
-        self._letters = 0  # total length of texts from the archive, which can be of any length
+        self._waiting: list[pa.RecordBatch] = []
         self.counts: Counter[str] = Counter()
 
-    def add(self, rows: Iterable[Row]) -> None:
-        """Append rows; absent columns become null."""
-        for row in rows:
-            self._rows.append({**row, "shard": self._shard.name, "row": self.counts["rows"]})
-            self.counts["rows"] += 1
-            self.counts[row["status"]] += 1
-            self.counts["unknown"] += bool(row.get("is_unknown"))
-            self._letters += sum(len(row.get(name) or "") for name in ("key", "source", "label"))
-            if row["status"] != "ok":
-                line = json.dumps({name: row.get(name) for name in _BAD_IMAGE})
-                with spooled():
-                    self._bad_images.write(line.encode() + b"\n")
-        if len(self._rows) >= ROW_GROUP or self._letters > SPOOL_BYTES:
+    def add(self, rows: pa.RecordBatch) -> None:
+        """Append rows; absent columns become null, `shard` and `row` are filled in."""
+        size, first = rows.num_rows, self.counts["rows"]
+        columns = dict(zip(rows.schema.names, rows.columns, strict=True))
+        columns |= {
+            "shard": pa.repeat(self._shard.name, size),
+            "row": pa.array(np.arange(first, first + size, dtype=np.int32)),
+        }
+        arrays = [
+            columns[field.name] if field.name in columns else pa.nulls(size, field.type) for field in self._schema
+        ]
+        self._waiting.append(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
+        self._count(self._waiting[-1])
+        if (
+            sum(batch.num_rows for batch in self._waiting) >= ROW_GROUP
+            or sum(batch.nbytes for batch in self._waiting) > SPOOL_BYTES
+        ):
             self.flush()
 
-    def flush(self) -> None:
-        """Encode the rows added so far."""
-        if not self._rows:
-            return
-        arrays = [pa.array([row.get(f.name) for row in self._rows], f.type) for f in self._schema]
+    def _count(self, rows: pa.RecordBatch) -> None:
+        self.counts["rows"] += rows.num_rows
+        self.counts["unknown"] += pc.sum(rows["is_unknown"]).as_py() or 0
+        self.counts.update(rows["status"].to_pylist())
+        bad_images = rows.filter(pc.not_equal(rows["status"], "ok")).select(_BAD_IMAGE)
         with spooled():
-            self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
-        self._rows, self._letters = [], 0
+            self._bad_images.writelines(json.dumps(row).encode() + b"\n" for row in bad_images.to_pylist())
+
+    def flush(self) -> None:
+        """Encode the rows added so far, as one row group."""
+        if not self._waiting:
+            return
+        with spooled():
+            self._writer.write_table(pa.Table.from_batches(self._waiting))
+        self._waiting = []
 
     def bad_images(self) -> BinaryIO | None:
         """Return the rows so far without a score, one JSON line each, from the start; None if every row has a score."""
@@ -131,13 +139,3 @@ def spooled() -> Iterator[None]:
     except OSError as error:
         advice = "a part too large for memory grows there; make room or set TMPDIR"
         raise StoreError(f"{tempfile.gettempdir()}: {first_line(error)}: {advice}") from error
-
-
-def stored_values(wanted: str, unknown: np.ndarray, values: np.ndarray | None) -> list[np.ndarray | None]:
-    """Return the values of an array [B, ...] to store for each row, chosen by `none`, `unknown` or `all`."""
-    if values is None:
-        return [None] * len(unknown)
-    return [
-        value if wanted == "all" or (wanted == "unknown" and flag) else None
-        for value, flag in zip(values, unknown, strict=True)
-    ]

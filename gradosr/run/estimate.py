@@ -19,7 +19,7 @@ from gradosr.config import ScoreJob, Workers
 from gradosr.errors import ShardUnreadable
 from gradosr.results.part import PartBuilder, schema
 from gradosr.run.plan import Plan
-from gradosr.scoring.rows import scored_rows
+from gradosr.scoring.columns import score_images
 from gradosr.scoring.scorer import Scorer
 from gradosr.store import Store
 
@@ -116,11 +116,8 @@ class _Sample:
     def __init__(self, plan: Plan) -> None:
         self._job, self._store = plan.job, Store(plan.job.store, plan.job.stores)
         job = self._job
-        self._scorer = Scorer(
-            load_bundle(self._store, job.bundle, job.trust), job.device, job.precision, job.max_memory
-        )
-        cuda = self._scorer.observer.device.type == "cuda"
-        self.device = torch.cuda.get_device_name() if cuda else "CPU"
+        self._scorer = Scorer(load_bundle(self._store, job.bundle, job.trust), job)
+        self.device = self._scorer.compute.name if self._scorer.compute.on_gpu else "CPU"
 
     def count(self, shard: Shard) -> int:
         """Return the number of images in a shard; 0 if it cannot be read."""
@@ -156,7 +153,7 @@ class _Sample:
         part = PartBuilder(shards[0], schema())
         try:
             for batch in self._batches(shards, count, threads):
-                part.add(scored_rows(self._scorer, batch))
+                part.add(score_images(self._scorer, batch))
             part.flush()
         finally:
             part.close()

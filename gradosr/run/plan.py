@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from gradosr.archive.image import DECODER, resolve_names
 from gradosr.archive.readers import READERS
 from gradosr.archive.shards import Shard, means
-from gradosr.bundle.manifest import Manifest, read_manifest
+from gradosr.bundle.manifest import Manifest, check_precision, read_manifest
 from gradosr.config import LIBRARIES, Allowance, ScoreJob
 from gradosr.errors import ConfigError, GradosrError, InputError, RunFailed
 from gradosr.results.folder import BAD_IMAGES, MARK, PART, Listing, RunFolder, merged
@@ -51,8 +51,10 @@ class Plan:
 
     def _about(self) -> dict[str, Any]:
         """Return the content of run.json beside the fingerprint, which covers it through the bundle's digest."""
-        facts = self.manifest.model_dump(mode="json", include={"classes", "false_alarm_rate", "calibration"})
-        return {**facts, "software": software()}
+        manifest = self.manifest
+        summary = manifest.calibrations.get(self.job.precision, manifest.calibration)
+        facts = manifest.model_dump(mode="json", include={"classes", "false_alarm_rate"})
+        return {**facts, "calibration": summary and summary.model_dump(mode="json"), "software": software()}
 
     def facts(self) -> dict[str, Any]:
         """Return the plan as plain data."""
@@ -162,7 +164,7 @@ def _look(
 ) -> tuple[tuple[Manifest, str] | None, Listing]:
     """Return the bundle's manifest and digest, and the listing of the run folder."""
     names = job.input.label_names
-    manifest = attempt(job.bundle, lambda: _trusted(job, *read_manifest(store, job.bundle)))
+    manifest = attempt(job.bundle, lambda: _usable(job, *read_manifest(store, job.bundle)))
     attempt(names if isinstance(names, str) else job.input.uri, lambda: resolve_names(names, store))
     return manifest, attempt(job.output, folder.look) or Listing()
 
@@ -175,13 +177,14 @@ def _checked(job: ScoreJob, manifest: tuple[Manifest, str], folder: RunFolder, l
     return fingerprint
 
 
-def _trusted(job: ScoreJob, manifest: Manifest, digest: str) -> tuple[Manifest, str]:
+def _usable(job: ScoreJob, manifest: Manifest, digest: str) -> tuple[Manifest, str]:
     source = manifest.arch.partition(":")[0]
     if source not in LIBRARIES and manifest.arch not in job.trust:
         raise ConfigError(
             f"{job.bundle}: its architecture {manifest.arch} is code of its own; "
             f"to import it, say so in the config: `trust: [{manifest.arch}]`"
         )
+    check_precision(job.precision, manifest.precisions)
     return manifest, digest
 
 

@@ -30,6 +30,7 @@ _STAY = {  # the driver runs in this pod, so it must not be evicted for better p
 _SECRET = [{"secretRef": {"name": "gradosr-s3", "optional": True}}]
 _MOUNTS = [{"name": "config", "mountPath": _MOUNT, "readOnly": True}]
 _VOLUMES = [{"name": "config", "configMap": {"name": "gradosr"}}]
+_RAY_POD = {"serviceAccountName": "gradosr", "securityContext": _USER, "terminationGracePeriodSeconds": 120}
 _DRAIN = [{"name": "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "value": "100"}]
 _FINAL = [2, 4, 5, 6, 7, 143]
 """Exit codes for which a retry would change nothing: config, input, bad images, a tripped gate, an active run, a
@@ -48,10 +49,7 @@ def cronjob(schedule: Schedule, _now: datetime) -> Mapping[str, str]:
         "name": "screen",
         "image": schedule.image,
         "command": ["gradosr", "screen", _config(schedule)],
-        "env": [
-            {"name": "RAY_AUTH_MODE", "value": "token"},
-            {"name": "RAY_AUTH_TOKEN", "valueFrom": token},
-        ],
+        "env": [{"name": "RAY_AUTH_MODE", "value": "token"}, {"name": "RAY_AUTH_TOKEN", "valueFrom": token}],
         "envFrom": _SECRET,
         "resources": _resources(cpu="1", memory="4Gi"),
         "volumeMounts": _MOUNTS,
@@ -116,10 +114,6 @@ def _cluster(image: str) -> dict[str, Any]:
         "resources": _resources(cpu="2", memory="8Gi"),
         "volumeMounts": _MOUNTS,
     }
-    gpu = {"nvidia.com/gpu": "1"}
-    worker = {**_ray_container("ray-worker", image), "resources": _resources(cpu="7", memory="24Gi", **gpu)}
-    pod = {"serviceAccountName": "gradosr", "securityContext": _USER, "terminationGracePeriodSeconds": 120}
-    tolerations = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     return {
         "rayVersion": version("ray"),
         "authOptions": {"mode": "token"},
@@ -129,26 +123,29 @@ def _cluster(image: str) -> dict[str, Any]:
             "rayStartParams": {"num-cpus": "0"},
             "template": {
                 "metadata": {"annotations": _STAY},
-                "spec": {**pod, "containers": [head], "volumes": _VOLUMES},
+                "spec": {**_RAY_POD, "containers": [head], "volumes": _VOLUMES},
             },
         },
-        "workerGroupSpecs": [
-            {
-                "groupName": "gpu",
-                "replicas": 0,
-                "minReplicas": 0,
-                "maxReplicas": 8,
-                "rayStartParams": {},
-                "template": {
-                    "spec": {
-                        **pod,
-                        "automountServiceAccountToken": False,
-                        "tolerations": tolerations,
-                        "containers": [worker],
-                    }
-                },
-            }
-        ],
+        "workerGroupSpecs": [_gpu_workers(image)],
+    }
+
+
+def _gpu_workers(image: str) -> dict[str, Any]:
+    gpu = {"nvidia.com/gpu": "1"}
+    worker = {**_ray_container("ray-worker", image), "resources": _resources(cpu="7", memory="24Gi", **gpu)}
+    pod = {
+        **_RAY_POD,
+        "automountServiceAccountToken": False,
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        "containers": [worker],
+    }
+    return {
+        "groupName": "gpu",
+        "replicas": 0,
+        "minReplicas": 0,
+        "maxReplicas": 8,
+        "rayStartParams": {},
+        "template": {"spec": pod},
     }
 
 

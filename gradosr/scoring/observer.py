@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from gradosr.classifier.build import check_logits, input_size, normalise
-from gradosr.config import Precision, Signals, TransformSettings
+from gradosr.config import Signals, TransformSettings
 from gradosr.detectors import Observation
 from gradosr.errors import ClassifierError, GradosrError, first_line
 from gradosr.gradients import GradientEngine, Head, lay_channels_last
 from gradosr.gradients.explain import Explained
 from gradosr.representations import REPRESENTATIONS, coordinate_names, log_norms, representation
-from gradosr.scoring.compute import use_precision
+from gradosr.scoring.compute import Compute
 
 
 def _batch_norms(classifier: nn.Module) -> list[tuple[nn.Module, dict[str, Tensor]]]:
@@ -47,24 +47,19 @@ class Observer:
         classifier: nn.Module,
         transform: TransformSettings,
         signals: Signals,
-        device: torch.device,
-        precision: Precision = "float32",
-        max_memory: float | None = None,
+        compute: Compute,
     ) -> None:
-        """Move a classifier to a device, ready for the `signals` that a detector asks for; `max_memory` is in GiB.
-
-        Raises ConfigError for a precision that the device does not have.
-        """
-        self.device, self._dtype = device, use_precision(precision, device)
-        limit = None if max_memory is None else int(max_memory * 2**30)
-        classifier = classifier.to(device)
-        if self._dtype != torch.float32:  # in float32, mixed types are reported, not converted
+        """Move a classifier to a device, ready for the `signals` that a detector asks for."""
+        self.compute = compute
+        compute.prepare()
+        classifier = classifier.to(compute.device)
+        if compute.dtype != torch.float32:  # in float32, mixed types are reported, not converted
             statistics = _batch_norms(classifier)
-            classifier = classifier.to(self._dtype)
+            classifier = classifier.to(compute.dtype)
             for module, state in statistics:
                 module.float().load_state_dict(state)
         lay_channels_last(classifier)
-        self.engine = GradientEngine(classifier, max_memory=limit)
+        self.engine = GradientEngine(classifier, max_memory=compute.max_memory)
         self.transform, self.signals = transform, signals
         self._watchers = [REPRESENTATIONS[name] for name in signals.watched]
         self.coordinates = coordinate_names(signals.objectives, self.engine.names)
@@ -105,4 +100,5 @@ class Observer:
         return self.engine.explain(self._normalised(images_BCHW))
 
     def _normalised(self, images_BCHW: Tensor) -> Tensor:
-        return normalise(images_BCHW.to(self.device, non_blocking=True), self.transform).to(self._dtype)
+        images_BCHW = images_BCHW.to(self.compute.device, non_blocking=True)
+        return normalise(images_BCHW, self.transform).to(self.compute.dtype)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
@@ -14,10 +15,11 @@ from gradosr.archive.decode import to_input_size
 from gradosr.archive.image import EMPTY, MAX_ENCODED, EncodedImage, Fault, too_large
 from gradosr.archive.loading import PreparedImage, decoding_threads, prepare
 from gradosr.bundle.bundle import load_bundle
-from gradosr.config import MAX_PIXELS, Precision, S3Settings, TransformSettings
+from gradosr.config import MAX_PIXELS, ComputeSettings, DeviceName, Precision, S3Settings, TransformSettings
+from gradosr.config.settings import validate_settings
 from gradosr.errors import ConfigError
-from gradosr.results.part import Row, schema
-from gradosr.scoring.rows import scored_rows
+from gradosr.results.part import schema
+from gradosr.scoring.columns import score_images
 from gradosr.scoring.scorer import Scorer
 from gradosr.store import Store
 
@@ -41,7 +43,7 @@ class BatchScorer:
         self,
         bundle: str,
         image_column: str = "image",
-        device: str = "auto",
+        device: DeviceName = "auto",
         precision: Precision = "float32",
         *,
         max_memory: float | None = None,
@@ -55,16 +57,18 @@ class BatchScorer:
         `threads` is the number of threads that decode and, without a GPU, compute; None leaves it to torch. Raises
         BundleError, ClassifierError, ConfigError or StoreError, each in one line.
         """
+        document = {"device": device, "precision": precision, "max_memory": max_memory}
+        settings = validate_settings(ComputeSettings, document, "BatchScorer")
         if threads is not None:
             torch.set_num_threads(threads)
         self._column, self._max_pixels = image_column, max_pixels
-        self._scorer = Scorer(load_bundle(Store(store or S3Settings()), bundle, trust), device, precision, max_memory)
+        self._scorer = Scorer(load_bundle(Store(store or S3Settings()), bundle, trust), settings)
         self._pool = decoding_threads(threads or torch.get_num_threads())
 
     def __call__(self, batch: Batch) -> Batch:
         """Return the batch's other columns and the scores. Raises ConfigError for columns that do not fit."""
         images = self._checked(batch)
-        rows = list(scored_rows(self._scorer, list(self._pool.map(self._prepared, images))))
+        rows = score_images(self._scorer, list(self._pool.map(self._prepared, images)))
         source = {"source": np.object_} if any(isinstance(image, Mapping) for image in images) else {}
         others = {name: values for name, values in batch.items() if name != self._column}
         return others | {name: _column(rows, name, kind) for name, kind in (source | _COLUMNS).items()}
@@ -109,12 +113,12 @@ def _resized(pixels_HWC: NDArray[Any], transform: TransformSettings) -> Prepared
     return PreparedImage(bare, shape[1], shape[0], to_input_size(pixels, transform), None)
 
 
-def _column(rows: list[Row], name: str, kind: type[np.generic]) -> NDArray[Any]:
-    """Return a column in the type that it has in a part.
+def _column(rows: pa.RecordBatch, name: str, kind: type[np.generic]) -> NDArray[Any]:
+    """Return a column in the type that it has in a part; one that is absent where no image has pixels is all None.
 
     If it holds nulls, it is an array of objects with None, which Arrow reads as the same type with nulls.
     """
-    values = [row.get(name) for row in rows]
+    values = rows[name].to_pylist() if name in rows.schema.names else [None] * rows.num_rows
     if None not in values:
         return np.array(values, kind)
     return np.array([value if value is None else kind(value) for value in values], object)

@@ -12,10 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradosr.bundle.bundle import Bundle
-from gradosr.config import Precision
+from gradosr.bundle.calibration import Calibration
+from gradosr.bundle.manifest import check_precision
+from gradosr.config import ComputeSettings
 from gradosr.detectors import restore
-from gradosr.scoring.compute import pick_device
+from gradosr.scoring.compute import choose_compute
 from gradosr.scoring.observer import Observer
+
+DEFAULT = ComputeSettings()
 
 Floats = NDArray[np.float32]
 
@@ -50,19 +54,18 @@ class Scorer:
     `gradosr.archive.decode` makes such images from encoded bytes (`decode`, `to_input_size`).
     """
 
-    def __init__(
-        self, bundle: Bundle, device: str = "auto", precision: Precision = "float32", max_memory: float | None = None
-    ) -> None:
-        """Prepare a bundle for scoring; device, precision and max_memory (GiB) are as in ScoreJob.
+    def __init__(self, bundle: Bundle, settings: ComputeSettings = DEFAULT) -> None:
+        """Prepare a bundle for scoring, with settings of which a ScoreJob has all.
 
-        The bundle's classifier is moved to the device, not copied.
+        The bundle's classifier is moved to the device, not copied. Raises ConfigError for what this machine does not
+        have, and for a precision in which the bundle is not calibrated.
         """
-        self.bundle = bundle
+        self.bundle, self.compute = bundle, choose_compute(settings)
         manifest = bundle.manifest
-        self.observer = Observer(
-            bundle.classifier, manifest.transform, manifest, pick_device(device), precision, max_memory
-        )
-        arrays = {name: array.to(self.observer.device) for name, array in bundle.detector.arrays().items()}
+        check_precision(self.compute.precision, bundle.calibrations)
+        self._calibration = bundle.calibrations[self.compute.precision]
+        self.observer = Observer(bundle.classifier, manifest.transform, manifest, self.compute)
+        arrays = {name: array.to(self.compute.device) for name, array in bundle.detector.arrays().items()}
         self._detector = restore(manifest.detector, arrays)
         checked = self.observer.check(len(manifest.classes))
         features = checked.observation.features_BF
@@ -94,8 +97,8 @@ class Scorer:
             values_BV = torch.empty(together_BV.shape, pin_memory=True).copy_(together_BV, non_blocking=True)
             copied = torch.cuda.Event()
             copied.record()
-            return Pending(values_BV, widths, self.bundle, copied)
-        return Pending(together_BV, widths, self.bundle)
+            return Pending(values_BV, widths, self._calibration, self.bundle.manifest.false_alarm_rate, copied)
+        return Pending(together_BV, widths, self._calibration, self.bundle.manifest.false_alarm_rate)
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,8 @@ class Pending:
     """Columns: finite, predicted, confidence, max logit, energy, unknown score, representation, features."""
     widths: Sequence[int]
     """Number of columns of the representation, and of the features if there are any."""
-    bundle: Bundle
+    calibration: Calibration
+    false_alarm_rate: float
     copied: torch.cuda.Event | None = None
 
     def wait(self) -> Scores:
@@ -117,7 +121,7 @@ class Pending:
         finite, predicted, confidence, max_logit, energy, unknown_score = first_B6.T.contiguous().numpy()
         finite = finite != 0
         unknown_score = np.where(finite, unknown_score, np.float32(np.nan))
-        p_value = self.bundle.calibration.p_values(unknown_score)
+        p_value = self.calibration.p_values(unknown_score)
         return Scores(
             finite=finite,
             predicted_index=predicted.astype(np.int32),
@@ -126,7 +130,7 @@ class Pending:
             energy=energy,
             unknown_score=unknown_score,
             p_value=p_value,
-            is_unknown=p_value <= self.bundle.manifest.false_alarm_rate,
+            is_unknown=p_value <= self.false_alarm_rate,
             representation_BC=representation_BC.numpy(),
             features_BF=features[0].half().numpy() if features else None,
         )

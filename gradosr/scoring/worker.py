@@ -4,9 +4,10 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
+import pyarrow as pa
 import torch
 
 from gradosr.archive.image import EncodedImage, resolve_names
@@ -17,8 +18,8 @@ from gradosr.bundle.bundle import load_bundle
 from gradosr.config import ScoreJob
 from gradosr.results.folder import RunFolder
 from gradosr.results.outcome import PartStats
-from gradosr.results.part import STAGES, PartBuilder, Row, schema
-from gradosr.scoring.rows import start_rows
+from gradosr.results.part import STAGES, PartBuilder, schema
+from gradosr.scoring.columns import start_scoring
 from gradosr.scoring.scorer import Scorer
 from gradosr.store import Store
 from gradosr.versions import software
@@ -45,7 +46,7 @@ class ShardWorker:
         self._folder.check(self._fingerprint)
         self._label_names = resolve_names(job.input.label_names, self._store)
         bundle = load_bundle(self._store, job.bundle, job.trust)
-        self._scorer = Scorer(bundle, job.device, job.precision, job.max_memory)
+        self._scorer = Scorer(bundle, job)
         coordinates = len(self._scorer.observer.coordinates) if job.representation != "none" else 0
         self._schema = schema(coordinates, self._scorer.feature_count if job.features != "none" else 0)
         return self.name
@@ -62,14 +63,17 @@ class ShardWorker:
         loading, part = self._take(shard), PartBuilder(shard, self._schema)
         seconds = loading.seconds
         try:
-            rows: Callable[[], Iterable[Row]] = tuple
+            rows: Callable[[], pa.RecordBatch] | None = None
             for batch in loading.batches:
                 seconds["decode"] += sum(image.seconds for image in batch)
                 with _Clock(seconds, "score"):  # a GPU has the next batch while the rows of the one before are written
-                    before, rows = rows, start_rows(self._scorer, batch, self._job.representation, self._job.features)
-                    part.add(before())
+                    before = rows
+                    rows = start_scoring(self._scorer, batch, self._job.representation, self._job.features)
+                    if before:
+                        part.add(before())
             with _Clock(seconds, "score"):
-                part.add(rows())
+                if rows:
+                    part.add(rows())
             with _Clock(seconds, "write"):
                 part.flush()
                 if bad_images := part.bad_images():  # first, so that they are there when the part is

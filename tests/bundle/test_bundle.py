@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from tiny import fit_one_class
+from tiny import CPU, fit_one_class
 
 from gradosr.bundle.bundle import Bundle, load_bundle
 from gradosr.bundle.calibration import Calibration
@@ -17,6 +17,7 @@ from gradosr.classifier.build import build_classifier
 from gradosr.config import Signals, TransferSettings, TransformSettings
 from gradosr.detectors import ClassSplit, TransferDetector
 from gradosr.errors import BundleError, ClassifierError, ConfigError
+from gradosr.scoring.compute import Compute
 from gradosr.scoring.observer import Observer
 from gradosr.scoring.scorer import Scorer
 from gradosr.store import Store
@@ -36,7 +37,7 @@ def made(kind="one_class"):
     """A bundle of a small classifier with random weights and a detector fitted to noise."""
     torch.manual_seed(0)
     classifier = build_classifier(ARCH, {}, 3)
-    observed = Observer(classifier, TRANSFORM, Signals(objectives=OBJECTIVES), torch.device("cpu"))(pixels(40))
+    observed = Observer(classifier, TRANSFORM, Signals(objectives=OBJECTIVES), Compute(torch.device("cpu")))(pixels(40))
     observation = observed.observation
     if kind == "one_class":
         detector = fit_one_class(observed)
@@ -50,7 +51,7 @@ def made(kind="one_class"):
         arch=ARCH, args={}, classes=("ant", "bee", "Käfer"), transform=TRANSFORM, detector=kind,
         objectives=OBJECTIVES, false_alarm_rate=0.1, provenance=PROVENANCE,
     )  # fmt: skip
-    return Bundle(manifest, classifier, detector, calibration)
+    return Bundle(manifest, classifier, detector, {"float32": calibration})
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def replace_file(folder, name, body):
 
 def assert_same_scores(one, other):
     """But for rounding: the form of a norm is chosen by its time."""
-    first, second = (vars(Scorer(bundle, "cpu").score(pixels(5, seed=7))) for bundle in (one, other))
+    first, second = (vars(Scorer(bundle, CPU).score(pixels(5, seed=7))) for bundle in (one, other))
     assert first.keys() == second.keys()
     for name, values in first.items():
         np.testing.assert_allclose(values, second[name], rtol=1e-5, atol=1e-7, err_msg=name)
@@ -113,7 +114,11 @@ def test_a_loaded_bundle_gives_the_same_scores(kind, tmp_path, local):
     assert_same_scores(loaded, bundle)
     written = {name: getattr(loaded.manifest, name) for name in ("files", "calibration")}
     assert loaded.manifest == bundle.manifest.model_copy(update=written)
-    assert written["calibration"].images == sum(written["calibration"].counts) == len(bundle.calibration.scores)
+    assert (
+        written["calibration"].images
+        == sum(written["calibration"].counts)
+        == len(bundle.calibrations["float32"].scores)
+    )
     assert loaded.facts() == bundle.facts()
     assert not loaded.classifier.training
     assert loaded.digest == hashlib.sha256((tmp_path / "new/folder/bundle.json").read_bytes()).hexdigest()
@@ -138,7 +143,7 @@ def test_saving_again_gives_the_same_bundle(saved, tmp_path, local):
 def test_the_entry_of_the_logits_is_kept_and_written_only_where_there_is_one(one_class, saved, tmp_path, local):
     assert "logits" not in json.loads((saved / "bundle.json").read_text())
     manifest = one_class.manifest.model_copy(update={"logits": 0})
-    Bundle(manifest, one_class.classifier, one_class.detector, one_class.calibration).save(local, f"{tmp_path}/picked")
+    Bundle(manifest, one_class.classifier, one_class.detector, one_class.calibrations).save(local, f"{tmp_path}/picked")
     loaded = load_bundle(local, f"{tmp_path}/picked")
     assert loaded.manifest.logits == 0
     assert len(loaded.classifier._forward_hooks) == 1
@@ -146,8 +151,8 @@ def test_the_entry_of_the_logits_is_kept_and_written_only_where_there_is_one(one
 
 
 def test_another_bundle_has_another_digest(one_class, saved, tmp_path, local):
-    calibration = Calibration(one_class.calibration.scores + np.float32(1))
-    other = Bundle(one_class.manifest, one_class.classifier, one_class.detector, calibration)
+    calibration = Calibration(one_class.calibrations["float32"].scores + np.float32(1))
+    other = Bundle(one_class.manifest, one_class.classifier, one_class.detector, {"float32": calibration})
     other.save(local, f"{tmp_path}/other")
     assert load_bundle(local, f"{tmp_path}/other").digest != load_bundle(local, str(saved)).digest
 
@@ -169,7 +174,7 @@ def test_facts_are_those_of_the_manifest_and_the_calibration(one_class):
         "classes": ["ant", "bee", "Käfer"],
         "detector": "one_class",
         "false_alarm_rate": 0.1,
-        "threshold": one_class.calibration.threshold(0.1),
+        "threshold": one_class.calibrations["float32"].threshold(0.1),
         **PROVENANCE,
     }
 

@@ -125,7 +125,7 @@ bundle = fit(job, Notes())
 bundle.save(Store(), job.bundle)
 loaded = load_bundle(Store(), job.bundle, (job.classifier.arch,))
 images = torch.randint(256, (5, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-first, again = (Scorer(one, "cpu").score(images).unknown_score for one in (bundle, loaded))
+first, again = (Scorer(one).score(images).unknown_score for one in (bundle, loaded))
 assert len(set(first.tolist())) == 5
 assert abs(first - again).max() <= 1e-4 * first.std()
 print(loaded.manifest.detector, type(loaded.detector).__name__, *sorted(loaded.detector.arrays()))

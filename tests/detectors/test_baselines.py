@@ -10,7 +10,7 @@ import scipy
 import torch
 from pytorch_ood import detector as ood
 from safetensors.torch import save_file
-from tiny import ARCH, CLASSES, TRANSFORM, labelled_tar
+from tiny import ARCH, CLASSES, CPU, TRANSFORM, labelled_tar
 from tiny_net import tiny
 from torch import nn
 
@@ -402,10 +402,10 @@ def test_is_fitted_saved_loaded_and_scored(kind, mirror, document):
     loaded = load_bundle(Store(), job.bundle, (ARCH,))
     assert (loaded.manifest.detector, loaded.manifest.mirror) == (kind, mirror)
     images = torch.randint(256, (5, 3, 16, 16), dtype=torch.uint8)
-    first, again = (Scorer(one, "cpu").score(images) for one in (bundle, loaded))
+    first, again = (Scorer(one, CPU).score(images) for one in (bundle, loaded))
     assert np.isfinite(first.unknown_score).all()
     assert len(set(first.unknown_score.tolist())) == 5
     rounding = 1e-4 * first.unknown_score.std()
     np.testing.assert_allclose(again.unknown_score, first.unknown_score, rtol=0, atol=rounding)
-    mirrored = Scorer(loaded, "cpu").score(images.flip(3))
+    mirrored = Scorer(loaded, CPU).score(images.flip(3))
     assert np.allclose(mirrored.unknown_score, first.unknown_score, rtol=0, atol=rounding) == mirror

@@ -14,6 +14,7 @@ from gradosr.errors import ClassifierError
 from gradosr.gradients import GradientEngine, objective
 from gradosr.gradients.slow import slow_squared_norms
 from gradosr.representations import REPRESENTATIONS, grad_norm, represent
+from gradosr.scoring.compute import Compute
 from gradosr.scoring.observer import Observer
 
 CLASSES = 5
@@ -327,7 +328,7 @@ def test_a_representation_is_a_class_and_a_line_of_the_table(monkeypatch):
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, CLASSES)).eval()
     signals = Signals(objectives=("all_hot", "uniform"), watched=("largest", "gradnorm"))
     transform = TransformSettings(crop=32, mean=(0, 0, 0), std=(1, 1, 1))
-    observer = Observer(net, transform, signals, torch.device("cpu"))
+    observer = Observer(net, transform, signals, Compute(torch.device("cpu")))
     pixels = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     seen = observer(pixels).observation
     assert list(seen.watched) == ["all_hot/largest/1.weight", "gradnorm", "uniform/largest/1.weight"]

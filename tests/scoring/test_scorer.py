@@ -1,22 +1,24 @@
 """Scores of a tiny real bundle: shapes, types, formulas, and what cannot be scored."""
 
 import copy
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
 from test_bundle import OBJECTIVES, TRANSFORM, made, pixels
-from tiny import fit_one_class
+from tiny import CPU, fit_one_class
 
 from gradosr.bundle.bundle import Bundle
+from gradosr.bundle.calibration import Calibration
 from gradosr.classifier.build import build_classifier, normalise
-from gradosr.config import Signals, TransformSettings
+from gradosr.config import ComputeSettings, Precision, Signals, TransformSettings
 from gradosr.detectors import Observation, detector_class
 from gradosr.errors import ClassifierError, ConfigError
 from gradosr.gradients import squared_norms
 from gradosr.representations import log_norms
-from gradosr.scoring.compute import pick_device
+from gradosr.scoring.compute import Compute, pick_device
 from gradosr.scoring.observer import Observer
 from gradosr.scoring.scorer import Scorer
 
@@ -30,7 +32,7 @@ def bundle():
 
 @pytest.fixture(scope="module")
 def scorer(bundle):
-    return Scorer(bundle, "cpu")
+    return Scorer(bundle, CPU)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def mixed():
 
 def changed(bundle, **changes):
     manifest = bundle.manifest.model_copy(update=changes)
-    return Bundle(manifest, bundle.classifier, bundle.detector, bundle.calibration)
+    return Bundle(manifest, bundle.classifier, bundle.detector, bundle.calibrations)
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])
@@ -98,11 +100,14 @@ def test_score_p_value_and_decision_are_the_detectors_and_the_calibrations(score
 
 def test_a_p_value_equal_to_the_rate_is_unknown(bundle):
     """Rounding to float32 could decide here: p = 1 / 20 and a rate of 0.05."""
-    calibration = type(bundle.calibration)(np.linspace(-99, -98, 19, dtype=np.float32))
+    calibration = Calibration(np.linspace(-99, -98, 19, dtype=np.float32))
     tight = Bundle(
-        bundle.manifest.model_copy(update={"false_alarm_rate": 0.05}), bundle.classifier, bundle.detector, calibration
+        bundle.manifest.model_copy(update={"false_alarm_rate": 0.05}),
+        bundle.classifier,
+        bundle.detector,
+        {"float32": calibration},
     )
-    scores = Scorer(tight, "cpu").score(pixels(2))
+    scores = Scorer(tight, CPU).score(pixels(2))
     assert scores.p_value.tolist() == [np.float32(0.05)] * 2
     assert scores.is_unknown.all()
 
@@ -134,7 +139,7 @@ def test_scores_of_a_batch_are_those_of_its_images(scorer):
 @pytest.mark.parametrize("factor", [math.nan, math.inf])
 def test_an_image_whose_logits_overflow_has_no_score_and_leaves_its_neighbours_alone(factor):
     broken, batch = made(), pixels(3)
-    expected = Scorer(broken, "cpu").score(batch)
+    expected = Scorer(broken, CPU).score(batch)
     batch[1] = 255
     white = normalise(batch, TRANSFORM)[1].mean() - 0.1
     seen = {}
@@ -142,7 +147,7 @@ def test_an_image_whose_logits_overflow_has_no_score_and_leaves_its_neighbours_a
     broken.classifier.fc.register_forward_pre_hook(
         lambda _, args: (torch.where(seen["white"][:, None], factor, args[0]),)
     )
-    scores = Scorer(broken, "cpu").score(batch)
+    scores = Scorer(broken, CPU).score(batch)
     assert scores.finite.tolist() == [True, False, True]
     assert np.isnan(scores.p_value).tolist() == [False, True, False]
     assert not scores.is_unknown[1]
@@ -152,11 +157,13 @@ def test_an_image_whose_logits_overflow_has_no_score_and_leaves_its_neighbours_a
 def test_a_classifier_without_a_linear_head_has_no_features():
     classifier = build_classifier("torchvision:squeezenet1_1", {}, 3)
     transform = TransformSettings(crop=32)
-    observed = Observer(classifier, transform, Signals(objectives=("all_hot",)), torch.device("cpu"))(pixels(9))
+    observed = Observer(classifier, transform, Signals(objectives=("all_hot",)), Compute(torch.device("cpu")))(
+        pixels(9)
+    )
     detector = fit_one_class(observed)
     source = made()
     manifest = source.manifest.model_copy(update={"arch": "torchvision:squeezenet1_1", "objectives": ("all_hot",)})
-    scorer = Scorer(Bundle(manifest, classifier, detector, source.calibration), "cpu")
+    scorer = Scorer(Bundle(manifest, classifier, detector, source.calibrations), CPU)
     assert scorer.feature_count == 0
     assert scorer.score(pixels(2)).features_BF is None
 
@@ -166,7 +173,7 @@ def test_a_classifier_without_a_linear_head_has_no_features():
 
 def refused(error, bundle, device="cpu"):
     with pytest.raises(error) as raised:
-        Scorer(bundle, device)
+        Scorer(bundle, ComputeSettings(device=device))
     assert type(raised.value) is error
     assert "\n" not in str(raised.value)
     return str(raised.value)
@@ -184,7 +191,7 @@ def with_classifier(bundle, arch, args, size):
     manifest = bundle.manifest.model_copy(
         update={"arch": arch, "detector": "max_logit", "transform": TransformSettings(crop=size)}
     )
-    return Bundle(manifest, classifier, detector, bundle.calibration)
+    return Bundle(manifest, classifier, detector, bundle.calibrations)
 
 
 @pytest.mark.parametrize(
@@ -247,10 +254,15 @@ def test_cuda_asked_for_in_vain_is_one_clear_line(bundle):
     assert pick_device("auto") == pick_device("cpu") == torch.device("cpu")
 
 
+def calibrated(bundle: Bundle, precision: Precision) -> Bundle:
+    calibrations = {**bundle.calibrations, precision: bundle.calibrations["float32"]}
+    return dataclasses.replace(copy.deepcopy(bundle), calibrations=calibrations)
+
+
 def test_bfloat16_scores_like_float32_but_for_rounding(bundle: Bundle) -> None:
     batch = pixels(32)
-    single = Scorer(copy.deepcopy(bundle), "cpu").score(batch)
-    half = Scorer(copy.deepcopy(bundle), "cpu", "bfloat16").score(batch)
+    single = Scorer(copy.deepcopy(bundle), CPU).score(batch)
+    half = Scorer(calibrated(bundle, "bfloat16"), ComputeSettings(device="cpu", precision="bfloat16")).score(batch)
     assert half.finite.all()
     for field in ("max_logit", "energy", "unknown_score", "representation_BC"):
         assert getattr(half, field).dtype == np.float32
@@ -261,12 +273,22 @@ def test_bfloat16_scores_like_float32_but_for_rounding(bundle: Bundle) -> None:
 
 def test_max_memory_changes_no_score(bundle: Bundle) -> None:
     batch = pixels(5)
-    whole = Scorer(copy.deepcopy(bundle), "cpu").score(batch)
-    pieces = Scorer(copy.deepcopy(bundle), "cpu", max_memory=1e-9).score(batch)
+    whole = Scorer(copy.deepcopy(bundle), CPU).score(batch)
+    pieces = Scorer(copy.deepcopy(bundle), ComputeSettings(device="cpu", max_memory=1e-9)).score(batch)
     np.testing.assert_allclose(pieces.unknown_score, whole.unknown_score, rtol=1e-5, atol=1e-5)
 
 
 def test_tf32_without_cuda_is_one_clear_line(bundle: Bundle) -> None:
     with pytest.raises(ConfigError) as refused:
-        Scorer(bundle, "cpu", "tf32")
+        Scorer(bundle, ComputeSettings(device="cpu", precision="tf32"))
     assert str(refused.value) == ("precision: tf32, which only CUDA devices have; use precision: float32 or bfloat16")
+
+
+def test_a_precision_without_calibration_is_refused(bundle: Bundle) -> None:
+    """Its p-values would be wrong without a word."""
+    with pytest.raises(ConfigError) as refused:
+        Scorer(bundle, ComputeSettings(device="cpu", precision="bfloat16"))
+    assert str(refused.value) == (
+        "precision: bfloat16, but the bundle's p-values hold only in float32; fit it with `precisions: [bfloat16]`, "
+        "or score in float32"
+    )

@@ -9,7 +9,7 @@ from gradosr.gradients.slow import slow_squared_norms
 from gradosr.lab.benchmark.contenders import in_precision, workload
 from gradosr.lab.benchmark.device_facts import CLASSES, OBJECTIVES, Facts, Meter
 from gradosr.lab.benchmark.engine import TWINS, ZERO
-from gradosr.scoring.compute import use_precision
+from gradosr.scoring.compute import Compute
 
 
 def accuracy(arch: str, side: int, batch: int, meter: Meter, *, on_cpu: bool = False) -> Facts:
@@ -34,7 +34,7 @@ def accuracy(arch: str, side: int, batch: int, meter: Meter, *, on_cpu: bool = F
             "engine, logits": _of_largest(found.logits_BK[:TWINS], logits_BK),
             "autograd, logits": _of_largest(own_BK, logits_BK),
         }
-    use_precision("float32", meter.device)
+    Compute(meter.device).prepare()
     return facts
 
 

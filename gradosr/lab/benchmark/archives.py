@@ -18,8 +18,9 @@ from gradosr.bundle.bundle import Bundle
 from gradosr.bundle.calibration import Calibration
 from gradosr.bundle.manifest import Manifest
 from gradosr.classifier.build import build_classifier, input_size
-from gradosr.config import Detector, OneClassSettings, TransformSettings
+from gradosr.config import Detector, OneClassSettings, Precision, TransformSettings
 from gradosr.detectors import Known, Observation, detector_class, restore
+from gradosr.scoring.compute import Compute
 from gradosr.scoring.observer import Observer
 from gradosr.store import Store, join
 
@@ -106,7 +107,7 @@ def make_bundle(
     Detector and calibration are fitted to random images.
     """
     settings, device = settings or OneClassSettings(), device or torch.device("cpu")
-    observer = Observer(copy.deepcopy(classifier), transform, settings.signals, device)
+    observer = Observer(copy.deepcopy(classifier), transform, settings.signals, Compute(device))
     height, width = input_size(transform)
     images = torch.stack([_pixels(height, width, torch.Generator().manual_seed(i)) for i in range(FITTED_ON)])
     head = observer.check(len(classes)).head
@@ -124,7 +125,10 @@ def make_bundle(
         **settings.signals.model_dump(),
         false_alarm_rate=0.05,
     )
-    return Bundle(manifest, classifier, restore(settings.kind, arrays), Calibration.of(scores, 0.05))
+    calibration = Calibration.of(scores, 0.05)  # of random images, which are as good in any precision
+    precisions: tuple[Precision, ...] = ("float32", "tf32", "bfloat16")
+    calibrations = dict.fromkeys(precisions, calibration)
+    return Bundle(manifest, classifier, restore(settings.kind, arrays), calibrations)
 
 
 def _pixels(height: int, width: int, generator: torch.Generator) -> Tensor:

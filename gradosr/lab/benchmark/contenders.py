@@ -18,7 +18,7 @@ from gradosr.errors import ConfigError, first_line
 from gradosr.gradients import GradientEngine, objective
 from gradosr.gradients.calls import squared_norm
 from gradosr.lab.conformance import move
-from gradosr.scoring.compute import use_precision
+from gradosr.scoring.compute import Compute
 from gradosr.scoring.observer import Observer
 
 PART = 8
@@ -83,8 +83,9 @@ def in_precision(given: Workload, precision: Precision, place: torch.device) -> 
 def _scorers(classifier: nn.Module, images_BCHW: Tensor, place: torch.device, precision: Precision) -> Workload:
     """Prepare the classifier, in place, and the engine in the way that the scorer does."""
     transform = TransformSettings(crop=(images_BCHW.shape[2], images_BCHW.shape[3]))
-    engine = Observer(classifier, transform, Signals(), place, precision).engine
-    images_BCHW = images_BCHW.to(place, use_precision(precision, place), memory_format=torch.channels_last)
+    compute = Compute(place, precision)
+    engine = Observer(classifier, transform, Signals(), compute).engine
+    images_BCHW = images_BCHW.to(place, compute.dtype, memory_format=torch.channels_last)
     return Workload(engine.classifier, engine, images_BCHW)
 
 

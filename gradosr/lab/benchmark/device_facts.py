@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from gradosr.scoring.hardware import hardware
+from gradosr.scoring.compute import Compute
 from gradosr.scoring.memory import forget_peak, peak
 
 Work = Callable[[], object]
@@ -109,7 +109,7 @@ def short(value: Any) -> Any:
 def versions(meter: Meter) -> Facts:
     """Return the versions of the device, its driver, and the software that computes on it."""
     facts: Facts = {
-        "device": hardware(meter.device),
+        "device": Compute(meter.device).name,
         "cores": cores(),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -10,17 +10,17 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import cycle
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import torch
 
 from gradosr.archive.image import EncodedImage
 from gradosr.archive.loading import PreparedImage, prepared_batches
 from gradosr.classifier.build import build_classifier
-from gradosr.config import MAX_PIXELS, BaselineSettings, OneClassSettings, Precision, TransformSettings
+from gradosr.config import MAX_PIXELS, BaselineSettings, ComputeSettings, OneClassSettings, Precision, TransformSettings
 from gradosr.lab.benchmark.archives import jpeg, make_bundle
 from gradosr.lab.benchmark.contenders import workload
 from gradosr.lab.benchmark.device_facts import Facts, Meter, profiled, waits
-from gradosr.results.part import Row
-from gradosr.scoring.rows import start_rows
+from gradosr.scoring.columns import start_scoring
 from gradosr.scoring.scorer import Scorer
 
 STRETCH = 768
@@ -72,7 +72,9 @@ class Job:
         classifier = build_classifier(arch, {"num_classes": len(classes)}, len(classes))
         bundle = make_bundle(arch, classifier, archive.transform, classes, settings, meter.device)
         started = time.perf_counter()
-        self._scorer = Scorer(bundle, meter.device.type, precision)
+        self._scorer = Scorer(
+            bundle, ComputeSettings(device="cuda" if meter.device.type == "cuda" else "cpu", precision=precision)
+        )
         meter.wait()
         self._loading = time.perf_counter() - started
 
@@ -102,16 +104,15 @@ class Job:
             facts["waits of a batch"] = waits(lambda: list(self._rows(ready[:1])))
         return facts
 
-    def _rows(self, batches: Iterable[list[PreparedImage]]) -> Iterator[list[Row]]:
-        """Yield each batch's rows while the device works on the next batch, as a worker does.
-
-        The first list is empty.
-        """
-        rows: Callable[[], Iterable[Row]] = tuple
+    def _rows(self, batches: Iterable[list[PreparedImage]]) -> Iterator[pa.RecordBatch]:
+        """Yield each batch's rows while the device works on the next batch, as a worker does."""
+        rows: Callable[[], pa.RecordBatch] | None = None
         for batch in batches:
-            before, rows = rows, start_rows(self._scorer, batch)
-            yield list(before())
-        yield list(rows())
+            before, rows = rows, start_scoring(self._scorer, batch)
+            if before:
+                yield before()
+        if rows:
+            yield rows()
 
 
 _held: dict[str, Any] = {}

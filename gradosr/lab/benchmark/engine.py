@@ -18,8 +18,7 @@ from gradosr.gradients.explain import Explained
 from gradosr.gradients.slow import slow_squared_norms
 from gradosr.lab.benchmark.contenders import CONTENDERS, TRAINING_STEP, VMAP, Prepared, Workload, in_precision, workload
 from gradosr.lab.benchmark.memory import peak_memory
-from gradosr.scoring.compute import pick_device
-from gradosr.scoring.hardware import hardware
+from gradosr.scoring.compute import Compute, pick_device
 
 CONFIGURATIONS = (
     ("torchvision:resnet18", 32, 64),
@@ -64,7 +63,7 @@ def bench_engine(
         "batch": batch,
         "runs": runs,
         "precision": precision,
-        "device": hardware(place),
+        "device": Compute(place).name,
         "torch": torch.__version__,
         "fallback_parameters": list(given.engine.plan(given.images_BCHW).fallback),
         "images_per_second": {name: batch / statistics.median(times) for name, times in seconds.items()},

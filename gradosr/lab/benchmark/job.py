@@ -30,8 +30,7 @@ from gradosr.run.console import Notes
 from gradosr.run.driver import Driver
 from gradosr.run.driver.actor import MakeWorker, shard_worker
 from gradosr.run.plan import prepare
-from gradosr.scoring.compute import pick_device
-from gradosr.scoring.hardware import hardware
+from gradosr.scoring.compute import choose_compute
 from gradosr.scoring.worker import ShardWorker
 from gradosr.store import Store, join
 
@@ -122,7 +121,7 @@ def bench_job(
         "archive": f"made up, {source.kind}" if isinstance(source, MadeUpArchive) else source.input.uri,
         "bundle": MADE_UP[source.kind].arch if isinstance(source, MadeUpArchive) else source.bundle,
         "store": "local files" if place.endpoint_url is None else "SeaweedFS on this machine",
-        "device": hardware(pick_device(job.device)),
+        "device": choose_compute(job).name,
         "torch": torch.__version__,
         "batch_size": job.batch_size,
         "precision": job.precision,

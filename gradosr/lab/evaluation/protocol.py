@@ -30,7 +30,6 @@ from gradosr.fit.known_images import CALIBRATION, FITTING
 from gradosr.lab.evaluation.far import make
 from gradosr.lab.evaluation.metrics import auroc
 from gradosr.run.console import Notes
-from gradosr.scoring.compute import pick_device
 from gradosr.scoring.observer import Observer
 from gradosr.store import Store, join
 from gradosr.versions import software
@@ -235,8 +234,7 @@ class _Seen:
         objectives = dict.fromkeys([*protocol.objectives, *(name for one in wanted for name in one.objectives)])
         watched = dict.fromkeys(name for one in wanted for name in one.watched)
         self._all = Signals(objectives=tuple(objectives), watched=tuple(watched), mirror=mirror)
-        device = pick_device(protocol.device)
-        self._observer = Observer(ready.classifier, ready.job.classifier.transform, self._all, device)
+        self._observer = Observer(ready.classifier, ready.job.classifier.transform, self._all, ready.compute)
         self.head = self._observer.check(len(ready.job.classifier.classes)).head
         self._batch_size = protocol.batch_size
 

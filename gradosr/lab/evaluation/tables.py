@@ -67,11 +67,10 @@ def measure(protocol: OsrProtocol, scores: TaskScores) -> TaskMetrics:
     names = [name for name in scores.rows.column_names if name not in ("set", "key", "label", "predicted")]
     known_of = {name: test[name].to_numpy()[~unknown] for name in names}
     far_of = {name: {one: scores.of(one)[name].to_numpy() for one in far} for name in names}
-    detectors = {}
+    both, detectors = unknown.any(), {}
     for name in names:
         score, flagged = test[name].to_numpy(), scores.p_values(name) <= protocol.false_alarm_rate
         decided, truth = np.where(flagged, "unknown", predicted), np.where(unknown, "unknown", labels)
-        both = unknown.any()
         detectors[name] = DetectorMetrics(
             auroc=auroc(score, unknown) if both else np.nan,
             fpr95=fpr_at_95_tpr(score, unknown) if both else np.nan,
@@ -83,13 +82,12 @@ def measure(protocol: OsrProtocol, scores: TaskScores) -> TaskMetrics:
             far={one: _auroc(known_of[name], far_of[name][one]) for one in far},
             far_macro_f1={one: _far_f1(protocol, scores, name, one, truth[~unknown], decided[~unknown]) for one in far},
         )
-    settings = {name: one for task in protocol.tasks for name, one in task.detectors.items()} | protocol.detectors
-    baselines = [name for name in names if is_baseline(settings[name])] or names[:1]
-    best_far = {}
-    for one in far:
+    baselines = _baselines(protocol, names)
+
+    def best_on(one: str) -> tuple[str, float, float]:
         best = max(baselines, key=lambda name: detectors[name].far[one])
-        low, high = bootstrap(known_of[best], far_of[best][one], protocol.resamplings, protocol.seed)
-        best_far[one] = (best, low, high)
+        return best, *bootstrap(known_of[best], far_of[best][one], protocol.resamplings, protocol.seed)
+
     return TaskMetrics(
         name=scores.name,
         classes=scores.classes,
@@ -98,9 +96,15 @@ def measure(protocol: OsrProtocol, scores: TaskScores) -> TaskMetrics:
         accuracy=float((labels == predicted)[~unknown].mean()),
         detectors=detectors,
         best_baseline=max(baselines, key=lambda name: detectors[name].auroc),
-        best_far=best_far,
+        best_far={one: best_on(one) for one in far},
         coordinates=scores.coordinates,
     )
+
+
+def _baselines(protocol: OsrProtocol, names: list[str]) -> list[str]:
+    """Return the published detectors among those of a table; the first detector where there is none."""
+    settings = {name: one for task in protocol.tasks for name, one in task.detectors.items()} | protocol.detectors
+    return [name for name in names if is_baseline(settings[name])] or names[:1]
 
 
 def _far_f1(
