@@ -87,13 +87,14 @@ def test_score_p_value_and_decision_are_the_detectors_and_the_calibrations(score
     seen = Observation(log_norms(norms), norms[0].logits_BK, norms[0].features_BF, norms[0].middle_BM)
     expected = bundle.detector.score(seen).numpy()
     np.testing.assert_allclose(scores.unknown_score, expected, rtol=1e-4, atol=1e-5)
-    known = bundle.calibration.scores
+    known = bundle.calibrations["float32"].scores
     by_definition = [(1 + sum(known >= one)) / (len(known) + 1) for one in scores.unknown_score]
     np.testing.assert_allclose(scores.p_value, by_definition, rtol=1e-6)
     rate = bundle.manifest.false_alarm_rate
     assert scores.is_unknown.tolist() == [p <= np.float32(rate) for p in scores.p_value]
     assert (
-        scores.is_unknown.tolist() == (scores.unknown_score > np.float32(bundle.calibration.threshold(rate))).tolist()
+        scores.is_unknown.tolist()
+        == (scores.unknown_score > np.float32(bundle.calibrations["float32"].threshold(rate))).tolist()
     )
     assert 0 < scores.is_unknown.sum() < len(mixed), "both sides must be seen here"
 
