@@ -10,9 +10,7 @@ from .cli import json_flag, set_option
 
 @click.command()
 @click.argument("results")
-@click.option(
-    "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for what is found."
-)
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the report.")
 @click.option("--baseline", metavar="RESULTS", help="Earlier results of the same bundle, to tell what changed.")
 @click.option(
     "--fdr",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 COUNT = click.IntRange(min=1)
 device_option = click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
-runs_option = click.option("--runs", default=5, show_default=True, type=COUNT, help="Paired runs.")
+runs_option = click.option("--runs", default=5, show_default=True, type=COUNT, help="Number of paired runs.")
 
 
 @click.group()
@@ -33,13 +33,13 @@ def bench() -> None:
     default="float32",
     show_default=True,
     type=click.Choice(["float32", "tf32", "bfloat16"]),
-    help="Of all contenders; tf32 is for CUDA alone.",
+    help="Precision of all contenders; tf32 needs CUDA.",
 )
-@click.option("--explain", is_flag=True, help="List which rule serves each parameter, and at what cost, instead.")
+@click.option("--explain", is_flag=True, help="Instead list the rule that serves each parameter, and its cost.")
 @click.option(
     "--conformance",
     type=click.Choice(["torchvision", "timm"]),
-    help="Hold every architecture of a library against the slow definition instead; exit 1 if one does not conform.",
+    help="Instead compare every architecture of a library with the slow definition; exit 1 if one does not conform.",
 )
 @json_flag
 def engine(
@@ -92,9 +92,9 @@ def write_table(file: Path, runs: int, device: str) -> None:
 @bench.command(name="gpu")
 @click.argument("out", type=click.Path(dir_okay=False, writable=True, path_type=Path))
 @click.option(
-    "--seconds", default=240.0, show_default=True, type=click.FloatRange(min=0), help="After which no section begins."
+    "--seconds", default=240.0, show_default=True, type=click.FloatRange(min=0), help="Seconds after which no section begins."
 )
-@click.option("--small", is_flag=True, help="Tiny sizes: to try the measuring itself, on anything.")
+@click.option("--small", is_flag=True, help="Use tiny sizes, to try the measurement itself on any machine.")
 @click.option("--device", default="cuda", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
 def bench_gpu(out: Path, seconds: float, device: str, *, small: bool) -> None:
     """Measure a CUDA device within minutes: speed, memory, accuracy, forms, whole jobs.
@@ -112,7 +112,7 @@ def bench_gpu(out: Path, seconds: float, device: str, *, small: bool) -> None:
 @click.option(
     "--folder",
     type=click.Path(exists=True, file_okay=False, writable=True),
-    help="Where archive and results go for the time of the bench; default: the system's temporary folder.",
+    help="Folder for archive and results during the measurement; default: the system's temporary folder.",
 )
 @json_flag
 def bench_driver(shards: int, workers: int, folder: str | None, as_json: bool) -> None:
@@ -135,7 +135,7 @@ def bench_driver(shards: int, workers: int, folder: str | None, as_json: bool) -
 @click.option(
     "--folder",
     type=click.Path(exists=True, file_okay=False, writable=True),
-    help="Where the results go for the time of the bench; default: the system's temporary folder.",
+    help="Folder for the results during the measurement; default: the system's temporary folder.",
 )
 @json_flag
 def bench_audit(rows: int, folder: str | None, as_json: bool) -> None:
@@ -150,19 +150,19 @@ def bench_audit(rows: int, folder: str | None, as_json: bool) -> None:
 
 
 @bench.command(name="job")
-@click.option("--archive", default="tar", show_default=True, type=click.Choice(["tar", "parquet"]), help="To make up.")
+@click.option("--archive", default="tar", show_default=True, type=click.Choice(["tar", "parquet"]), help="Kind of archive to generate.")
 @click.option("--config", type=click.Path(), help="A score job whose archive and bundle are copied instead.")
 @set_option
 @click.option("--workers", default=1, show_default=True, type=COUNT)
-@click.option("--threads", type=COUNT, help="Of each worker; default: the machine's cores, shared.")
+@click.option("--threads", type=COUNT, help="Threads of each worker; default: an equal share of the machine's cores.")
 @click.option("--shards", default=8, show_default=True, type=COUNT)
-@click.option("--images", type=COUNT, help="In each shard that is made up; default: some ten seconds of work.")
-@click.option("--rounds", default=3, show_default=True, type=COUNT, help="Paired rounds.")
-@click.option("--peer/--no-peer", default=True, show_default=True, help="The same as a pipeline on Ray Data.")
+@click.option("--images", type=COUNT, help="Images in each generated shard; default: about ten seconds of work.")
+@click.option("--rounds", default=3, show_default=True, type=COUNT, help="Number of paired rounds.")
+@click.option("--peer/--no-peer", default=True, show_default=True, help="Also measure the same job as a Ray Data pipeline.")
 @click.option(
     "--folder",
     type=click.Path(exists=True, file_okay=False, writable=True),
-    help="Where archive and results go for the time of the bench; default: the system's temporary folder.",
+    help="Folder for archive and results during the measurement; default: the system's temporary folder.",
 )
 @json_flag
 def bench_job(

@@ -83,7 +83,7 @@ def log_flags(command: F) -> F:
         show_default=True,
         metavar="SECONDS",
         type=click.FloatRange(min=0),
-        help="Between lines of progress, where stderr is no terminal.",
+        help="Seconds between progress lines when stderr is not a terminal.",
     )
     form = click.option(
         "--log-format",
@@ -92,7 +92,7 @@ def log_flags(command: F) -> F:
         type=click.Choice(["text", "json"]),
         callback=_remember_format,
         is_eager=True,
-        help="json: one object per line on stderr, errors included.",
+        help="json writes one object per line to stderr, errors included.",
     )
     return interval(form(command))
 

@@ -10,7 +10,9 @@ from .cli import json_flag, set_option
 @click.command()
 @click.argument("results")
 @click.option("--out", required=True, metavar="FOLDER", help="A new folder or s3:// prefix for the files.")
-@click.option("--size", default="256MB", show_default=True, help="Of a file, at most about: bytes, KB, MB or GB.")
+@click.option(
+    "--size", default="256MB", show_default=True, help="Approximate maximum size of a file, in bytes, KB, MB or GB."
+)
 @set_option
 @json_flag
 def compact(results: str, out: str, size: str, overrides: tuple[str, ...], as_json: bool) -> None:

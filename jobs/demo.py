@@ -16,7 +16,11 @@ KNOWN = ("0", "1", "2", "3", "4", "5")
 
 @click.command()
 @click.option(
-    "--folder", default="demo", show_default=True, type=click.Path(path_type=Path), help="Where everything goes."
+    "--folder",
+    default="demo",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Folder for the demo's data, models and results.",
 )
 def demo(folder: Path) -> int:
     """Train on six kinds of handwritten digits, then find the other four in an archive on S3."""

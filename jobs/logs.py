@@ -7,7 +7,9 @@ from .cli import address_option
 
 @click.command()
 @click.argument("job")
-@click.option("-f", "--follow", is_flag=True, help="Go on until the job ends, over lost connections too.")
+@click.option(
+    "-f", "--follow", is_flag=True, help="Follow the log until the job ends, reconnecting when the connection is lost."
+)
 @address_option
 def logs(job: str, follow: bool, address: str | None) -> None:
     """Print the log of JOB, a job's id as `gradosr submit` printed it."""

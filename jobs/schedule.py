@@ -16,12 +16,14 @@ TARGETS = ("crontab", "systemd", "k8s-cronjob", "ray-cronjob")
 @click.command()
 @config_argument
 @click.option("--cron", metavar="EXPRESSION", help='Five fields: "30 2 * * *" is every day at half past two.')
-@click.option("--timezone", metavar="NAME", help="IANA name. Default: the system's; Etc/UTC for Kubernetes.")
-@click.option("--as", "target", required=True, type=click.Choice(TARGETS), help="What keeps the time.")
 @click.option(
-    "--install/--remove", "install", default=None, help="Put it into your crontab or systemd, or take it out of there."
+    "--timezone", metavar="NAME", help="IANA name of the time zone. Default: the system's; Etc/UTC for Kubernetes."
 )
-@click.option("--image", help="For Kubernetes. Default: ghcr.io/OWNER/gradosr:VERSION.")
+@click.option("--as", "target", required=True, type=click.Choice(TARGETS), help="Scheduler that starts the screening.")
+@click.option(
+    "--install/--remove", "install", default=None, help="Add the schedule to your crontab or systemd, or remove it."
+)
+@click.option("--image", help="Container image for Kubernetes. Default: ghcr.io/OWNER/gradosr:VERSION.")
 @json_flag
 def schedule(
     config: str,

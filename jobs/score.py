@@ -19,7 +19,9 @@ T = TypeVar("T")
 
 @click.command()
 @job_flags
-@click.option("--dry-run", is_flag=True, help="Tell what would be done, and about how long it takes; touch nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Report what would be done and about how long it would take; change nothing."
+)
 @log_flags
 def score(
     config: str, overrides: tuple[str, ...], as_json: bool, dry_run: bool, log_interval: float, log_format: str

@@ -13,7 +13,7 @@ from .logs import say
 @click.command()
 @job_flags
 @address_option
-@click.option("--name", help="Shown beside the job's id; default: the config's file name.")
+@click.option("--name", help="Name shown beside the job's id; default: the config's file name.")
 @click.option("--wait", is_flag=True, help="Follow the job's log on stderr and exit with the job's exit code.")
 def submit(
     config: str, overrides: tuple[str, ...], as_json: bool, address: str | None, name: str | None, wait: bool

@@ -118,7 +118,7 @@ class RunTable:
             return
         if not isinstance(theirs, dict):
             raise InputError(
-                f"{self.folder.uri}: part {part} was not written by gradosr (no fingerprint in its footer)"
+                f"{self.folder.uri}: part {part} was not written by gradosr (its footer has no fingerprint)"
             )
         raise FingerprintMismatch(
             f"{self.folder.uri}: parts of mixed settings: {part} has {differing(theirs, self.fingerprint)} than "

@@ -56,7 +56,7 @@ class ScreenJob(ScoreJob):
     @model_validator(mode="after")
     def _possible(self) -> "ScreenJob":
         if self.gates == Gates():
-            raise ValueError(f"gates: name one at least, or no night can trip: {', '.join(sorted(Gates.model_fields))}")
+            raise ValueError(f"gates: name at least one, or no night can trip: {', '.join(sorted(Gates.model_fields))}")
         if self.gates.new_candidate_class is not None and self.features == "none":
             raise ValueError("gates.new_candidate_class needs features: unknown, or all")
         try:

@@ -38,7 +38,7 @@ def check_repeats(classifier: nn.Module, probe: Tensor, logits: Tensor) -> None:
     """Raise ClassifierError if the same images give different logits in another forward pass."""
     if not torch.allclose(forward(classifier, probe), logits, rtol=1e-4, atol=1e-5, equal_nan=True):
         raise ClassifierError(
-            "the classifier gives other logits for the same images each time; make its forward pass repeatable "
+            "the classifier returns different logits for the same images each time; make its forward pass repeatable "
             "(F.dropout drops in eval mode too unless it is given training=self.training)"
         )
 

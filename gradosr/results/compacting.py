@@ -246,7 +246,7 @@ class _Keys:
             ordered = digests[np.lexsort(digests.T)]
             twice += int((ordered[1:] == ordered[:-1]).all(1).sum())
         if twice:
-            raise InputError(f"{results}: {twice} keys come more than once; these are not the parts of one run")
+            raise InputError(f"{results}: {twice} keys occur more than once; these parts do not belong to one run")
 
 
 def _compare(target: str, expected: _Sums, found: _Sums) -> None:

@@ -173,7 +173,7 @@ class Lease:
             self._version = self._store.exchange(self._uri, self._body(), found.version if found else None)
             if self._version is not None:
                 return None
-        raise StoreError(f"{self._uri}: replaced by others each time that it was looked at; run this again")
+        raise StoreError(f"{self._uri}: changed by another process at every attempt; run this again")
 
     def _conditions_count(self) -> bool:
         """Return whether the store honours conditional writes, tested with a write that must be refused.

@@ -223,7 +223,7 @@ class Cluster:
         except RuntimeError as error:
             raise _refusal(str(error), self.address, job) from error
         except (KeyError, ValueError) as error:
-            raise InputError(f"{self.address}: does not answer as a Ray job server: {first_line(error)}") from error
+            raise InputError(f"{self.address}: no Ray job server answers there: {first_line(error)}") from error
 
 
 class _Client(JobSubmissionClient):

@@ -124,7 +124,7 @@ def _default_zone(target: str) -> str:
         return "Etc/UTC"
     if found := system_zone():
         return found
-    raise ConfigError("--timezone: required, because this system does not tell the name of its own")
+    raise ConfigError("--timezone: required, because the system's own time zone has no name here")
 
 
 def _check_config(config: str) -> None:

@@ -94,8 +94,8 @@ class Cron:
             self.weekday.is_wild and not self.weekday.is_star and not self.day.is_star
         ):
             raise ConfigError(
-                f"--cron {text!r}: crons disagree on a step of * in one day field beside the other day field; "
-                "write the days out, as 1,3,5"
+                f"--cron {text!r}: cron implementations disagree on a step of * in one day field beside the other day "
+                "field; write the days out, as 1,3,5"
             )
         if self.weekday.is_star and not any(
             day <= _LONGEST[month - 1] for month in self.month.values for day in self.day.values
@@ -142,7 +142,9 @@ def _field(word: str, place: _Place) -> Field:
         if low > high:
             raise ConfigError(f"{place.name} {item!r}: the range runs backwards; write two, joined by a comma")
         if step is not None and not star and last is None:
-            raise ConfigError(f"{place.name} {item!r}: crons disagree on a step of one number; write a range")
+            raise ConfigError(
+                f"{place.name} {item!r}: cron implementations disagree on a step of one number; write a range"
+            )
         if step is not None and int(step) == 0:
             raise ConfigError(f"{place.name} {item!r}: a step of 0")
         values |= set(range(low, high + 1, int(step or 1)))

@@ -25,16 +25,16 @@ def render(schedule: Schedule, now: datetime) -> Mapping[str, str]:
     if not is_system_clock(schedule.zone, now):
         own = system_zone() or "another one"
         raise ConfigError(
-            f"--timezone {schedule.zone.key}: a crontab goes by the system's time zone, which is {own}; "
-            "leave --timezone away, or use --as systemd"
+            f"--timezone {schedule.zone.key}: a crontab uses the system's time zone, which is {own}; "
+            "omit --timezone, or use --as systemd"
         )
     words = (schedule.folder, *schedule.command)
     if wrong := [word for word in words if "\\" in word or not word.isprintable()]:
-        raise ConfigError(f"{wrong[0]!r}: a crontab cannot hold a path with a backslash or a control character")
+        raise ConfigError(f"{wrong[0]!r}: a crontab cannot contain a path with a backslash or a control character")
     command = f"cd {shlex.quote(schedule.folder)} && {shlex.join(schedule.command)}".replace("%", r"\%")
     line = f"{schedule.cron} {command}"
     if len(line.encode()) > _LONGEST:
-        raise ConfigError(f"a crontab cannot hold a line of more than {_LONGEST} bytes; use shorter paths")
+        raise ConfigError(f"a crontab cannot contain a line of more than {_LONGEST} bytes; use shorter paths")
     lines = (
         f"{_begin(schedule.name)} (made by `gradosr schedule`, which replaces or removes this block)",
         f"# Times are the system's, {schedule.zone.key}. A night that finds the one before still at work ends with",

@@ -160,11 +160,11 @@ def _resources(**amounts: str) -> dict[str, dict[str, str]]:
 def _config(schedule: Schedule) -> str:
     """Return the path of the config in the pods.
 
-    Raise ConfigError if a ConfigMap cannot hold a file of this name.
+    Raise ConfigError if a ConfigMap cannot contain a file with this name.
     """
     name = Path(schedule.config).name
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,252}", name):
-        raise ConfigError(f"{name!r}: a ConfigMap cannot hold a file of this name; use letters, digits, . _ -")
+        raise ConfigError(f"{name!r}: a ConfigMap cannot contain a file with this name; use letters, digits, . _ -")
     return f"{_MOUNT}/{name}"
 
 

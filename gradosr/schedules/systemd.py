@@ -22,14 +22,14 @@ _DAYS = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")
 def render(schedule: Schedule, _now: datetime) -> Mapping[str, str]:
     """Return NAME.service and NAME.timer. Raise ConfigError if a unit cannot express the schedule."""
     if wrong := [word for word in (schedule.folder, *schedule.command) if not word.isprintable()]:
-        raise ConfigError(f"{wrong[0]!r}: a unit cannot hold a path with a control character")
+        raise ConfigError(f"{wrong[0]!r}: a systemd unit cannot contain a path with a control character")
     if re.search(r"[\\$\"']", schedule.program[0]):
-        raise ConfigError(f"{schedule.program[0]}: a unit cannot start a program of such a path")
+        raise ConfigError(f"{schedule.program[0]}: a systemd unit cannot start a program with such a path")
     if "\\" in schedule.folder or schedule.folder != schedule.folder.strip():
-        raise ConfigError(f"{schedule.folder!r}: a unit cannot work in a folder of such a name")
+        raise ConfigError(f"{schedule.folder!r}: a systemd unit cannot use a folder with such a name")
     title = f"gradosr screening {schedule.name}"
     service = [
-        "# Made by `gradosr schedule`. A night that finds another driver at work on the same folder ends with exit",
+        "# Made by `gradosr schedule`. A night that finds another driver at work on the same folder exits with exit",
         "# code 7 (the run's lease); systemd itself starts no night while the one before still runs.",
         "[Unit]",
         f"Description={title}",

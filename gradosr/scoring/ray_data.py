@@ -77,7 +77,9 @@ class BatchScorer:
         if self._column not in batch:
             raise ConfigError(f"no column {self._column!r} (columns: {', '.join(batch)}); set image_column")
         if taken := sorted((batch.keys() - {self._column}) & {*_COLUMNS, "source"}):
-            raise ConfigError(f"the scores need the names of columns {', '.join(taken)}; Dataset.rename_columns first")
+            raise ConfigError(
+                f"the scores use the column names {', '.join(taken)}; rename yours with Dataset.rename_columns first"
+            )
         return batch[self._column]
 
     def _prepared(self, image: Any) -> PreparedImage:

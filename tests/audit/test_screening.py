@@ -41,7 +41,7 @@ from gradosr.store import Store, StoredObject
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"gates": {}}, "gates: name one at least, or no night can trip: bad_images, new_candidate_class, "),
+        ({"gates": {}}, "gates: name at least one, or no night can trip: bad_images, new_candidate_class, "),
         ({"timezone": "Mars/Base"}, "timezone: no time zone Mars/Base; expected a name such as Europe/Berlin"),
         ({"timezone": "../etc/passwd"}, "timezone: no time zone ../etc/passwd;"),
         (

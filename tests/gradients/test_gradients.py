@@ -963,7 +963,7 @@ CUT_OFF = (
     "pass); gradients need the whole path"
 )
 RANDOM = (
-    "the classifier gives other logits for the same images each time; make its forward pass repeatable "
+    "the classifier returns different logits for the same images each time; make its forward pass repeatable "
     "(F.dropout drops in eval mode too unless it is given training=self.training)"
 )
 INFLUENCE = "images of one batch influence each other's logits; per-image gradients do not exist"

@@ -103,7 +103,7 @@ def bench_job(
     """
     if sizes.shards <= sizes.workers:
         raise ConfigError(
-            f"--shards {sizes.shards}: the first one of each of {sizes.workers} workers is not counted; give more"
+            f"--shards {sizes.shards}: the first shard of each of {sizes.workers} workers is not counted; ask for more"
         )
     with _store(folder) as (store, base, place):
         stage = partial(_made_up, source) if isinstance(source, MadeUpArchive) else partial(_copied, source)

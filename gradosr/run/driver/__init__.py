@@ -103,7 +103,9 @@ class Driver:
         running = self._running()
         if self._drain_until == float("inf"):
             self._drain_until = self._clock() + self._job.drain_timeout
-            self._notes.warn(f"asked to end: {len(running)} shards may finish, within {self._job.drain_timeout:g} s")
+            self._notes.warn(
+                f"shutting down: {len(running)} running shards have {self._job.drain_timeout:g} s to finish"
+            )
         return not running or self._clock() > self._drain_until
 
     def _ready(self) -> list[WorkerHandle]:
@@ -237,7 +239,7 @@ class Driver:
             return False
         worker.current, took = found
         name = worker.current.name
-        self._notes.warn(f"{name}: {took:.0f} s at work, far beyond the usual; another worker tries it as well")
+        self._notes.warn(f"{name}: {took:.0f} s at work, much longer than usual; another worker is trying it as well")
         return True
 
     def _settle_shard(self, reference: Any, worker: WorkerHandle, shard: Shard) -> None:

@@ -53,7 +53,9 @@ def connected(settings: RaySettings, runtime_env: Mapping[str, Any]) -> Iterator
     try:
         ray.init(**options, runtime_env=dict(runtime_env) or None)
     except Exception as error:  # what Ray raises where its processes are slow to start is no more than that
-        raise InputError(f"ray.address {settings.address}: no Ray there: {first_line(error)}") from error
+        raise InputError(
+            f"ray.address {settings.address}: no Ray cluster answers there: {first_line(error)}"
+        ) from error
     # Ray's own handler exits with 15 and says nothing.
     signal.signal(signal.SIGTERM, terminate)
     try:

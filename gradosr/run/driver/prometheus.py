@@ -15,12 +15,18 @@ class RunMetrics:
 
     def __init__(self, run: str) -> None:
         self._run = {"run": run}
-        self._images = metrics.Counter("gradosr_images_total", "Images by status.", ("run", "status"))
+        self._images = metrics.Counter(
+            "gradosr_images_total", "Images in published parts, by status.", ("run", "status")
+        )
         self._unknown = metrics.Counter("gradosr_unknown_images_total", "Images called unknown.", ("run",))
-        self._shards = metrics.Counter("gradosr_shards_total", "Shards: done, failed, quarantined.", ("run", "outcome"))
-        self._seconds = metrics.Counter("gradosr_stage_seconds_total", "Of all workers, by stage.", ("run", "stage"))
-        self._queue = metrics.Gauge("gradosr_queue_shards", "Shards that wait for a worker.", ("run",))
-        self._workers = metrics.Gauge("gradosr_workers", "Workers that are ready.", ("run",))
+        self._shards = metrics.Counter(
+            "gradosr_shards_total", "Shards by outcome: done, failed or quarantined.", ("run", "outcome")
+        )
+        self._seconds = metrics.Counter(
+            "gradosr_stage_seconds_total", "Seconds spent by all workers, by stage.", ("run", "stage")
+        )
+        self._queue = metrics.Gauge("gradosr_queue_shards", "Shards waiting for a worker.", ("run",))
+        self._workers = metrics.Gauge("gradosr_workers", "Workers ready to score.", ("run",))
 
     def add(self, stats: PartStats) -> None:
         """Count a shard that became a part."""
