@@ -92,7 +92,11 @@ def write_table(file: Path, runs: int, device: str) -> None:
 @bench.command(name="gpu")
 @click.argument("out", type=click.Path(dir_okay=False, writable=True, path_type=Path))
 @click.option(
-    "--seconds", default=240.0, show_default=True, type=click.FloatRange(min=0), help="Seconds after which no section begins."
+    "--seconds",
+    default=240.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="Seconds after which no section begins.",
 )
 @click.option("--small", is_flag=True, help="Use tiny sizes, to try the measurement itself on any machine.")
 @click.option("--device", default="cuda", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
@@ -150,7 +154,13 @@ def bench_audit(rows: int, folder: str | None, as_json: bool) -> None:
 
 
 @bench.command(name="job")
-@click.option("--archive", default="tar", show_default=True, type=click.Choice(["tar", "parquet"]), help="Kind of archive to generate.")
+@click.option(
+    "--archive",
+    default="tar",
+    show_default=True,
+    type=click.Choice(["tar", "parquet"]),
+    help="Kind of archive to generate.",
+)
 @click.option("--config", type=click.Path(), help="A score job whose archive and bundle are copied instead.")
 @set_option
 @click.option("--workers", default=1, show_default=True, type=COUNT)
@@ -158,7 +168,9 @@ def bench_audit(rows: int, folder: str | None, as_json: bool) -> None:
 @click.option("--shards", default=8, show_default=True, type=COUNT)
 @click.option("--images", type=COUNT, help="Images in each generated shard; default: about ten seconds of work.")
 @click.option("--rounds", default=3, show_default=True, type=COUNT, help="Number of paired rounds.")
-@click.option("--peer/--no-peer", default=True, show_default=True, help="Also measure the same job as a Ray Data pipeline.")
+@click.option(
+    "--peer/--no-peer", default=True, show_default=True, help="Also measure the same job as a Ray Data pipeline."
+)
 @click.option(
     "--folder",
     type=click.Path(exists=True, file_okay=False, writable=True),

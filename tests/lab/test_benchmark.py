@@ -446,5 +446,5 @@ def test_a_job_is_measured_beside_what_bounds_it(gradosr: Command, monkeypatch: 
 def test_a_job_that_cannot_be_measured_is_one_clear_line(gradosr: Command, tmp_path: Path) -> None:
     code, out, err = gradosr("bench", "job", "--shards", 2, "--workers", 2)
     assert (code, out) == (2, "")
-    assert err == "gradosr: --shards 2: the first one of each of 2 workers is not counted; give more\n"
+    assert err == "gradosr: --shards 2: the first shard of each of 2 workers is not counted; ask for more\n"
     assert gradosr("bench", "job", "--config", tmp_path / "no.yaml")[0] == 2

@@ -91,7 +91,7 @@ def test_arrow_reads_the_types_of_a_part(scorer: BatchScorer) -> None:
 def test_columns_that_do_not_fit_are_one_clear_line(folder: Path, scorer: BatchScorer) -> None:
     with pytest.raises(ConfigError, match=r"no column 'image' \(columns: jpg\); set image_column"):
         scorer({"jpg": objects(picture(1))})
-    with pytest.raises(ConfigError, match="the scores need the names of columns status, width"):
+    with pytest.raises(ConfigError, match="the scores use the column names status, width"):
         scorer({"image": objects(picture(1)), "width": np.ones(1), "status": np.ones(1)})
     with pytest.raises(BundleError, match="no bundle there"):
         BatchScorer(str(folder / "archive"))
