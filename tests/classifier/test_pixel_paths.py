@@ -177,7 +177,9 @@ def test_every_transform_of_timms_is_its_own(timm, largest):
     assert held > 30
 
 
-FETCHING = ("vit_base_resnet26d_224", "vit_base_resnet50d_224")
+FETCHING = tuple(
+    f"vit_{name}_224" for name in ("base_resnet26d", "base_resnet50d", "small_resnet26d", "small_resnet50d_s16")
+)
 """Architectures for which timm downloads a backbone before it looks at the weights that it is given."""
 
 
