@@ -14,6 +14,7 @@ import torch
 import yaml
 from gradosr.jobs.cli import COMMANDS, cli, run
 from hostile import tar
+from made_runs import calibration, rows, write_run
 from safetensors.torch import save_file
 from tiny import (
     ARCH,
@@ -462,6 +463,17 @@ def test_evaluate_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[s
     code, _, err = gradosr(capsys, "evaluate", tmp_path / "results")
     assert code == 4
     assert "none of 1 rows has a score and a label" in err
+
+
+def test_evaluate_of_numbers_without_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = [{**row, "label": str(place % 3)} for place, row in enumerate(rows("s.tar", [0.1] * 6, calibration()))]
+    uri = write_run(tmp_path / "results", {"p": made}, calibration())
+    code, out, err = gradosr(capsys, "evaluate", uri)
+    assert (code, out) == (4, "")
+    assert " ".join(err.split()) == (
+        f"gradosr: {uri}: the labels are numbers (0, 1, 2), the classes are names (cat, dog, ship); "
+        "score with input.label_names, the names in the order of the numbers"
+    )
 
 
 def test_pack_keeps_bytes_and_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
