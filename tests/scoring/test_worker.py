@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from hostile import tar
+from PIL import Image, features
 from pyarrow import parquet
 from tiny import local_job, picture, rows_of, run_here, write_archive
 
 from gradosr.archive.loading import Prefetcher, PreparedImage
 from gradosr.archive.shards import Shard
-from gradosr.errors import ShardUnreadable
+from gradosr.errors import FingerprintMismatch, MachineFault, ShardUnreadable
 from gradosr.results.folder import RunFolder
 from gradosr.results.outcome import Outcome
 from gradosr.run.plan import Plan, finish, prepare
@@ -225,3 +227,35 @@ def test_a_large_shard_takes_no_more_memory_than_its_batches_and_a_bound(
     assert len(rows_of(tmp_path / kind / "results")) == 64 + images
     print(f"\n{kind}: {(peak - before) / 2**20:.0f} MiB")
     assert peak - before < BOUND
+
+
+def test_a_worker_whose_pillow_decodes_less_does_not_begin(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    supported = [name for name in features.get_supported() if name != "avif"]
+    monkeypatch.setattr(features, "get_supported", lambda: supported)
+    with pytest.raises(
+        MachineFault, match=r"decoder here is .*/2 without avif, of the run .*/2: install the same Pillow"
+    ):
+        ready(plan)
+    with pytest.raises(FingerprintMismatch, match="decoder"):
+        prepare(plan.job)
+
+
+def test_a_shard_that_memory_is_too_small_for_fails_and_is_scored_the_next_time(tmp_path: Path) -> None:
+    """In a process of its own: an image of 100 megapixels, in a few tens of MiB more than the worker has."""
+    write_archive(Store(), f"{tmp_path}/archive", shards=1)
+    body = io.BytesIO()
+    Image.new("L", (10_000, 10_000)).save(body, "PNG")
+    (tmp_path / "archive" / "large.tar").write_bytes(tar([("a.png", body.getvalue()), ("b.png", picture(0))]))
+    program = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]); import resource\n"
+        "from tiny import local_job, run_here\n"
+        "pages = lambda: int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
+        "limit = lambda: resource.setrlimit(resource.RLIMIT_AS, (pages() + 150 * 2**20,) * 2)\n"
+        "print(run_here(local_job(Path(sys.argv[1])), started=limit)[1].failed)\n"
+    )
+    arguments = [sys.executable, "-c", program, str(tmp_path), str(Path(__file__).parent.parent)]
+    told = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
+    assert "large.tar#a.png: this machine is at fault, not the data" in told
+    assert not (tmp_path / "results" / "_SUCCESS").exists()
+    _, summary = run_here(local_job(tmp_path))
+    assert (summary.failed, summary.counts["ok"]) == ({}, summary.counts["rows"])
