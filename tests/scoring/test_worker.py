@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from hostile import tar
-from PIL import Image, features
+from PIL import features
 from pyarrow import parquet
 from tiny import local_job, picture, rows_of, run_here, write_archive
 
+from gradosr.archive import loading
 from gradosr.archive.loading import Prefetcher, PreparedImage
 from gradosr.archive.shards import Shard
 from gradosr.errors import FingerprintMismatch, MachineFault, ShardUnreadable
@@ -240,22 +240,18 @@ def test_a_worker_whose_pillow_decodes_less_does_not_begin(plan: Plan, monkeypat
         prepare(plan.job)
 
 
-def test_a_shard_that_memory_is_too_small_for_fails_and_is_scored_the_next_time(tmp_path: Path) -> None:
-    """In a process of its own: an image of 100 megapixels, in a few tens of MiB more than the worker has."""
+def test_a_shard_that_memory_is_too_small_for_fails_and_is_scored_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> object:
+        raise MemoryError
+
     write_archive(Store(), f"{tmp_path}/archive", shards=1)
-    body = io.BytesIO()
-    Image.new("L", (10_000, 10_000)).save(body, "PNG")
-    (tmp_path / "archive" / "large.tar").write_bytes(tar([("a.png", body.getvalue()), ("b.png", picture(0))]))
-    program = (
-        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]); import resource\n"
-        "from tiny import local_job, run_here\n"
-        "pages = lambda: int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
-        "limit = lambda: resource.setrlimit(resource.RLIMIT_AS, (pages() + 150 * 2**20,) * 2)\n"
-        "print(run_here(local_job(Path(sys.argv[1])), started=limit)[1].failed)\n"
-    )
-    arguments = [sys.executable, "-c", program, str(tmp_path), str(Path(__file__).parent.parent)]
-    told = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
-    assert "large.tar#a.png: this machine is at fault, not the data" in told
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "to_input_size", full)
+        _, summary = run_here(local_job(tmp_path))
+    (reason,) = summary.failed.values()
+    assert "png: this machine is at fault, not the data: MemoryError" in reason
     assert not (tmp_path / "results" / "_SUCCESS").exists()
     _, summary = run_here(local_job(tmp_path))
     assert (summary.failed, summary.counts["ok"]) == ({}, summary.counts["rows"])
