@@ -221,8 +221,9 @@ def _unreadable(shard: Shard, what: str) -> Iterator[None]:
         yield
     except StoreError:
         raise
-    # ValueError: column names that are not UTF-8; RuntimeError: what torch or threading raise behind the file.
-    except (pa.ArrowException, OSError, ValueError, MemoryError, RuntimeError) as error:
+    except Exception as error:
         if fault := machine_fault(error):
             raise fault from error
+        if not isinstance(error, pa.ArrowException | OSError | ValueError):  # ValueError: names that are not UTF-8
+            raise
         raise ShardUnreadable(f"{shard.uri}: {what}: {reason(error)}") from error
