@@ -18,6 +18,7 @@ from torch import Tensor
 from gradosr.archive.decode import decode, to_input_size
 from gradosr.archive.image import EncodedImage, Fault
 from gradosr.config import TransformSettings
+from gradosr.errors import MachineFault, machine_fault
 
 T = TypeVar("T")
 AHEAD_BYTES = 32 * 2**20
@@ -45,13 +46,18 @@ class PreparedImage:
 
 
 def prepare(encoded: EncodedImage, transform: TransformSettings, max_pixels: int) -> PreparedImage:
-    """Decode, resize and crop one image."""
+    """Decode, resize and crop one image. Raises MachineFault, with the image's key, if this machine is at fault."""
     bare = EncodedImage(encoded.key, b"", encoded.label, encoded.source)
     if encoded.fault:
         return PreparedImage(bare, None, None, None, encoded.fault)
     start = time.perf_counter()
-    decoded = decode(encoded.data, max_pixels)
-    pixels = None if decoded.pixels is None else to_input_size(decoded.pixels, transform)
+    try:
+        decoded = decode(encoded.data, max_pixels)
+        pixels = None if decoded.pixels is None else to_input_size(decoded.pixels, transform)
+    except Exception as error:
+        if fault := machine_fault(error):
+            raise MachineFault(f"{encoded.key}: {fault}") from error
+        raise
     seconds = time.perf_counter() - start
     return PreparedImage(bare, decoded.width, decoded.height, pixels, decoded.fault, seconds)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, TypeVar
 
-from gradosr.archive.image import DECODER, resolve_names
+from gradosr.archive.image import decoder, resolve_names
 from gradosr.archive.readers import READERS
 from gradosr.archive.shards import Shard, means
 from gradosr.bundle.manifest import Manifest, check_precision, read_manifest
@@ -220,7 +220,7 @@ def fingerprint_of(job: ScoreJob, manifest: Manifest, digest: str) -> dict[str, 
         "bundle": digest,
         "input": job.input.model_dump(mode="json", exclude={"group_size"}),
         "transform": manifest.transform.model_dump(mode="json"),
-        "decoder": DECODER,
+        "decoder": decoder(),
         "max_pixels": job.max_pixels,
         "precision": job.precision,
         "features": job.features,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import pyarrow as pa
 import torch
 
-from gradosr.archive.image import EncodedImage, resolve_names
+from gradosr.archive.image import EncodedImage, check_decoder, resolve_names
 from gradosr.archive.loading import Prefetcher, PreparedImage, prepared_batches
 from gradosr.archive.readers import READERS
 from gradosr.archive.shards import Shard
@@ -38,12 +38,13 @@ class ShardWorker:
     def ready(self) -> str:
         """Load everything and return the worker's name.
 
-        Raises FingerprintMismatch, BundleError, ClassifierError, ConfigError or StoreError.
+        Raises FingerprintMismatch, BundleError, ClassifierError, ConfigError, StoreError or MachineFault.
         """
         torch.set_num_threads(self._threads)
         job, self._store = self._job, Store(self._job.store, self._job.stores)
         self._folder = RunFolder(self._store, job.output)
         self._folder.check(self._fingerprint)
+        check_decoder(self._fingerprint["decoder"])
         self._label_names = resolve_names(job.input.label_names, self._store)
         bundle = load_bundle(self._store, job.bundle, job.trust)
         self._scorer = Scorer(bundle, job)
@@ -58,7 +59,8 @@ class ShardWorker:
     def process(self, shard: Shard) -> PartStats:
         """Publish the shard's part.
 
-        Raises ShardUnreadable when nothing of it can ever be read, StoreError when the store failed.
+        Raises ShardUnreadable when nothing of it can ever be read, StoreError when the store failed, and MachineFault
+        when this machine did.
         """
         loading, part = self._take(shard), PartBuilder(shard, self._schema)
         seconds = loading.seconds

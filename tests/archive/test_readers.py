@@ -339,14 +339,20 @@ def test_a_parquet_file_gives_a_row_per_row(read):
     assert rows == [
         EncodedImage("s.parquet#0", CAT, "dog", "x/cat.png"),
         EncodedImage("s.parquet#1", b"", "cat", None, empty),
-        EncodedImage("s.parquet#2", b"", "9", "lost.png", empty),
+        EncodedImage("s.parquet#2", b"", "9", "lost.png", readers.parquet._PATH_ALONE),
         EncodedImage("s.parquet#3", b"", None, None, empty),
     ]
     assert [row.label for row in read(data, "s.parquet")] == [None] * 4
     assert [row.label for row in read(data, "s.parquet", label_column="label")] == ["1", "0", "9", None]
 
 
-@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(pa.binary(), pa.large_binary(), pa.binary_view()),
+        *(pa.dictionary(pa.int32(), pa.binary()), pa.dictionary(pa.int8(), pa.large_binary())),
+    ],
+)
 @pytest.mark.parametrize(
     "labels",
     [
@@ -356,14 +362,36 @@ def test_a_parquet_file_gives_a_row_per_row(read):
         pa.array(["cat", None, "dog"]).dictionary_encode(),
     ],
 )
-def test_kinds_of_parquet_columns(read, kind, labels):
-    data = parquet_file({"img": pa.array([CAT, None, DOG], pa.binary()).cast(kind), "y": labels})
+@pytest.mark.parametrize("path", [None, pa.string(), pa.dictionary(pa.int32(), pa.string())])
+def test_kinds_of_parquet_columns(read, kind, labels, path):
+    images = pa.array([CAT, None, DOG], pa.binary())
+    images = images.dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else images.cast(kind)
+    if path is not None:
+        paths = pa.array(["a.png", None, "b.jpg"])
+        paths = paths.dictionary_encode() if pa.types.is_dictionary(path) else paths
+        images = pa.StructArray.from_arrays([images, paths], ["bytes", "path"])
+    data = parquet_file({"img": images, "y": labels}, row_group_size=3)  # pyarrow cuts no views within structs
     rows = read(data, "s.parquet", image_column="img", label_column="y")
     assert [(row.data, row.label, row.source) for row in rows] == [
-        (CAT, "cat", None),
+        (CAT, "cat", path and "a.png"),
         (b"", None, None),
-        (DOG, "dog", None),
+        (DOG, "dog", path and "b.jpg"),
     ]
+
+
+def test_images_of_one_length_may_be_a_column_of_that_length(read):
+    images = pa.array([CAT, None, CAT[::-1]], pa.binary(len(CAT)))
+    assert [row.data for row in read(parquet_file({"image": images}), "s.parquet")] == [CAT, b"", CAT[::-1]]
+
+
+def test_a_row_with_a_path_alone_says_so_and_what_to_do(read):
+    (row,) = read(
+        parquet_file({"image": pa.array([{"bytes": None, "path": "/data/a.png"}], HUGGING_FACE)}), "s.parquet"
+    )
+    assert row.source == "/data/a.png"
+    assert row.fault.status == "empty"
+    assert row.fault.error.startswith("no bytes, only a path, which is not followed: save the file with its images")
+    assert len(row.fault.error) <= 200
 
 
 def test_rows_are_counted_through_batches_and_row_groups(read):
@@ -387,7 +415,8 @@ def test_text_that_is_not_utf8_does_not_stop_a_parquet_file(read):
         ({"image": [CAT], "y": [1]}, "no column 'label' (columns: image, y); set input.label_column"),
         (
             {"image": ["a.png"], "label": [1]},
-            "column 'image' is string, not encoded images (binary, or struct<bytes, path>)",
+            "column 'image' is string, not encoded images (binary, or struct<bytes, path>); "
+            "paths and URLs are not followed",
         ),
         ({"image": [CAT], "label": [1.5]}, "column 'label' is double, not labels (strings or integers)"),
     ],

@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple, TypeAlias
 from gradosr.archive.image import EMPTY, MAX_ENCODED, EncodedImage, Fault, label_of, too_large
 from gradosr.archive.shards import IMAGE_SUFFIXES, Shard, as_text
 from gradosr.config import TarInput
-from gradosr.errors import ShardUnreadable, StoreError
+from gradosr.errors import ShardUnreadable, StoreError, machine_fault
 from gradosr.store import Store
 from gradosr.text import reason
 
@@ -252,10 +252,15 @@ def _check_first_block(shard: Shard, stream: _Stream) -> None:
 
 @contextmanager
 def _cuts() -> Iterator[None]:
-    """Turn whatever tarfile, gzip or zlib raise over a damaged archive into _Cut, but never the store's own errors."""
+    """Turn whatever tarfile, gzip or zlib raise over a damaged archive into _Cut, but never the store's own errors.
+
+    Raises MachineFault for what this machine lacks.
+    """
     try:
         yield
     except StoreError:
         raise
     except Exception as error:  # header parsing raises anything: ValueError, IndexError, RecursionError, zlib.error
+        if fault := machine_fault(error):
+            raise fault from error
         raise _Cut(reason(error)) from error
