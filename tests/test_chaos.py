@@ -55,7 +55,7 @@ def quiet(
     return found
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "seed", [seed if seed in ALWAYS else pytest.param(seed, marks=pytest.mark.slow) for seed in range(RUNS)]
 )

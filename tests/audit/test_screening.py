@@ -255,7 +255,6 @@ LISTED = ("_SUCCESS", "run.json", "parts/", "quarantine/", "groups/")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_nights_on_an_archive_that_grows(
     seaweedfs: SeaweedFS, store: Store, bucket: str, s3_settings: S3Settings, tmp_path: Path
 ) -> None:

@@ -208,7 +208,6 @@ def write_large_parquet(file: Path, images: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the memory of a process")
 @pytest.mark.parametrize(
     ("kind", "write", "images"), [("tar", write_large_tar, 2000), ("parquet", write_large_parquet, 1000)]
