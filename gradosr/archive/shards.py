@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from gradosr.config import ImagesInput
 from gradosr.config.inputs import InputSettings
-from gradosr.errors import InputError, NotFound
+from gradosr.errors import AccessDenied, InputError, NotFound
 from gradosr.store import Store, StoredObject, join
 
 IMAGE_SUFFIXES = ImagesInput.suffixes
@@ -88,10 +88,10 @@ def locate(source: InputSettings, name: str, store: Store) -> StoredObject:
     results, whose content cannot be trusted.
     """
     suffixes = source.suffixes
-    folder, _, chosen = _listing(source.uri, suffixes, store)
+    folder, _, chosen = _listing(source, store)
     for real in dict.fromkeys((name, _BYTES.sub(_byte, name))):
         steps = real.split("/")
-        if chosen(real) and real.lower().endswith(suffixes) and not _is_hidden(real) and not {"", "..", "."} & {*steps}:
+        if chosen(real) and real.lower().endswith(suffixes) and not {"", "..", "."} & {*steps}:
             with suppress(NotFound):
                 return store.stat(folder + real)
     raise NotFound(f"{as_text(folder)}{name}: no such object in the archive any more")
@@ -109,7 +109,7 @@ def means(source: InputSettings, uri: str, store: Store) -> bool:
     """Tell whether an object at `uri` would belong to the archive."""
     if not uri.endswith(source.suffixes):
         return False
-    folder, _, chosen = _listing(source.uri, source.suffixes, store)
+    folder, _, chosen = _listing(source, store)
     return uri.startswith(folder) and chosen(uri.removeprefix(folder))
 
 
@@ -127,11 +127,11 @@ def _group(name: str, folder: str, members: dict[str, StoredObject]) -> Shard:
 def _find(source: InputSettings, store: Store) -> tuple[dict[str, StoredObject], str]:
     """Find the objects that `source` selects, sorted by name, and the folder that their names are relative to."""
     suffixes = source.suffixes
-    folder, listing, chosen = _listing(source.uri, suffixes, store)
+    folder, listing, chosen = _listing(source, store)
     found, others = {}, 0
     for stored in listing():
         name = stored.uri.removeprefix(folder)
-        if chosen(name) and name.lower().endswith(suffixes) and not _is_hidden(name):
+        if chosen(name) and name.lower().endswith(suffixes):
             found[name] = stored
         else:
             others += 1
@@ -143,30 +143,43 @@ def _find(source: InputSettings, store: Store) -> tuple[dict[str, StoredObject],
 
 
 def _listing(
-    uri: str, suffixes: tuple[str, ...], store: Store
+    source: InputSettings, store: Store
 ) -> tuple[str, Callable[[], Iterable[StoredObject]], Callable[[str], bool]]:
-    """Split `uri` into a folder ("" or ending in /), a function that lists candidates, and a test of their names.
+    """Split the input's URI into a folder ("" or ending in /), a function that lists candidates, and a test of names.
 
-    Candidates are found by one LIST of the longest prefix without wildcards, even for a long brace range.
+    Candidates are found by one LIST of the longest prefix without wildcards, even for a long brace range. A file or
+    folder whose own name has the characters of a pattern is taken literally. A file named in full is never hidden.
     """
-    if wildcard := re.search(r"[*?\[{]", uri):
-        prefix = uri[: wildcard.start()]
-        folder = prefix.removesuffix(prefix.rpartition("/")[2])
-        return folder, lambda: store.list(prefix), _matcher(uri.removeprefix(folder))
-    if uri.lower().endswith(suffixes):
-        try:
+    uri, folder, visible = source.uri, join(source.uri, ""), _visible(source.hidden)
+    wildcard = re.search(r"[*?\[{]", uri)
+    if uri.lower().endswith(source.suffixes):
+        with suppress(NotFound, *([AccessDenied] if wildcard else [])):  # a folder may be called so as well
             file = uri.rpartition("/")[2]
             stored = store.stat(uri)
             return uri.removesuffix(file), lambda: [stored], lambda name: name == file
-        except NotFound:
-            pass  # a folder may be called so as well
-    folder = join(uri, "")
-    return folder, lambda: store.list(folder), lambda _: True
+    if wildcard and not _exists(folder, store):
+        prefix = uri[: wildcard.start()]
+        folder = prefix.removesuffix(prefix.rpartition("/")[2])
+        matches = _matcher(uri.removeprefix(folder))
+        return folder, lambda: store.list(prefix), lambda name: matches(name) and visible(name)
+    return folder, lambda: store.list(folder), visible
 
 
-def _is_hidden(name: str) -> bool:
-    """Tell whether a step of the path begins with _ or a dot (_SUCCESS, .git): by convention, that is not data."""
-    return any(step.startswith(("_", ".")) for step in name.split("/"))
+def _exists(folder: str, store: Store) -> bool:
+    with suppress(NotFound, AccessDenied):
+        return next(iter(store.list(folder)), None) is not None
+    return False
+
+
+def _visible(hidden: tuple[str, ...]) -> Callable[[str], bool]:
+    """Return a test of names: no step of the path begins with one of `hidden`, and none was added by macOS."""
+    return lambda name: not any(step.startswith(hidden) for step in name.split("/")) and not is_apple_double(name)
+
+
+def is_apple_double(name: str) -> bool:
+    """Tell whether macOS added a file to an archive or a disk beside another one, whose attributes it holds."""
+    *folders, file = name.split("/")
+    return file.startswith("._") or "__MACOSX" in folders
 
 
 _TOKEN = re.compile(r"(\*\*/)|(\*\*)|(\*)|(\?)|\[([!^]?)(\]?[^\]]*)\]|\{(\d+)\.\.(\d+)\}|\{([^{}]*)\}|(.)", re.DOTALL)

@@ -22,6 +22,11 @@ class InputSettings(LabelNames):
 
     suffixes: ClassVar[tuple[str, ...]]
     """Endings of the file names that belong to the kind, in lower case. Not a setting: each kind states its own."""
+    hidden: ClassVar[tuple[str, ...]] = ("_", ".")
+    """Beginnings of names of files and folders that do not belong to the archive, unless a file is named in full.
+
+    Both are conventions of data sets for what is not data, such as _SUCCESS and .git.
+    """
 
     kind: str
     uri: Uri
@@ -58,6 +63,7 @@ class ImagesInput(InputSettings):
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
         *(".ppm", ".pgm", ".pbm", ".jp2", ".j2k", ".avif", ".heic", ".heif"),
     )
+    hidden = (".",)  # cameras write _MG_1234.JPG
 
     kind: Literal["images"] = "images"
     uri: Uri

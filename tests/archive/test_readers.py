@@ -139,14 +139,86 @@ def test_hostile_names_are_only_text(read, form):
         key.encode()
 
 
-def test_links_folders_and_devices_are_no_images(read):
+def test_folders_and_devices_are_no_images(read):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:") as archive:
-        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE):
+        for kind in (tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE):
             member = tarfile.TarInfo(f"{kind.decode()}.png")
-            member.type, member.linkname = kind, "/etc/passwd"
+            member.type = kind
             archive.addfile(member)
     assert read(buffer.getvalue()) == []
+
+
+def linked(*members):
+    """An archive in which a member's content may be ("hard" or "symbolic", target)."""
+    kinds, buffer = {"hard": tarfile.LNKTYPE, "symbolic": tarfile.SYMTYPE}, io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:") as archive:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            if isinstance(content, bytes):
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+            else:
+                member.type, member.linkname = kinds[content[0]], content[1]
+                archive.addfile(member)
+    return buffer.getvalue()
+
+
+LINKED = linked(
+    ("x/a.png", CAT), ("x/a.cls", b"cat"), ("x/b.jpg", DOG),
+    ("y/hard.png", ("hard", "./x/a.png")), ("y/hard.cls", ("hard", "x/a.cls")),
+    ("y/symbolic.jpg", ("symbolic", "../x/b.jpg")), ("twice.jpg", ("symbolic", "y/symbolic.jpg")),
+)  # fmt: skip
+
+
+def test_a_link_has_the_bytes_that_it_leads_to(read, tmp_path):
+    """GNU tar writes a hard link for each further name of a file."""
+    expected = [
+        EncodedImage("s.tar#x/a.png", CAT, "cat"),
+        EncodedImage("s.tar#x/b.jpg", DOG),
+        EncodedImage("s.tar#y/hard.png", CAT, "cat"),
+        EncodedImage("s.tar#y/symbolic.jpg", DOG),
+        EncodedImage("s.tar#twice.jpg", DOG),
+    ]
+    assert read(LINKED) == expected
+    source = TarInput(uri=str(tmp_path / "s.tar"))
+    (shard,) = list_shards(source, Store())
+    keys = frozenset(("s.tar#y/hard.png", "s.tar#twice.jpg"))
+    assert [image.data for image in READERS["tar"].pick(shard, Store(), source, keys)] == [CAT, DOG]
+    assert READERS["tar"].images_in(shard, Store(), source) == len(expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (("hard", "/etc/passwd"), "a hard link to /etc/passwd"),
+        (("symbolic", "../../etc/x.png"), "a symbolic link to ../../etc/x.png"),
+        (("symbolic", "b.png"), "a symbolic link to b.png"),  # which comes later
+        (("symbolic", "a.png"), "a symbolic link to a.png"),  # itself
+    ],
+)
+def test_a_link_that_leads_nowhere_is_a_row_with_its_reason(read, content, reason):
+    rows = read(linked(("a.png", content), ("a.cls", ("hard", "none.cls")), ("b.png", CAT)))
+    fault = Fault("unsupported", f"{reason}, which is no image before it in this archive")
+    assert [(row.key, row.fault) for row in rows] == [("s.tar#a.png", fault), ("s.tar#b.png", None)]
+
+
+def test_a_link_in_a_compressed_tar_is_a_row_with_its_reason(read):
+    """To go back in it means to decompress it once more from its beginning, for each link."""
+    rows = read(gzip.compress(linked(("a.png", CAT), ("b.png", ("hard", "a.png")))), "s.tar.gz")
+    reason = "a link in a compressed tar, which would be read again for it; pack without links"
+    assert [row.fault for row in rows] == [None, Fault("unsupported", reason)]
+
+
+def test_what_macos_adds_is_no_image_and_parts_none_from_its_label(read):
+    double = b"\0\x05\x16\x07" + bytes(200)
+    members = [
+        ("._1.JPG", double), ("1.JPG", DOG), ("._1.cls", double), ("1.cls", b"dog"), ("x/._2.png", double),
+        ("x/2.png", CAT), ("__MACOSX/x/2.png", double), ("x/2.cls", b"cat"), ("_.png", CAT),
+    ]  # fmt: skip
+    assert [(row.key, row.label) for row in read(tar(members))] == [
+        ("s.tar#1.JPG", "dog"), ("s.tar#x/2.png", "cat"), ("s.tar#_.png", None),
+    ]  # fmt: skip
 
 
 def test_a_tar_without_members_has_no_rows(read):

@@ -42,6 +42,29 @@ def test_hidden_and_underscored_names_are_no_data(tmp_path, store):
     fill(tmp_path, "a.tar", "_b.tar", ".c.tar", "_old/d.tar", "x/.git/e.tar", "x/f_.tar")
     assert names(tmp_path, store) == ["a.tar", "x/f_.tar"]
     assert names(tmp_path / "_old", store) == ["d.tar"]  # named by the user: a base like any other
+    assert names(tmp_path / "_b.tar", store) == ["_b.tar"]
+    assert names(tmp_path / ".c.tar", store) == [".c.tar"]
+
+
+def test_names_of_photographs_may_begin_with_an_underscore(tmp_path, store):
+    """Cameras write _MG_1234.JPG; what macOS adds is none of them."""
+    fill(
+        tmp_path, "_MG_1.JPG", "_selects/2.jpg", "._3.jpg", "x/._4.jpg", "__MACOSX/5.jpg", ".thumbnails/6.jpg", "7.jpg"
+    )
+    (group,), _ = list_groups(ImagesInput(uri=str(tmp_path)), store, [])
+    found = [member.uri.removeprefix(f"{tmp_path}/") for member in group.members]
+    assert found == ["7.jpg", "_MG_1.JPG", "_selects/2.jpg"]
+    (group,), _ = list_groups(ImagesInput(uri=f"{tmp_path}/.thumbnails/6.jpg"), store, [])
+    assert [member.uri for member in group.members] == [f"{tmp_path}/.thumbnails/6.jpg"]
+
+
+def test_what_exists_by_its_name_is_no_pattern(tmp_path, store):
+    fill(tmp_path, "run[1]/a.tar", "run1/b.tar", "{x}.tar", "x.tar", "why?.tar")
+    assert names(tmp_path / "run[1]", store) == names(f"{tmp_path}/run[1]/", store) == ["a.tar"]
+    assert names(f"{tmp_path}/run[12]/", store) == ["run1/b.tar"]
+    assert names(tmp_path / "{x}.tar", store) == ["{x}.tar"]
+    assert names(tmp_path / "why?.tar", store) == ["why?.tar"]
+    assert names(tmp_path / "run[[]1]/*.tar", store) == ["run[1]/a.tar"]  # escaped
 
 
 @pytest.mark.parametrize(
@@ -140,7 +163,7 @@ def images(folder, size=2):
 
 
 def test_images_form_groups_in_order_of_their_names(tmp_path, store):
-    fill(tmp_path, "b.jpg", "a.PNG", "c/d.webp", "notes.txt", "_e.jpg", data=png())
+    fill(tmp_path, "b.jpg", "a.PNG", "c/d.webp", "notes.txt", ".e.jpg", data=png())
     shards, new = list_groups(images(tmp_path), store, [])
     assert new == [["a.PNG", "b.jpg"], ["c/d.webp"]]
     assert [shard.name for shard in shards] == ["group-000001", "group-000002"]

@@ -1,6 +1,7 @@
 """Reader of WebDataset tar files with one row per image member; one sample at a time is held in memory."""
 
 import gzip
+import posixpath
 import re
 import tarfile
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from dataclasses import replace
 from typing import BinaryIO, NamedTuple, TypeAlias
 
 from gradosr.archive.image import EMPTY, MAX_ENCODED, EncodedImage, Fault, label_of, too_large
-from gradosr.archive.shards import IMAGE_SUFFIXES, Shard, as_text
+from gradosr.archive.shards import IMAGE_SUFFIXES, Shard, as_text, is_apple_double
 from gradosr.config import TarInput
 from gradosr.errors import ShardUnreadable, StoreError, machine_fault
 from gradosr.store import Store
@@ -27,8 +28,9 @@ def read(shard: Shard, store: Store, _source: TarInput, label_names: tuple[str, 
     """Read the image members in archive order, followed by one `truncated` row if the archive breaks off.
 
     The label is the text of `KEY.cls` in the same sample; a sample is a run of consecutive members whose names agree up
-    to the first dot of the last path step. Keys are SHARD#MEMBER; a repeated name gets #2, #3 and so on appended.
-    Raises ShardUnreadable if the file is not a tar archive at all.
+    to the first dot of the last path step. Keys are SHARD#MEMBER; a repeated name gets #2, #3 and so on appended. A
+    link has the bytes of the earlier member that it names. What macOS adds to an archive (`._NAME`, `__MACOSX/`) is
+    left out. Raises ShardUnreadable if the file is not a tar archive at all.
     """
     with _opened(shard, store) as stream:
         yield from _images(shard, _entries(stream), label_names)
@@ -140,35 +142,69 @@ def _entries(stream: _Stream, wanted: Callable[[str], bool] = lambda _: True) ->
     The content of members whose names are not `wanted` is not read.
     """
     reading = ""  # the member whose bytes are being read
+    files: dict[str, _File] = {}
     try:
         for member in _members(stream):
-            name = as_text(member.name)
-            while name.startswith("./"):
-                name = name[2:]
-            if not member.isreg() or not (name.lower().endswith(IMAGE_SUFFIXES) or _is_label(name)):
+            name = _plain(member.name)
+            linked = member.islnk() or member.issym()
+            if not (member.isreg() or linked) or not _is_read(name):
                 continue
-            if fault := _refusal(name, member):
+            file = files.get(_target(name, member)) if linked else _File(member.offset_data, member.size)
+            if file is None or (fault := _refusal(name, member, file, stream)):
                 if not _is_label(name):
-                    yield _Entry(name[:_MAX_NAME], b"", fault)
+                    yield _Entry(name[:_MAX_NAME], b"", fault if file else _dangling(name, member))
                 continue
+            files[name] = file
             if not wanted(name):
                 yield _Entry(name, b"")
                 continue
             reading = name
-            data = _content(stream, member, _MAX_LABEL if _is_label(name) else MAX_ENCODED)
+            data = _content(stream, file, _MAX_LABEL if _is_label(name) else MAX_ENCODED)
             reading = ""
             yield _Entry(name, data)
     except _Cut as cut:
         yield _Entry(reading or "truncated", b"", Fault("truncated", f"archive cut or damaged: {cut}"))
 
 
-def _refusal(name: str, member: tarfile.TarInfo) -> Fault | None:
+class _File(NamedTuple):
+    """Bytes of a member, to which links may lead."""
+
+    offset: int
+    size: int
+
+
+def _plain(name: str) -> str:
+    name = as_text(name)
+    while name.startswith("./"):
+        name = name[2:]
+    return name
+
+
+def _is_read(name: str) -> bool:
+    """Tell whether a member is an image or a label, by its name."""
+    return (name.lower().endswith(IMAGE_SUFFIXES) or _is_label(name)) and not is_apple_double(name)
+
+
+def _target(name: str, link: tarfile.TarInfo) -> str:
+    """Return the name of the member that a link leads to: a symbolic link's is relative to its folder."""
+    target = _plain(link.linkname)
+    return target if link.islnk() else posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
+
+
+def _dangling(name: str, link: tarfile.TarInfo) -> Fault:
+    kind = "a hard link" if link.islnk() else "a symbolic link"
+    return Fault("unsupported", f"{kind} to {_target(name, link)[:200]}, which is no image before it in this archive")
+
+
+def _refusal(name: str, member: tarfile.TarInfo, file: _File, stream: _Stream) -> Fault | None:
     """Tell why a member must not be read; None if it may. Names are limited, as they stay in memory with the shard."""
+    if file.offset != member.offset_data and isinstance(stream, gzip.GzipFile):
+        return Fault("unsupported", "a link in a compressed tar, which would be read again for it; pack without links")
     if member.issparse():
         return Fault("unsupported", "a sparse tar member")
     if len(name) > _MAX_NAME:
         return Fault("unsupported", f"a name of {len(name)} letters is longer than {_MAX_NAME}")
-    return too_large(member.size) if member.size > MAX_ENCODED and not _is_label(name) else None
+    return too_large(file.size) if file.size > MAX_ENCODED and not _is_label(name) else None
 
 
 def _members(stream: _Stream) -> Iterator[tarfile.TarInfo]:
@@ -187,10 +223,10 @@ def _members(stream: _Stream) -> Iterator[tarfile.TarInfo]:
         yield member
 
 
-def _content(stream: _Stream, member: tarfile.TarInfo, limit: int) -> bytes:
-    size = min(member.size, limit)
+def _content(stream: _Stream, file: _File, limit: int) -> bytes:
+    size = min(file.size, limit)
     with _cuts():
-        stream.seek(member.offset_data)
+        stream.seek(file.offset)
         data = stream.read(size)
         if len(data) < size:
             raise tarfile.ReadError("unexpected end of data")
