@@ -1,4 +1,4 @@
-"""What each exception of Ray means to a run, whichever call raised it.
+"""The meaning that each exception of Ray has for a run, whichever call raised it.
 
 shard   our own code raised it over a shard, or raised something that cannot be sent: a verdict on the shard
 worker  the worker failed: counted against its shard and its node
