@@ -164,6 +164,25 @@ def test_a_json_log_holds_errors_too(score_yaml: Path, capsys: pytest.CaptureFix
             assert (event["event"], event["level"], event["exit_code"]) == ("error", "error", code)
 
 
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("from gradosr.jobs.cli import run; sys.exit(run(['score', 'job.yaml']))", "gradosr runs on Linux and macOS;"),
+        ("from gradosr.store import Store; Store().read('a')", "ConfigError: local files need the locks of Linux"),
+    ],
+)
+def test_a_platform_without_the_locks_of_unix_is_told(code: str, told: str) -> None:
+    without = "import sys; sys.modules['fcntl'] = None; "  # as on Windows, where there is no such module
+    ran = subprocess.run(
+        [sys.executable, "-c", without + code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.returncode
+    last = ran.stderr.splitlines()[-1]
+    assert told in last
+    assert "WSL 2" in last
+    assert len(ran.stderr.splitlines()) == 1 or "jobs" not in code
+
+
 def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert gradosr(capsys, "score")[0] == 2
     assert gradosr(capsys, "scroe")[0] == 2

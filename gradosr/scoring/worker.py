@@ -150,7 +150,7 @@ class Prefetch:
     def take(self, shard: Shard) -> Loading:
         """Return the loading of a shard, which is begun now unless it was prefetched; another one is closed.
 
-        To close one joins its thread, which may be in the middle of a read from the store.
+        To close one waits for its thread, a few seconds at most: it may be in the middle of a read from the store.
         """
         with self._lock:
             opened, self._opened, self._current = self._opened, None, None

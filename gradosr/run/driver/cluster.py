@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from gradosr.archive.shards import Shard
 from gradosr.config import RaySettings, ScoreJob, Workers
-from gradosr.errors import ConfigError, InputError, first_line
+from gradosr.errors import ConfigError, InputError, RunFailed, first_line
+from gradosr.run.driver.ray_errors import own, told
 from gradosr.store import is_shared, scheme_of
 
 LOOK_TIMEOUT = 120.0  # seconds a node may take to say whether it sees a path
@@ -42,7 +44,10 @@ class Resources:
 
 @contextmanager
 def connected(settings: RaySettings, runtime_env: Mapping[str, Any]) -> Iterator[None]:
-    """Start a Ray of our own (`local`), or connect to the one at an address. Raises InputError when that fails."""
+    """Start a Ray of our own (`local`), or connect to the one at an address. Raises InputError when that fails.
+
+    What Ray itself raises in the block is RunFailed.
+    """
     local = settings.address == "local"
     options: dict[str, Any] = {"address": settings.address, "log_to_driver": False, "logging_level": logging.ERROR}
     if local:
@@ -61,6 +66,8 @@ def connected(settings: RaySettings, runtime_env: Mapping[str, Any]) -> Iterator
     try:
         with redirect_stdout(sys.stderr):  # where Ray prints that a worker died; stdout is for data
             yield
+    except RayError as error:
+        raise RunFailed(f"Ray: {told(own(error))}; the same command goes on") from error
     finally:
         ray.shutdown()
 
@@ -103,14 +110,20 @@ def check_local_uris(job: ScoreJob, shard: Shard) -> None:
     nodes, local = live_nodes(), [uri for uri in uris if not is_shared(uri)]
     if len(nodes) < 2 or not local:
         return
-    look = ray.remote(_missing).options(num_cpus=0)
+    look = ray.remote(_missing)
     for node in nodes:
-        here = look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
-        missing: list[str] = ray.get(here.remote(local), timeout=LOOK_TIMEOUT)
+        here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        looked = look.options(num_cpus=0, scheduling_strategy=here).remote(local)
+        address = node["NodeManagerAddress"]
+        try:
+            missing: list[str] = ray.get(looked, timeout=LOOK_TIMEOUT)
+        except RayError as error:
+            if node["NodeID"] not in {one["NodeID"] for one in live_nodes()}:
+                continue  # gone meanwhile, and no worker will be on it
+            cause = f"no answer within {LOOK_TIMEOUT:g} s" if isinstance(error, GetTimeoutError) else told(own(error))
+            raise RunFailed(f"node {address} cannot tell whether it sees {local[0]}: {cause}") from error
         if missing:
-            raise ConfigError(
-                f"{missing[0]}: not seen by node {node['NodeManagerAddress']}; use s3:// or a shared file system"
-            )
+            raise ConfigError(f"{missing[0]}: not seen by node {address}; use s3:// or a shared file system")
 
 
 def _missing(paths: list[str]) -> list[str]:
