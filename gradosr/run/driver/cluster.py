@@ -42,6 +42,10 @@ class Resources:
         return node.get("CPU", 0.0) >= self.cpus and node.get("GPU", 0.0) >= self.gpus
 
 
+STARTS = 3
+"""Times that a Ray of our own is started before it is given up: Ray waits 30 s, too little on a busy machine."""
+
+
 @contextmanager
 def connected(settings: RaySettings, runtime_env: Mapping[str, Any]) -> Iterator[None]:
     """Start a Ray of our own (`local`), or connect to the one at an address. Raises InputError when that fails.
@@ -55,12 +59,15 @@ def connected(settings: RaySettings, runtime_env: Mapping[str, Any]) -> Iterator
         # Nothing travels through the object store but shard names and reports.
         options |= {"include_dashboard": False, "object_store_memory": 100 << 20}
     terminate = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(**options, runtime_env=dict(runtime_env) or None)
-    except Exception as error:  # what Ray raises where its processes are slow to start is no more than that
-        raise InputError(
-            f"ray.address {settings.address}: no Ray cluster answers there: {first_line(error)}"
-        ) from error
+    for left in range(STARTS if local else 1, 0, -1):
+        try:
+            ray.init(**options, runtime_env=dict(runtime_env) or None)
+            break
+        except Exception as error:  # what Ray raises where its processes are slow to start is no more than that
+            ray.shutdown()
+            if left == 1:
+                reason = f"no Ray cluster answers there: {first_line(error)}"
+                raise InputError(f"ray.address {settings.address}: {reason}") from error
     # Ray's own handler exits with 15 and says nothing.
     signal.signal(signal.SIGTERM, terminate)
     try:
