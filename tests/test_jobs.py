@@ -364,6 +364,7 @@ def test_fit_with_given_weights(tmp_path: Path, capsys: pytest.CaptureFixture[st
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_classifier_that_returns_more_than_logits_is_fitted_and_scores(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -583,6 +584,7 @@ def test_score_by_subprocess_resumes_after_sigkill(tmp_path: Path) -> None:
     assert before.items() <= {path.name: path.stat().st_mtime_ns for path in parts.glob("part-*")}.items()
 
 
+@pytest.mark.slow
 def test_score_tells_too_many_bad_images_by_its_exit_code_and_logs_json_lines(tmp_path: Path) -> None:
     """In a process of its own, on a real Ray; the finished run asked again says the same."""
     write_archive(Store(), f"{tmp_path}/archive", shards=2)

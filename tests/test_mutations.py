@@ -139,6 +139,7 @@ def archives(tars: int, parquet_files: int) -> dict[str, Files]:
     }
 
 
+@pytest.mark.slow
 def test_mutated_input_is_rows_or_a_reason(tmp_path: Path) -> None:
     ended = check(tmp_path, archives(40, 40), image_shards(400))
     assert len(ended) == 4 + 41 + 41

@@ -51,6 +51,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- Figures ---
 
 
+@pytest.mark.slow
 def test_every_contender_is_measured(gradosr: Command, in_process: None) -> None:
     code, out, err = gradosr("bench", "engine", "--arch", TINY, "--size", 64, "--batch", 4, "--runs", 1, "--json")
     facts = json.loads(out)
@@ -89,6 +90,7 @@ def test_all_contenders_have_one_layout_and_one_precision(gradosr: Command, in_p
     assert facts["largest_difference"] > 1e-4  # to float32
 
 
+@pytest.mark.slow
 def test_the_table_is_for_people(gradosr: Command, in_process: None) -> None:
     code, out, _ = gradosr("bench", "engine", "--arch", TINY, "--size", 32, "--batch", 2, "--runs", 1)
     assert code == 0
@@ -119,6 +121,7 @@ def test_a_system_that_keeps_no_peak_says_nothing(monkeypatch: pytest.MonkeyPatc
     assert "-" in tables.table(facts)
 
 
+@pytest.mark.slow
 def test_vmap_that_cannot_serve_is_a_reason(
     gradosr: Command, in_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +135,7 @@ def test_vmap_that_cannot_serve_is_a_reason(
     assert "vmap                failed: the gradients of one image" in gradosr(*arguments)[1]
 
 
+@pytest.mark.slow
 def test_a_child_that_dies_is_a_reason_or_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MemoryError, match="its process died on a batch of 2"):
         memory.peak_memory("forward", TINY, 32, 2, _Deadly())  # type: ignore[arg-type]
@@ -183,6 +187,7 @@ def test_a_slow_contender_takes_few_rounds(monkeypatch: pytest.MonkeyPatch) -> N
     assert {name: len(times) for name, times in seconds.items()} == dict.fromkeys(NAMES, engine.FEW)
 
 
+@pytest.mark.slow
 def test_it_needs_neither_ray_nor_boto3() -> None:
     code = (
         "import sys; sys.modules.update(dict.fromkeys(('ray', 'boto3', 'botocore'))); "
@@ -272,6 +277,7 @@ def test_conformance_is_one_line_per_architecture(gradosr: Command, three: list[
     assert lines[-1] == "torchvision: 2 of 2 architectures conform"
 
 
+@pytest.mark.slow
 def test_a_failing_architecture_does_not_stop_the_others(gradosr: Command, three: list[str]) -> None:
     code, out, err = gradosr("bench", "engine", "--conformance", "torchvision", "--json")
     document = json.loads(out)
@@ -301,6 +307,7 @@ def test_a_figure_that_is_none_is_null() -> None:
 # --- gpu ---
 
 
+@pytest.mark.slow
 def test_every_section_of_gpu_leaves_facts_or_a_reason(gradosr: Command, tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     code, _, err = gradosr("bench", "gpu", out, "--small", "--device", "cpu")
@@ -355,6 +362,7 @@ def test_gpu_needs_a_gpu(gradosr: Command, tmp_path: Path, monkeypatch: pytest.M
 # --- The README's table ---
 
 
+@pytest.mark.slow
 def test_the_table_takes_its_place_in_the_readme(
     gradosr: Command, in_process: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -410,6 +418,7 @@ def test_a_mistake_is_one_clear_line(mistake: str, gradosr: Command) -> None:
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_the_driver_alone_is_measured_over_a_whole_run(gradosr: Command) -> None:
     code, out, err = gradosr("bench", "driver", "--shards", 30, "--workers", 1, "--json")
     facts = json.loads(out)

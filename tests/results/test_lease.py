@@ -365,6 +365,7 @@ def test_without_conditional_writes_there_is_a_warning_and_no_lease(
     assert record(faulty).released
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_a_faulty_network_loses_no_lease(
     faulty: tuple[Store, str], proxy: FaultProxy, times: Callable[..., None], said: list[str], seed: int

@@ -19,7 +19,7 @@ from gradosr.run.driver.actor import MakeWorker
 from gradosr.run.plan import finish, prepare
 from gradosr.store import Store
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,8 @@ from gradosr.lab.seaweedfs import SeaweedFS
 from gradosr.run import submission
 from gradosr.store import Store
 
+pytestmark = pytest.mark.slow
+
 SHARDS, IMAGES = 20, 6
 SECRET = "a-value-for-the-job-alone"
 
