@@ -287,7 +287,7 @@ FIT_MISTAKES: dict[str, tuple[dict[str, Any], int, str]] = {
         {"classifier.args": {"num_classes": 1}, "classifier.weights": None, "train": {"epochs": 1}}, 4,
         "the classifier gives logits (3, 1) for 3 images; expected one for each of at least two classes",
     ),
-    "dropout": ({"classifier.arch": "tiny_net:dropping"}, 4, "gives other logits for the same images each time"),
+    "dropout": ({"classifier.arch": "tiny_net:dropping"}, 4, "returns different logits for the same images each time"),
     "mixed precision": (
         {"classifier.arch": "tiny_net:mixed"}, 4,
         "mixed precision: head.weight, head.bias of float64 and images of float32; call .float() on the classifier",

@@ -3,10 +3,12 @@
 import ctypes
 import gzip
 import io
+import multiprocessing
 import os
 import resource
 import sys
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -29,26 +31,43 @@ MEGABYTE = 2**20
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
 
 
-def in_little_memory(work: Callable[[], str], spare: int) -> str:
+FRESH = multiprocessing.get_context("forkserver")
+"""Processes without what earlier tests have left free in the heap of this one."""
+FRESH.set_forkserver_preload([__name__])
+
+
+def in_little_memory(work: Callable[..., str], spare: int, *args: object) -> str:
     """What `work` answers, or what it raised, in a process of its own that gets `spare` bytes more than it has."""
-    ours, theirs = os.pipe()
-    if not (child := os.fork()):
-        heap = ctypes.CDLL(None)
-        heap.mallopt(-3, 2**16)  # M_MMAP_THRESHOLD: nothing large comes out of what is free in the heap
-        heap.malloc_trim(0)
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + spare,) * 2)
-        try:
-            answer = work()
-        except BaseException as error:
-            answer = f"{type(error).__name__}: {error}"
-        os.write(theirs, answer.encode()[:4096])
-        os._exit(0)
-    os.close(theirs)
-    with os.fdopen(ours) as answers:
-        answer = answers.read()
-    assert os.waitpid(child, 0)[1] == 0
+    ours, theirs = FRESH.Pipe(duplex=False)
+    with ours, theirs:
+        child = FRESH.Process(target=_answer, args=(theirs, work, spare, args))
+        child.start()
+        answer: str = ours.recv()
+        child.join()
     return answer
+
+
+def _answer(answers: Connection, work: Callable[..., str], spare: int, args: tuple[object, ...]) -> None:
+    heap = ctypes.CDLL(None)
+    heap.mallopt(-3, 2**16)  # M_MMAP_THRESHOLD: nothing large comes out of what is free in the heap
+    heap.malloc_trim(0)
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + spare,) * 2)
+    try:
+        answer = work(*args)
+    except BaseException as error:
+        answer = f"{type(error).__name__}: {error}"
+    answers.send(answer[:4096])
+    os._exit(0)
+
+
+def fault_of(data: bytes) -> str:
+    fault = decode(data, MAX_PIXELS).fault
+    return "" if fault is None else f"a row: {fault}"
+
+
+def fault_of_preparing(data: bytes, transform: TransformSettings) -> str:
+    return str(prepare(EncodedImage("a#b", data), transform, MAX_PIXELS).fault)
 
 
 FORMATS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -74,19 +93,14 @@ def test_an_image_that_memory_is_too_small_for_is_no_bad_image(name: str) -> Non
     kind, mode, options = FORMATS[name]
     side = 6000 if kind == "JPEG" else 3000  # more than what happens to be free in the heap
     data = encoded(Image.new(mode, (side, side)), kind, **options)
-
-    def decoded() -> str:
-        fault = decode(data, MAX_PIXELS).fault
-        return "" if fault is None else f"a row: {fault}"
-
-    answers = [in_little_memory(decoded, spare * MEGABYTE) for spare in (1, 20, 45)]
+    answers = [in_little_memory(fault_of, spare * MEGABYTE, data) for spare in (1, 20, 45)]
     assert [answer for answer in answers if answer and not answer.startswith("MachineFault: ")] == []
     assert answers[0], "or this test shows nothing"
 
 
 def test_torchs_want_of_memory_is_told_with_the_image() -> None:
     huge = TransformSettings(resize=(60_000, 60_000))
-    answer = in_little_memory(lambda: str(prepare(EncodedImage("a#b", png(8, 8)), huge, MAX_PIXELS).fault), MEGABYTE)
+    answer = in_little_memory(fault_of_preparing, MEGABYTE, png(8, 8), huge)
     assert answer.startswith("MachineFault: a#b: this machine"), answer
     assert "\n" not in answer
 

@@ -143,10 +143,10 @@ def no_rule(net, pixels):
         ("resnet18", {}, ""),
         ("mobilenet_v2", {}, ""),
         ("densenet121", {}, ""),
-        ("vgg11_bn", {"dropout": 0.1}, ""),
-        ("vgg16", {}, ""),
-        ("vit_b_16", {"image_size": 32}, r"class_token|encoder\.pos_embedding"),
-        ("convnext_tiny", {}, r".*\.layer_scale"),
+        pytest.param("vgg11_bn", {"dropout": 0.1}, "", marks=pytest.mark.slow),
+        pytest.param("vgg16", {}, "", marks=pytest.mark.slow),
+        pytest.param("vit_b_16", {"image_size": 32}, r"class_token|encoder\.pos_embedding", marks=pytest.mark.slow),
+        pytest.param("convnext_tiny", {}, r".*\.layer_scale", marks=pytest.mark.slow),
     ],
 )
 def test_every_parameter_of_an_architecture_is_exact(name, options, without_rule):

@@ -75,6 +75,7 @@ def test_memory_is_measured_in_children(gradosr: Command, monkeypatch: pytest.Mo
     assert all(facts["peak_bytes"][name] > size > 0 for name, size in facts["memory_bytes"].items())
 
 
+@pytest.mark.slow
 def test_all_contenders_have_one_layout_and_one_precision(gradosr: Command, in_process: None) -> None:
     given = contenders.workload(TINY, 32, 2, torch.device("cpu"), "bfloat16")
     convolutions = [parameter for parameter in given.classifier.parameters() if parameter.dim() == 4]
@@ -203,6 +204,7 @@ def test_it_needs_neither_ray_nor_boto3() -> None:
 # --- --explain ---
 
 
+@pytest.mark.slow
 def test_explain_names_the_rule_of_every_parameter(gradosr: Command) -> None:
     arch = ("--arch", "torchvision:mobilenet_v3_small", "--size", 32, "--batch", 2)
     code, out, _ = gradosr("bench", "engine", *arch, "--explain", "--json")
@@ -267,6 +269,7 @@ def three(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return listed
 
 
+@pytest.mark.slow
 def test_conformance_is_one_line_per_architecture(gradosr: Command, three: list[str]) -> None:
     del three[1]
     code, out, _ = gradosr("bench", "engine", "--conformance", "torchvision")
@@ -289,6 +292,7 @@ def test_a_failing_architecture_does_not_stop_the_others(gradosr: Command, three
     assert len(err.splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_a_wrong_norm_does_not_conform(gradosr: Command, three: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     del three[1:]
     monkeypatch.setattr(conformance, "slow_squared_norms", lambda *what: 1.01 * slow_squared_norms(*what))

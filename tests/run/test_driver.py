@@ -125,6 +125,7 @@ def test_a_lost_worker_costs_time_not_shards(
     assert_same(rows_of(tmp_path / "results"), clean)
 
 
+@pytest.mark.slow
 def test_a_poison_shard_is_reported_not_retried_for_ever(job: ScoreJob, tmp_path: Path) -> None:
     plan, outcome, _ = drive(job, doomed.Poisoned)
     summary = finish(plan, outcome)

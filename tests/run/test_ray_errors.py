@@ -75,6 +75,7 @@ def once(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr(ray, "get", answer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "quarantined", "failed"),
     [
