@@ -4,7 +4,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
@@ -81,12 +81,12 @@ class ShardWorker:
                 if bad_images := part.bad_images():  # first, so that they are there when the part is
                     self._folder.put_bad_images(shard.part, bad_images)
             with _Clock(seconds, "write"):  # again: the footer cannot tell how long its own PUT took
-                self._folder.put_part(shard.part, part.finish(self._footer(shard, seconds)))
+                self._folder.put_part(shard.part, part.finish(self._footer(loading)))
         finally:
             part.close()
             loading.batches.close()
             self._prefetch.end_turn()
-        return PartStats(dict(part.counts), _rounded(seconds))
+        return PartStats(dict(part.counts), _rounded(seconds), loading.passed_over)
 
     def _take(self, shard: Shard) -> "Loading":
         """Return the shard on its way into memory: as prefetched, else begun now. The caller closes its batches."""
@@ -94,23 +94,25 @@ class ShardWorker:
 
     def _load(self, shard: Shard) -> "Loading":
         """Begin to read and decode a shard; once all of it is read, the announced one may be prefetched."""
-        seconds, read = dict.fromkeys(STAGES, 0.0), threading.Event()
+        seconds, read, passed_over = dict.fromkeys(STAGES, 0.0), threading.Event(), dict[str, int]()
         source = READERS[self._job.input.kind].read(shard, self._store, self._job.input, self._label_names)
 
         def images() -> Iterator[EncodedImage]:
-            yield from _timed(source, seconds, "read")
+            passed_over.update((yield from _timed(source, seconds, "read")) or {})
             read.set()
             self._prefetch.start()
 
         transform, job = self._scorer.bundle.manifest.transform, self._job
         batches = prepared_batches(images(), transform, job.max_pixels, job.batch_size, self._threads)
-        return Loading(shard, batches, seconds, read)
+        return Loading(shard, batches, seconds, read, passed_over)
 
-    def _footer(self, shard: Shard, seconds: Mapping[str, float]) -> dict[str, Any]:
+    def _footer(self, loading: "Loading") -> dict[str, Any]:
+        shard = loading.shard
         return {
             "gradosr.shard": {"uri": shard.uri, "version": shard.version, "modified": shard.modified},
             "gradosr.fingerprint": self._fingerprint,
-            "gradosr.seconds": _rounded(seconds),
+            "gradosr.seconds": _rounded(loading.seconds),
+            "gradosr.passed_over": loading.passed_over,
             "gradosr.worker": self.name,
             "gradosr.software": software(),
         }
@@ -126,6 +128,8 @@ class Loading(NamedTuple):
     """Seconds by stage."""
     read: threading.Event
     """Event set when all of the shard is read."""
+    passed_over: dict[str, int]
+    """Number of members that are no images, by kind; filled in when all of the shard is read."""
 
 
 class Prefetch:
@@ -194,12 +198,12 @@ def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
     return {stage: round(spent, 4) for stage, spent in seconds.items()}
 
 
-def _timed(items: Iterator[T], seconds: dict[str, float], stage: str) -> Iterator[T]:
-    """Yield the items, and add the seconds spent waiting for them to a stage."""
-    end = object()
+def _timed(items: Iterator[T], seconds: dict[str, float], stage: str) -> Generator[T, None, Any]:
+    """Yield the items, add the seconds spent waiting for them to a stage, and return what their iterator returns."""
     while True:
         with _Clock(seconds, stage):
-            item = next(items, end)
-        if item is end:
-            return
-        yield item  # type: ignore[misc]
+            try:
+                item = next(items)
+            except StopIteration as end:
+                return end.value
+        yield item

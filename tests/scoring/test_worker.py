@@ -127,7 +127,7 @@ class Loads:
         batches = Prefetcher[list[PreparedImage]](iter(()), len, budget=1)
         close = batches.close
         batches.close = lambda: (self.closed.append(shard.name), close())  # type: ignore[method-assign]
-        return Loading(shard, batches, {}, threading.Event())
+        return Loading(shard, batches, {}, threading.Event(), {})
 
 
 A, B, C, D = (Shard(name, f"/{name}", "1", 1) for name in "ABCD")

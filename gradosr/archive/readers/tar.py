@@ -4,13 +4,15 @@ import gzip
 import posixpath
 import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import BinaryIO, NamedTuple, TypeAlias
 
 from gradosr.archive.image import EMPTY, MAX_ENCODED, EncodedImage, Fault, label_of, too_large
-from gradosr.archive.shards import IMAGE_SUFFIXES, Shard, as_text, is_apple_double
+from gradosr.archive.names import APPLE_DOUBLE, count, is_apple_double, kind_of
+from gradosr.archive.shards import IMAGE_SUFFIXES, Shard, as_text
 from gradosr.config import TarInput
 from gradosr.errors import ShardUnreadable, StoreError, machine_fault
 from gradosr.store import Store
@@ -24,16 +26,21 @@ _HEAD = 8 * 2**20  # bytes that tell how many images there are in the rest
 _MAX_HEADER = 128 * 2**10  # bytes of a member's headers: long names, pax records, maps of holes in chains without end
 
 
-def read(shard: Shard, store: Store, _source: TarInput, label_names: tuple[str, ...] | None) -> Iterator[EncodedImage]:
+def read(
+    shard: Shard, store: Store, _source: TarInput, label_names: tuple[str, ...] | None
+) -> Generator[EncodedImage, None, Mapping[str, int]]:
     """Read the image members in archive order, followed by one `truncated` row if the archive breaks off.
 
     The label is the text of `KEY.cls` in the same sample; a sample is a run of consecutive members whose names agree up
     to the first dot of the last path step. Keys are SHARD#MEMBER; a repeated name gets #2, #3 and so on appended. A
     link has the bytes of the earlier member that it names. What macOS adds to an archive (`._NAME`, `__MACOSX/`) is
-    left out. Raises ShardUnreadable if the file is not a tar archive at all.
+    left out. Returns the number of members that are no images, by kind.
+    Raises ShardUnreadable if the file is not a tar archive at all.
     """
+    passed_over = Counter[str]()
     with _opened(shard, store) as stream:
-        yield from _images(shard, _entries(stream), label_names)
+        yield from _images(shard, _entries(stream, passed_over), label_names)
+    return passed_over
 
 
 def pick(shard: Shard, store: Store, _source: TarInput, keys: frozenset[str]) -> Iterator[EncodedImage]:
@@ -42,7 +49,7 @@ def pick(shard: Shard, store: Store, _source: TarInput, keys: frozenset[str]) ->
     times: dict[str, int] = {}
     left = set(keys)
     with _opened(shard, store) as stream:
-        for entry in _entries(stream, lambda name: f"{shard.name}#{name}" in names):
+        for entry in _entries(stream, Counter(), lambda name: f"{shard.name}#{name}" in names):
             if _is_label(entry.name):
                 continue
             key = _unique(f"{shard.name}#{entry.name}", times)
@@ -76,7 +83,7 @@ def images_in(shard: Shard, store: Store, _source: TarInput) -> int:
     """Count the image headers; for an archive larger than _HEAD bytes, extrapolate from its beginning."""
     images = 0
     with store.open(shard.stored) as file:
-        for entry in _entries(_stream(shard, file), lambda _: False):
+        for entry in _entries(_stream(shard, file), Counter(), lambda _: False):
             images += not _is_label(entry.name)
             if file.tell() > _HEAD:
                 return round(images * shard.size / file.tell())
@@ -136,10 +143,12 @@ class _Cut(Exception):
     """The archive breaks off or continues with something that is not tar."""
 
 
-def _entries(stream: _Stream, wanted: Callable[[str], bool] = lambda _: True) -> Iterator[_Entry]:
+def _entries(
+    stream: _Stream, passed_over: Counter[str], wanted: Callable[[str], bool] = lambda _: True
+) -> Iterator[_Entry]:
     """Read images and labels in archive order; if the archive is cut, a last entry holds the fault.
 
-    The content of members whose names are not `wanted` is not read.
+    The content of members whose names are not `wanted` is not read; other members are counted by kind in `passed_over`.
     """
     reading = ""  # the member whose bytes are being read
     files: dict[str, _File] = {}
@@ -147,7 +156,10 @@ def _entries(stream: _Stream, wanted: Callable[[str], bool] = lambda _: True) ->
         for member in _members(stream):
             name = _plain(member.name)
             linked = member.islnk() or member.issym()
-            if not (member.isreg() or linked) or not _is_read(name):
+            if not (member.isreg() or linked):
+                continue
+            if kind := _kind_left_out(name):
+                count(kind, passed_over)
                 continue
             file = files.get(_target(name, member)) if linked else _File(member.offset_data, member.size)
             if file is None or (fault := _refusal(name, member, file, stream)):
@@ -166,6 +178,13 @@ def _entries(stream: _Stream, wanted: Callable[[str], bool] = lambda _: True) ->
         yield _Entry(reading or "truncated", b"", Fault("truncated", f"archive cut or damaged: {cut}"))
 
 
+def _kind_left_out(name: str) -> str:
+    """Return the kind by which a member that is neither image nor label is counted; empty for one that is read."""
+    if is_apple_double(name):
+        return APPLE_DOUBLE
+    return "" if name.lower().endswith(IMAGE_SUFFIXES) or _is_label(name) else kind_of(name)
+
+
 class _File(NamedTuple):
     """Bytes of a member, to which links may lead."""
 
@@ -178,11 +197,6 @@ def _plain(name: str) -> str:
     while name.startswith("./"):
         name = name[2:]
     return name
-
-
-def _is_read(name: str) -> bool:
-    """Tell whether a member is an image or a label, by its name."""
-    return (name.lower().endswith(IMAGE_SUFFIXES) or _is_label(name)) and not is_apple_double(name)
 
 
 def _target(name: str, link: tarfile.TarInfo) -> str:
