@@ -18,7 +18,7 @@ from pathlib import Path
 
 from gradosr.lab.seaweedfs import bound_to_parent
 
-START_SECONDS = 90
+START_SECONDS = 300
 
 
 class RayHead:
