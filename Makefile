@@ -9,7 +9,7 @@ STAMP := .venv/.installed
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --upgrade --target .uv uv
 	.uv/bin/uv venv --quiet --clear --python $(PYTHON) .venv
-	.uv/bin/uv pip sync --quiet --python $(BIN)/python requirements.lock
+	.uv/bin/uv pip sync --quiet --compile-bytecode --python $(BIN)/python requirements.lock
 	.uv/bin/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
 

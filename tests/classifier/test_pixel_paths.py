@@ -5,6 +5,7 @@ that all of a library's can be built in minutes and held against each other by t
 """
 
 import io
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,9 +33,9 @@ CLASSES = [f"class {index}" for index in range(1000)]
 @pytest.fixture
 def published(monkeypatch):
     """Random weights in place of those that torchvision would download."""
-    held: dict[str, torch.Tensor] = {}
+    held: OrderedDict[str, torch.Tensor] = OrderedDict()
     enum = models.get_model_weights("resnet18").__base__
-    monkeypatch.setattr(enum, "get_state_dict", lambda *_args, **_kwargs: dict(held))
+    monkeypatch.setattr(enum, "get_state_dict", lambda *_args, **_kwargs: held)
     return held
 
 
@@ -66,11 +67,13 @@ def job_of(arch: str, classes: int = 1000, **classifier: object) -> CompleteFitJ
 # --- torchvision ---
 
 
-def of_torchvision(name: str, published: dict[str, torch.Tensor]) -> tuple[nn.Module, nn.Module]:
+def of_torchvision(name: str, published: OrderedDict[str, torch.Tensor]) -> tuple[nn.Module, nn.Module]:
     """Return an architecture as we build it and as torchvision does with its default weights."""
     job = job_of(f"torchvision:{name}", args=QUICK.get(name, {}))
     found = build(job, job.classifier.args, 1000)
-    published |= found.state_dict()
+    state = found.state_dict()
+    published.update(state)
+    published._metadata = state._metadata  # the versions of its modules, without which MNASNet's loader raises
     return found, models.get_model(name, weights="DEFAULT").eval()
 
 

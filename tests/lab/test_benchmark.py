@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from gradosr.jobs.cli import run
+from tiny import local_job, write_archive
 from torch import Tensor, nn
 
 from gradosr.gradients import GradientEngine
@@ -19,6 +20,7 @@ from gradosr.lab import conformance
 from gradosr.lab.benchmark import contenders, device_facts, device_job, engine, memory, tables
 from gradosr.lab.benchmark.tables import BEGIN, END
 from gradosr.scoring import memory as process_memory
+from gradosr.store import Store
 
 TINY = "torchvision:squeezenet1_1"
 NAMES = {"forward", "training step", "gradosr", "batch-of-one loop", "vmap"}
@@ -434,14 +436,17 @@ def test_the_driver_alone_is_measured_over_a_whole_run(gradosr: Command) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:.*deprecated:DeprecationWarning", "ignore:.*concurrent")
-def test_a_job_is_measured_beside_what_bounds_it(gradosr: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_is_measured_beside_what_bounds_it(
+    gradosr: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from gradosr.lab.benchmark import job, peer  # which import Ray
 
     monkeypatch.setattr(job, "settings", lambda *what: peer.settings(*what)[:1])
-    sizes = ("--shards", 3, "--images", 70, "--rounds", 2, "--threads", 1)
-    code, out, err = gradosr("bench", "job", "--archive", "tar", *sizes, "--json")
+    write_archive(Store(), f"{tmp_path}/archive", shards=3, images=70)
+    config = tmp_path / "job.yaml"
+    config.write_text(local_job(tmp_path, batch_size=64).model_dump_json(exclude_unset=True))
+    code, out, err = gradosr("bench", "job", "--config", config, "--shards", 3, "--rounds", 2, "--threads", 1, "--json")
     facts = json.loads(out)
     contenders = {job.ENGINE, job.LOADING, job.JOB, job.PEER}
     assert code == 0, err

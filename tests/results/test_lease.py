@@ -530,6 +530,13 @@ def wait_for_parts(store: Store, bucket: str, count: int) -> None:
         time.sleep(0.2)
 
 
+def wait_for_lease_of(store: Store, bucket: str, pid: int) -> None:
+    deadline = time.monotonic() + 120
+    while not ((lease := read_lease(store, f"{bucket}/results")) and lease.pid == pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
 def assert_one_table(store: Store, bucket: str) -> None:
     """Every image has one row in the parts that _SUCCESS names, and there are no others."""
     named = json.loads(store.read(f"{bucket}/results/_SUCCESS"))["parts"]
@@ -562,8 +569,11 @@ def test_a_second_driver_is_refused_and_the_first_finishes(store: Store, bucket:
 def test_with_the_lease_deleted_midway_the_table_is_right(store: Store, bucket: str, long_job: Path) -> None:
     first = Driver.start(long_job)
     wait_for_parts(store, bucket, 2)
+    first.process.send_signal(signal.SIGSTOP)  # its next renewal would write the lease again, before the second looks
     store.move(f"{bucket}/results/lease.json", f"{bucket}/gone.json")
     second = Driver.start(long_job)
+    wait_for_lease_of(store, bucket, second.process.pid)
+    first.process.send_signal(signal.SIGCONT)
     code, out, err = first.end()
     assert (code, out) == (7, ""), err
     assert "another driver took this run over" in err.splitlines()[-1]
