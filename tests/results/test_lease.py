@@ -380,7 +380,10 @@ def test_a_store_whose_conditions_never_hold_is_not_asked_for_ever(
     faulty: tuple[Store, str], proxy: FaultProxy, times: Callable[..., None], said: list[str]
 ) -> None:
     proxy.method, proxy.always = "PUT", "unmet"
-    with pytest.raises(StoreError, match=r"run/lease\.json: changed by another process at every attempt"), make(faulty, said):
+    with (
+        pytest.raises(StoreError, match=r"run/lease\.json: changed by another process at every attempt"),
+        make(faulty, said),
+    ):
         pass
     proxy.always = None
     times(renew=0.05)
