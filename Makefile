@@ -17,7 +17,7 @@ demo: $(STAMP)  ## set-up and the main job: train, fit, score an S3 archive on R
 	$(BIN)/gradosr demo
 
 test: $(STAMP)  ## set-up and the tests
-	$(BIN)/pytest -m "not slow" --durations 15
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile --durations 15
 
 test-slow: $(STAMP)  ## the tests that take minutes
 	$(BIN)/pytest -m slow

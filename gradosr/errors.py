@@ -13,12 +13,16 @@ GradosrError
 │       ├── ObjectChanged   the object was replaced or removed after it was listed
 │       └── NoConditionalWrites  the store cannot make a write fail if somebody else has written
 ├── ShardUnreadable         a shard's content cannot be read, now or later
+├── MachineFault            this machine lacks memory, threads, files or disk, whatever the data
 ├── RunActive               the same run is already active
 └── RunFailed               the run stopped or ended with failed shards; the same command resumes it
 
 Errors of other libraries are converted to one of these at a single boundary each (`raise ... from error`). All of them
 carry only a message, so they survive pickling between Ray processes. jobs/ turns them into exit codes.
 """
+
+import errno
+import re
 
 
 class GradosrError(Exception):
@@ -73,12 +77,36 @@ class ShardUnreadable(GradosrError):
     """A shard whose content cannot be read, now or later."""
 
 
+class MachineFault(GradosrError):
+    """A fault of this machine, never of the data: the shard fails, and the same command tries it again."""
+
+
 class RunActive(GradosrError):
     """A run that is already active elsewhere."""
 
 
 class RunFailed(GradosrError):
     """A run that stopped or ended with failed shards; the same command resumes it."""
+
+
+_LACKING = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT)
+_NO_MEMORY = re.compile(r"can(no|')t allocate|out of memory|insufficient memory|can't start new thread", re.IGNORECASE)
+
+
+def machine_fault(error: BaseException) -> MachineFault | None:
+    """Return the fault if an error of a decoder or reader tells what this machine lacks; None if it tells of the data.
+
+    torch, libjpeg and threading raise a plain RuntimeError, which is known by its text alone.
+    """
+    if isinstance(error, MachineFault):
+        return error
+    lacking = isinstance(error, OSError) and error.errno in _LACKING
+    told = isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))
+    if not (isinstance(error, MemoryError) or lacking or told):
+        return None
+    return MachineFault(
+        f"this machine is at fault, not the data: {first_line(error)}; try fewer workers or a larger one"
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -195,15 +195,16 @@ def bench_job(
 
     Contenders are the engine alone, reading and decoding alone, and a Ray Data pipeline with the same scorer.
     """
-    import os
     import tempfile
+
+    import joblib
 
     from gradosr.config import ScoreJob, load_job
     from gradosr.lab.benchmark import job
     from gradosr.run.console import Notes
 
     given = load_job(ScoreJob, config, overrides) if config else None
-    sizes = job.Sizes(workers, threads or max(1, (os.cpu_count() or 1) // workers), shards, rounds)
+    sizes = job.Sizes(workers, threads or max(1, joblib.cpu_count() // workers), shards, rounds)
     with tempfile.TemporaryDirectory(dir=folder) as place, Notes() as notes:
         source = given or job.MadeUpArchive(archive, images)
         facts = job.bench_job(source, sizes, Path(place), notes, peer=peer)

@@ -108,6 +108,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     flags: dict[str, str] = {}
     try:
+        _check_platform()
         return int(cli(args=arguments, prog_name="gradosr", standalone_mode=False, obj=flags) or DONE)
     except click.ClickException as error:
         if not _as_json(flags):
@@ -128,6 +129,16 @@ def run(arguments: Sequence[str] | None = None) -> int:
         message, code = str(error), _exit_code(error)
     _say(message, code, as_json=_as_json(flags))
     return code
+
+
+def _check_platform() -> None:
+    """Raise ConfigError on a platform that nothing here was tried on."""
+    try:
+        import fcntl  # noqa: F401 - which every Unix has
+    except ImportError as error:
+        from gradosr.errors import ConfigError
+
+        raise ConfigError("gradosr runs on Linux and macOS; on Windows, run it in WSL 2") from error
 
 
 def _exit_code(error: Exception) -> int:

@@ -56,8 +56,8 @@ def schedule(
         return DONE
     if cron is None:
         raise click.UsageError("--cron is required")
-    load_job(ScreenJob, config)  # report faults now instead of at night
-    wanted = make_schedule(config, cron, timezone, target, image)
+    job = load_job(ScreenJob, config)  # report faults now instead of at night
+    wanted = make_schedule(config, cron, timezone, target, image, job.trust)
     rendered = kind.render(wanted, datetime.now(zones.utc))
     done = kind.install(rendered, wanted.name) if install and kind.install else None
     _tell(wanted, target, dict(rendered), done, as_json=as_json)

@@ -28,19 +28,19 @@ def screen(config: str, overrides: tuple[str, ...], as_json: bool, log_interval:
     with Notes(interval=log_interval, as_json=log_format == "json") as notes:
         summary, night = run(plan, notes, lambda plan, outcome: screening.close(job, plan, outcome, history))
         notes.summary(summary)
-        if night is None:  # shards failed or the run was asked to end; the next screening covers what was scored
-            if summary.interrupted:
-                raise Terminated
-            return FAILED
-        new = f"{night.counts.images:,} new images, {night.counts.unknown:,} of them unknown"
-        notes.say(f"night {night.night}: {new}; {history.path('index.html')}")
-        for verdict in night.tripped:
-            notes.warn(f"gate {verdict.gate} tripped: {verdict.why}")
-        if as_json:
-            click.echo(json.dumps(night.document()))
+        if summary.interrupted:
+            raise Terminated
+        if night:
+            new = f"{night.counts.images:,} new images, {night.counts.unknown:,} of them unknown"
+            notes.say(f"night {night.night}: {new}; {history.path('index.html')}")
+            for verdict in night.tripped:
+                notes.warn(f"gate {verdict.gate} tripped: {verdict.why}")
+            if as_json:
+                click.echo(json.dumps(night.document()))
+        done = DONE if night else FAILED  # no night: shards failed, and the next screening covers what was scored
         try:
-            screening.tell_all(job, history)
+            screening.tell_all(job, history)  # earlier nights, too
         except RunFailed as error:
             notes.warn(str(error))
-            return TRIPPED if night.tripped else FAILED
-    return TRIPPED if night.tripped else DONE
+            done = FAILED
+    return TRIPPED if night and night.tripped else done

@@ -30,6 +30,7 @@ def image_bombs() -> dict[str, bytes]:
         "components.jp2": jp2_bomb(16_000, 120),
         "canvas.webp": webp_canvas(),
         "text.png": text_bomb(),
+        "stream.avif": avif_bomb(8192),
         "comment.gif": b"GIF89a\1\0\1\0\0\0\0!\xfe" + (b"\xff" + bytes(255)) * 40_000 + b"\0;",
     }
 
@@ -70,6 +71,12 @@ def webp_canvas() -> bytes:
     data = encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:])
     at = data.index(b"VP8X") + 12
     return data[:at] + (16_383).to_bytes(3, "little") * 2 + data[at + 6 :]
+
+
+def avif_bomb(side: int) -> bytes:
+    """An AVIF of 8 x 8 pixels, by its container; the stream within has another size."""
+    data = encoded(Image.new("RGB", (side, side)), "AVIF", quality=1, speed=10)
+    return data.replace(struct.pack(">II", side, side), struct.pack(">II", 8, 8))
 
 
 def text_bomb() -> bytes:
@@ -150,6 +157,7 @@ def parquet_bombs() -> dict[str, bytes]:
         "first.parquet": parquet_bytes(png()),
         "value.parquet": parquet_bytes(bytes(300 * MEGABYTE)),
         "dictionary.parquet": parquet_bytes(bytes(20 * MEGABYTE), 64),
+        "dictionaries.parquet": unlike_images(),
         "labels.parquet": parquet_bytes(png(), 1000, label="x" * MEGABYTE),
         "declared.parquet": declared(),
         "rows.parquet": parquet_bytes(b"", 50_000),
@@ -164,6 +172,14 @@ def parquet_bytes(image: bytes, rows: int = 1, label: str = "cat", **options: An
     options = {"dictionary_pagesize_limit": 2**30, "store_schema": False, **options}
     body = pa.BufferOutputStream()
     parquet.write_table(pa.table(columns), body, compression="zstd", **options)
+    return body.getvalue().to_pybytes()
+
+
+def unlike_images(count: int = 500) -> bytes:
+    """A row group of images of a megabyte, in a column that Arrow takes back as a dictionary of all of them."""
+    images = pa.array([b"%d" % number + bytes(MEGABYTE) for number in range(count)])
+    body = pa.BufferOutputStream()
+    parquet.write_table(pa.table({"image": images.dictionary_encode()}), body, compression="zstd")
     return body.getvalue().to_pybytes()
 
 

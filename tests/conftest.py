@@ -6,6 +6,8 @@ from pathlib import Path
 # Before anything imports ray: neither tokens left in the home directory nor usage reports belong in a test.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# The networks of tests are too small for more; and a test runs beside another one, or beside a whole cluster of Ray.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray workers and commands started by tests import the tests' own networks and workers.
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(room) for room in (Path(__file__).parent, *sorted(Path(__file__).parent.iterdir())) if room.is_dir()]

@@ -20,6 +20,8 @@ from gradosr.results.part import PartBuilder, schema
 from gradosr.store import Store
 
 ROW = pa.schema([schema().field(name) for name in ("key", "status", "unknown_score")])
+GORGED = 3 << 30
+"""Bytes that Gorging takes at most."""
 
 
 class Quick:
@@ -143,6 +145,20 @@ class Straggling(Quick):
         if shard.name == "00001.tar" and not mark.exists():
             mark.touch()
             time.sleep(3600)  # beyond the test, which ends it with its Ray
+        return super().process(shard)
+
+
+class Gorging(Quick):
+    """The first worker that takes 00001.tar takes memory until it is evicted; `full` tells that nobody evicted it."""
+
+    def process(self, shard: Shard) -> PartStats:
+        folder, held = Path(self._job.output).parent, []
+        if shard.name == "00001.tar" and not (folder / "gorging").exists():
+            (folder / "gorging").touch()
+            for _ in range(GORGED >> 26):
+                held.append(bytearray(b"x" * (1 << 26)))  # written to, or it is not there
+                time.sleep(0.02)
+            (folder / "full").touch()
         return super().process(shard)
 
 

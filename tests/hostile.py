@@ -94,17 +94,17 @@ def oriented(image: Image.Image, kind: str, orientation: int, **options: Any) ->
 def bomb_png(width: int = 30_000, height: int = 30_000) -> bytes:
     """A header that promises 900 million pixels, with hardly any data behind it."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(bytes(1000)))
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(bytes(1000)))
 
 
 def damaged_png() -> bytes:
     """Whole to its end, but with a zlib stream that is none."""
     header = struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0)
-    chunks = _chunk(b"IHDR", header) + _chunk(b"IDAT", b"\x00" * 64) + _chunk(b"IEND", b"")
+    chunks = png_chunk(b"IHDR", header) + png_chunk(b"IDAT", b"\x00" * 64) + png_chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
-def _chunk(kind: bytes, body: bytes) -> bytes:
+def png_chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 

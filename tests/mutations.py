@@ -54,6 +54,7 @@ def valid_images() -> tuple[tuple[str, bytes], ...]:
             *((photo, {}), (photo.convert("RGBA"), {"tile_size": (16, 16)}), (grey16, {})),
             *((photo, {"no_jp2": True, "irreversible": True}), (photo.convert("L"), {"no_jp2": True})),
         ],
+        "AVIF": [(photo, {}), (photo.convert("RGBA"), {"quality": 90}), (photo.convert("L"), {}), (photo, frames)],
     }
     suffixes = {"JPEG": "jpg", "WEBP": "webp", "TIFF": "tif", "JPEG2000": "jp2"}
     made = [
@@ -66,7 +67,7 @@ def valid_images() -> tuple[tuple[str, bytes], ...]:
     made += [("jpg", torch.ops.image.encode_jpeg(tensor, 75).numpy().tobytes())]
     made += [("png", torch.ops.image.encode_png(tensor, 6).numpy().tobytes())]
     made += [("png", palette_png()), ("png", rgba_png()), ("png", grey16_png([0, 9, 65_535])), ("bmp", rle_bmp())]
-    return (*made, ("ppm", b"P3 2 2 255 " + b"1 2 3 " * 4), ("avif", b"\0\0\0\x1cftypavif" + bytes(40)))
+    return (*made, ("ppm", b"P3 2 2 255 " + b"1 2 3 " * 4), ("heic", b"\0\0\0\x1cftypheic" + bytes(40)))
 
 
 def rle_bmp(width: int = 8, height: int = 4, body: bytes | None = None) -> bytes:
@@ -179,6 +180,7 @@ _SIZE_FIELDS = tuple(
         (rb"\xff\x51.{4}(.{8})", ">II"),  # a JPEG 2000's size
         (rb"\xff\x51.{20}(.{8})", ">II"),  # of its tiles
         (rb"\xff\x51.{36}(.{2})", ">H"),  # how many components
+        (rb"ispe.{4}(.{8})", ">II"),
     )
 )
 _SIZES = (0, 1, 3, 100, 4000, 4096, 16_383, 65_535, 2**31 - 1, 2**32 - 1)

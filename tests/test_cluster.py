@@ -142,6 +142,7 @@ def test_nodes_have_the_profiles_that_the_template_makes() -> None:
     assert made == used
 
 
+@pytest.mark.slow
 def test_a_wheel_can_be_built_from_what_nodes_get(tmp_path: Path) -> None:
     sources = {local for local in AWS["file_mounts"].values() if not local.startswith("~")}
     assert sources == COPIED

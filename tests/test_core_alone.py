@@ -8,6 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 WITHOUT = """
@@ -75,7 +79,7 @@ job = {
 with Notes() as notes:
     bundle = fit(FitJob.model_validate(job), notes)
 bundle.save(Store(), job["bundle"])
-print(len(bundle.calibration.scores) > 20, sorted(bundle.manifest.provenance["software"]))
+print(len(bundle.calibrations["float32"].scores) > 20, sorted(bundle.manifest.provenance["software"]))
 """
 
 SOFTWARE = "['pillow', 'pyarrow', 'python', 'torch', 'torchvision']"

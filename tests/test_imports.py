@@ -23,6 +23,7 @@ ROOMS = {
         "run/driver/actor.py",
         "run/driver/cluster.py",
         "run/driver/prometheus.py",
+        "run/driver/ray_errors.py",
         "run/submission.py",
     },
     "boto3": {"store/s3.py"},

@@ -14,6 +14,7 @@ import torch
 import yaml
 from gradosr.jobs.cli import COMMANDS, cli, run
 from hostile import tar
+from made_runs import calibration, rows, write_run
 from safetensors.torch import save_file
 from tiny import (
     ARCH,
@@ -163,6 +164,25 @@ def test_a_json_log_holds_errors_too(score_yaml: Path, capsys: pytest.CaptureFix
             assert (event["event"], event["level"], event["exit_code"]) == ("error", "error", code)
 
 
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("from gradosr.jobs.cli import run; sys.exit(run(['score', 'job.yaml']))", "gradosr runs on Linux and macOS;"),
+        ("from gradosr.store import Store; Store().read('a')", "ConfigError: local files need the locks of Linux"),
+    ],
+)
+def test_a_platform_without_the_locks_of_unix_is_told(code: str, told: str) -> None:
+    without = "import sys; sys.modules['fcntl'] = None; "  # as on Windows, where there is no such module
+    ran = subprocess.run(
+        [sys.executable, "-c", without + code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.returncode
+    last = ran.stderr.splitlines()[-1]
+    assert told in last
+    assert "WSL 2" in last
+    assert len(ran.stderr.splitlines()) == 1 or "jobs" not in code
+
+
 def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert gradosr(capsys, "score")[0] == 2
     assert gradosr(capsys, "scroe")[0] == 2
@@ -267,7 +287,7 @@ FIT_MISTAKES: dict[str, tuple[dict[str, Any], int, str]] = {
         {"classifier.args": {"num_classes": 1}, "classifier.weights": None, "train": {"epochs": 1}}, 4,
         "the classifier gives logits (3, 1) for 3 images; expected one for each of at least two classes",
     ),
-    "dropout": ({"classifier.arch": "tiny_net:dropping"}, 4, "gives other logits for the same images each time"),
+    "dropout": ({"classifier.arch": "tiny_net:dropping"}, 4, "returns different logits for the same images each time"),
     "mixed precision": (
         {"classifier.arch": "tiny_net:mixed"}, 4,
         "mixed precision: head.weight, head.bias of float64 and images of float32; call .float() on the classifier",
@@ -344,6 +364,7 @@ def test_fit_with_given_weights(tmp_path: Path, capsys: pytest.CaptureFixture[st
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_classifier_that_returns_more_than_logits_is_fitted_and_scores(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -464,6 +485,17 @@ def test_evaluate_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "none of 1 rows has a score and a label" in err
 
 
+def test_evaluate_of_numbers_without_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = [{**row, "label": str(place % 3)} for place, row in enumerate(rows("s.tar", [0.1] * 6, calibration()))]
+    uri = write_run(tmp_path / "results", {"p": made}, calibration())
+    code, out, err = gradosr(capsys, "evaluate", uri)
+    assert (code, out) == (4, "")
+    assert " ".join(err.split()) == (
+        f"gradosr: {uri}: the labels are numbers (0, 1, 2), the classes are names (cat, dog, ship); "
+        "score with input.label_names, the names in the order of the numbers"
+    )
+
+
 def test_pack_keeps_bytes_and_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(5):
         folder = tmp_path / "images" / CLASSES[i % 2]
@@ -552,6 +584,7 @@ def test_score_by_subprocess_resumes_after_sigkill(tmp_path: Path) -> None:
     assert before.items() <= {path.name: path.stat().st_mtime_ns for path in parts.glob("part-*")}.items()
 
 
+@pytest.mark.slow
 def test_score_tells_too_many_bad_images_by_its_exit_code_and_logs_json_lines(tmp_path: Path) -> None:
     """In a process of its own, on a real Ray; the finished run asked again says the same."""
     write_archive(Store(), f"{tmp_path}/archive", shards=2)

@@ -4,16 +4,19 @@ JPEG is decoded by torchvision's libjpeg-turbo (three times Pillow's speed), eve
 first reads every header without decoding, so that `max_pixels` applies before memory is allocated. The formats are
 opened by their own classes, not by Image.open. That excludes exotic formats (EPS would start Ghostscript), and makes
 `max_pixels` the only limit without changing Pillow's process-wide one. Pillow keeps its own limit of 179 million pixels
-for WebP and TIFF, and warns about TIFF from half of that.
+for WebP and TIFF, and warns about TIFF from half of that. Of a PNG it is given nothing but what makes up the pixels:
+it refuses an image for a megabyte of text, a damaged profile or a checksum of something that nobody reads.
 """
 
 import io
+import mmap
 import re
 import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import PIL
 import torch
 from numpy.typing import NDArray
 from PIL import (
@@ -32,9 +35,18 @@ from torch import Tensor
 from torchvision.io import ImageReadMode
 from torchvision.transforms.v2 import InterpolationMode, functional
 
+from gradosr.archive import avif
 from gradosr.archive.image import EMPTY, Fault
 from gradosr.config import TransformSettings
+from gradosr.errors import MachineFault, machine_fault
 from gradosr.text import reason
+
+try:
+    from PIL import AvifImagePlugin
+except ImportError:  # Pillow before 11.2
+    AvifImagePlugin = None  # type: ignore[assignment]
+else:
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each image has its own thread already
 
 # torchvision.io.decode_jpeg calls this operator, but warns of deprecation with every image, which -W error would turn
 # into an unsupported image. It is looked up here so that a torchvision without it fails at once, not image by image.
@@ -53,7 +65,8 @@ _FORMATS: tuple[tuple[re.Pattern[bytes], Callable[[io.BytesIO], ImageFile]], ...
         (rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", Jpeg2KImagePlugin.Jpeg2KImageFile),
     )
 )
-_NO_DECODER = re.compile(rb"....ftyp(avif|avis|heic|heix|hevc|heim|mif1|msf1)", re.DOTALL)
+_AVIF, _HEIC = {b"avif", b"avis"}, {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_JPEG_XL = re.compile(rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n")
 _CUT = re.compile(r"truncated|incomplete", re.IGNORECASE)  # in the errors of libjpeg (through torchvision) and Pillow
 
 _ORIENTATION = 0x0112  # EXIF tag
@@ -76,6 +89,12 @@ A scan of a few bytes processes all pixels again: 50 KB kept the decoder busy fo
 """
 _MAX_TILES = 2**14
 """Most tiles of a JPEG 2000. OpenJPEG allocates 12 KB for each, even for a single pixel: 300 bytes took 750 MB."""
+_MAX_AVIF_FRAMES = 4
+"""Most frames of an AVIF, in sizes of the image: its pixels and alpha, a thumbnail, layers of growing detail."""
+_NEEDED = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT")
+"""Chunks of a PNG that its first frame and orientation come from."""
+_SPARE = 64 * 2**20
+"""Bytes beside 16 for each pixel that a machine must have left for a failed decoder to have failed over its image."""
 _MAX_RLE_PIXELS = 2**22
 """Most pixels of a run-length encoded bitmap, which Pillow decodes in Python: 100 bytes took 34 s."""
 _MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")  # start of a JPEG segment; other markers occur within a scan's data
@@ -103,7 +122,8 @@ class _Refused(Exception):
 def decode(data: bytes, max_pixels: int) -> Decoded:
     """Decode an image to RGB, or return a fault: empty, truncated, not_an_image, unsupported or too_large.
 
-    Alpha is dropped, 16 bits are scaled to 8, and an animation is represented by its first frame. Nothing is raised.
+    Alpha is dropped, 16 bits are scaled to 8, and an animation is represented by its first frame. Raises MachineFault
+    where this machine lacks something, such as memory, and nothing else.
     """
     width, height = None, None
     try:
@@ -113,8 +133,11 @@ def decode(data: bytes, max_pixels: int) -> Decoded:
             width, height = image.size if orientation < 5 else (image.height, image.width)
         pixels = _UPRIGHT[orientation](_pixels(image, data, max_pixels))
     except _Refused as refused:
+        if refused.__cause__:
+            _check_memory(refused.__cause__, _webp_pixels(data), max_pixels)
         return Decoded(None, width, height, refused.fault)
     except Exception as error:  # decoders raise anything: OSError, ValueError, SyntaxError, RuntimeError, MemoryError
+        _check_memory(error, (width or 0) * (height or 0), max_pixels)
         return Decoded(None, width, height, _fault(error))
     return Decoded(pixels, pixels.shape[2], pixels.shape[1], None)
 
@@ -146,23 +169,83 @@ def _cropped(pixels: Tensor, size: list[int]) -> Tensor:
     return pixels if list(pixels.shape[1:]) == size else functional.center_crop(pixels, size)
 
 
+def _check_memory(error: BaseException, pixels: int, max_pixels: int) -> None:
+    """Raise MachineFault if a decoder failed for want of memory.
+
+    Most C libraries call that a broken image, so what the pixels may take is asked for here once more, untouched.
+    """
+    if fault := machine_fault(error):
+        raise fault from error
+    try:
+        mmap.mmap(-1, _SPARE + 16 * min(pixels, max_pixels)).close()
+    except OSError as lack:
+        raise MachineFault(f"{machine_fault(lack) or lack}") from error
+
+
 def _open(data: bytes) -> ImageFile:
     """Open an image with its header read and no pixel decoded."""
     if not data:
         raise _Refused(EMPTY)
     opened = next((opened for magic, opened in _FORMATS if magic.match(data)), None)
+    brands = avif.brands(data)
+    if opened is None and brands & _AVIF and AvifImagePlugin is not None and AvifImagePlugin.SUPPORTED:
+        opened = AvifImagePlugin.AvifImageFile
+        # An animation has a still image beside its frames, which the brand of still images makes libavif take.
+        data = data[:8] + b"avif" + data[12:] if brands & {b"avis"} else data
     if opened is None:
-        if found := _NO_DECODER.match(data):
-            raise _Refused(Fault("unsupported", f"no decoder for {found[1].decode()}"))
-        raise _Refused(Fault("not_an_image", "not in a known image format"))
+        raise _Refused(_undecodable(data, brands))
+    if opened is PngImagePlugin.PngImageFile:
+        data = _bare_png(data)
     stream = io.BytesIO(data)
     try:
         return opened(stream)
     except Image.DecompressionBombError:
         raise
     except Exception as error:
-        cut = _riff_size(data) > len(data) if data.startswith(b"RIFF") else stream.tell() >= len(data)
+        if brands:
+            cut = avif.is_cut(data)
+        else:
+            cut = _riff_size(data) > len(data) if data.startswith(b"RIFF") else stream.tell() >= len(data)
         raise _Refused(Fault("truncated" if cut else "unsupported", reason(error))) from error
+
+
+def _undecodable(data: bytes, brands: set[bytes]) -> Fault:
+    """Return the fault of what no decoder here takes, with the package that would."""
+    if brands & _AVIF:
+        return Fault("unsupported", f"no decoder for AVIF in Pillow {PIL.__version__}; Pillow 11.3 or newer brings one")
+    if brands & _HEIC:
+        return Fault("unsupported", "no decoder for HEIC; convert it first, for example with the package pillow-heif")
+    if _JPEG_XL.match(data):
+        text = "no decoder for JPEG XL; convert it first, for example with the package pillow-jxl-plugin"
+        return Fault("unsupported", text)
+    return Fault("not_an_image", "not in a known image format")
+
+
+def _bare_png(data: bytes) -> bytes:
+    """Leave out the chunks of a PNG that say nothing of its first frame; what is damaged or cut stays as it is."""
+    at, kept = 8, [data[:8]]
+    while at + 8 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        kind = data[at + 4 : at + 8]
+        if end > len(data) or not kind.isalpha():
+            break
+        if kind in _NEEDED:
+            kept.append(data[at:end])
+        at = end
+        if kind == b"IEND":
+            return b"".join(kept)
+    return b"".join((*kept, data[at:]))
+
+
+def _webp_pixels(data: bytes) -> int:
+    """Return the pixels of a WebP, whose canvas is made when it is opened; 0 for any other format."""
+    if data[:4] != b"RIFF" or len(data) < 30:
+        return 0
+    if data[12:16] == b"VP8X":
+        return (int.from_bytes(data[24:27], "little") + 1) * (int.from_bytes(data[27:30], "little") + 1)
+    sizes = int.from_bytes(data[21:25], "little") if data[12:16] == b"VP8L" else int.from_bytes(data[26:30], "little")
+    shift = 14 if data[12:16] == b"VP8L" else 16
+    return ((sizes & 0x3FFF) + 1) * ((sizes >> shift & 0x3FFF) + 1)
 
 
 def _riff_size(data: bytes) -> int:
@@ -174,7 +257,9 @@ def _orientation(image: ImageFile) -> int:
         return 1
     try:
         orientation = image.getexif().get(_ORIENTATION)
-    except Exception:  # damaged EXIF data says nothing about the pixels
+    except Exception as error:  # damaged EXIF data says nothing about the pixels
+        if fault := machine_fault(error):
+            raise fault from error
         return 1
     return orientation if orientation in _UPRIGHT else 1
 
@@ -187,6 +272,8 @@ def _pixels(image: ImageFile, data: bytes, max_pixels: int) -> Tensor:
         raise _Refused(Fault("unsupported", f"{scans} scans are more than {_MAX_SCANS}"))
     if image.format == "JPEG2000" and (tiles := _tiles(data)) > _MAX_TILES:
         raise _Refused(Fault("unsupported", f"{tiles} tiles are more than {_MAX_TILES}"))
+    if image.format == "AVIF":
+        _check_avif(data, image.width * image.height)
     if any(tile[0] == "bmp_rle" for tile in image.tile) and image.width * image.height > _MAX_RLE_PIXELS:
         text = f"{image.width} x {image.height} run-length encoded pixels are more than {_MAX_RLE_PIXELS}"
         raise _Refused(Fault("too_large", text))
@@ -195,6 +282,17 @@ def _pixels(image: ImageFile, data: bytes, max_pixels: int) -> Tensor:
         pixels: Tensor = _decode_jpeg(encoded, ImageReadMode.RGB.value)
         return pixels
     return torch.from_numpy(_rgb(image)).permute(2, 0, 1)
+
+
+def _check_avif(data: bytes, pixels: int) -> None:
+    """Raise _Refused if the streams of an AVIF hold more than an image of its size can need."""
+    try:
+        found = avif.frame_pixels(data)
+    except avif.NotAvif as error:
+        raise _Refused(Fault("unsupported", f"damaged AVIF: {error}")) from error
+    if found > _MAX_AVIF_FRAMES * pixels + _MAX_RLE_PIXELS:
+        text = f"AV1 frames of {found} pixels in an image of {pixels}"
+        raise _Refused(Fault("too_large", text))
 
 
 def _scans(data: bytes) -> int:

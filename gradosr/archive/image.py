@@ -4,11 +4,15 @@ import json
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from gradosr.errors import InputError
+from PIL import features
+
+from gradosr.errors import InputError, MachineFault
 from gradosr.store import Store
 
-DECODER = "torchvision.io+pillow/1"
+DECODER = "torchvision.io+pillow/2"
 """Version of the decoding, part of a run's fingerprint; it increases when the same bytes give other pixels."""
+_OPTIONAL = ("avif", "webp", "jpg_2000", "libtiff", "zlib", "jpg")
+"""Formats that a Pillow may have been built without."""
 
 MAX_ENCODED = 256 * 2**20
 """Bytes above which an encoded image is not read into memory."""
@@ -35,6 +39,21 @@ class EncodedImage:
     """Path stored in a Parquet row."""
     fault: Fault | None = None
     """Fault found by the reader, if it already knows that the image is not usable."""
+
+
+def decoder() -> str:
+    """Return the version of the decoding, and what the Pillow installed here cannot decode."""
+    supported = features.get_supported()
+    missing = [name for name in _OPTIONAL if name not in supported]
+    return f"{DECODER} without {', '.join(missing)}" if missing else DECODER
+
+
+def check_decoder(expected: str) -> None:
+    """Raise MachineFault if this machine decodes other images than the run's fingerprint says."""
+    if expected != (ours := decoder()):
+        raise MachineFault(
+            f"decoder here is {ours}, of the run {expected}: install the same Pillow and gradosr everywhere"
+        )
 
 
 def too_large(size: int) -> Fault:

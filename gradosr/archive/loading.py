@@ -1,6 +1,7 @@
 """Turns encoded images into prepared batches, on threads that work ahead of the consumer."""
 
 import functools
+import logging
 import threading
 import time
 import weakref
@@ -18,6 +19,9 @@ from torch import Tensor
 from gradosr.archive.decode import decode, to_input_size
 from gradosr.archive.image import EncodedImage, Fault
 from gradosr.config import TransformSettings
+from gradosr.errors import MachineFault, machine_fault
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 AHEAD_BYTES = 32 * 2**20
@@ -27,6 +31,9 @@ MAX_HELD = 64 * 2**20
 HELD_PER_THREAD = 4  # tasks that wait to be decoded or to be put into a batch
 TASK_BYTES = 32 * 2**10
 """Bytes of encoded images that one task decodes: handing a task to a thread takes as long as decoding a kilobyte."""
+
+CLOSE_SECONDS = 5.0
+"""Seconds that closing waits for an item in the making; a store that does not answer takes minutes to give up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +52,18 @@ class PreparedImage:
 
 
 def prepare(encoded: EncodedImage, transform: TransformSettings, max_pixels: int) -> PreparedImage:
-    """Decode, resize and crop one image."""
+    """Decode, resize and crop one image. Raises MachineFault, with the image's key, if this machine is at fault."""
     bare = EncodedImage(encoded.key, b"", encoded.label, encoded.source)
     if encoded.fault:
         return PreparedImage(bare, None, None, None, encoded.fault)
     start = time.perf_counter()
-    decoded = decode(encoded.data, max_pixels)
-    pixels = None if decoded.pixels is None else to_input_size(decoded.pixels, transform)
+    try:
+        decoded = decode(encoded.data, max_pixels)
+        pixels = None if decoded.pixels is None else to_input_size(decoded.pixels, transform)
+    except Exception as error:
+        if fault := machine_fault(error):
+            raise MachineFault(f"{encoded.key}: {fault}") from error
+        raise
     seconds = time.perf_counter() - start
     return PreparedImage(bare, decoded.width, decoded.height, pixels, decoded.fault, seconds)
 
@@ -141,7 +153,8 @@ class Prefetcher(Iterator[T]):
     """Items of an iterator, in order, made ahead on a thread that begins at once and rests while enough of them wait.
 
     At least `budget` by `weigh` is enough; an item is begun whatever it will weigh. An error of the iterator is raised
-    in its place. Closing this, or dropping it, ends the thread and waits for the item it is making.
+    in its place. Closing this, or dropping it, ends the thread and waits for the item it is making, for CLOSE_SECONDS
+    at most.
     """
 
     def __init__(self, items: Iterator[T], weigh: Callable[[T], int], budget: int) -> None:
@@ -222,5 +235,8 @@ def _fill(queue: _Queue[T], items: Iterator[T], weigh: Callable[[T], int]) -> No
 
 def _end(queue: _Queue[T], thread: threading.Thread) -> None:
     queue.close()
-    if thread is not threading.current_thread():  # on which the garbage collector may find this dropped
-        thread.join()
+    if thread is threading.current_thread():  # on which the garbage collector may find this dropped
+        return
+    thread.join(CLOSE_SECONDS)
+    if thread.is_alive():  # in the attempts of a read from a store that does not answer; it ends with them
+        logger.warning("reading ahead did not end within %g s; nobody waits for it any longer", CLOSE_SECONDS)

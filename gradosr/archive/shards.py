@@ -3,10 +3,13 @@
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from gradosr.archive.names import APPLE_DOUBLE, HIDDEN, count, is_apple_double, kind_of, listed
 from gradosr.config import ImagesInput
 from gradosr.config.inputs import InputSettings
 from gradosr.errors import InputError, NotFound
@@ -51,9 +54,12 @@ def as_text(name: str) -> str:
     return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
-def list_shards(source: InputSettings, store: Store) -> list[Shard]:
-    """List the archive's files, sorted by name, as one shard each. Raises InputError if there are none."""
-    found, _ = _find(source, store)
+def list_shards(source: InputSettings, store: Store, passed_over: Counter[str] | None = None) -> list[Shard]:
+    """List the archive's files, sorted by name, as one shard each; count in `passed_over`, by kind, what else is there.
+
+    Raises InputError if there are none.
+    """
+    found, _ = _find(source, store, passed_over)
     return [
         Shard(as_text(name), stored.uri, stored.version, stored.size, modified=stored.modified)
         for name, stored in found.items()
@@ -61,16 +67,16 @@ def list_shards(source: InputSettings, store: Store) -> list[Shard]:
 
 
 def list_groups(
-    source: ImagesInput, store: Store, recorded: Sequence[Sequence[str]]
+    source: ImagesInput, store: Store, recorded: Sequence[Sequence[str]], passed_over: Counter[str] | None = None
 ) -> tuple[list[Shard], list[list[str]]]:
     """List the archive's images in groups, as one shard each, and the new groups, which are not recorded yet.
 
     `recorded` and the new groups hold the names of their images, in order. A recorded group keeps its images and their
     order; images that no longer exist are left out, and a group without any image left is not listed. All other images
     form new groups, to be recorded after the existing ones: a group's number is its position in the record.
-    Raises InputError if there are no images.
+    What else is there is counted in `passed_over`, by kind. Raises InputError if there are no images.
     """
-    found, folder = _find(source, store)
+    found, folder = _find(source, store, passed_over)
     known = {name for group in recorded for name in group}
     fresh = [name for name in found if name not in known]
     new = [fresh[start : start + source.group_size] for start in range(0, len(fresh), source.group_size)]
@@ -87,14 +93,14 @@ def locate(source: InputSettings, name: str, store: Store) -> StoredObject:
     Raises NotFound if there is no such object or if it does not belong to the archive: names come from tables of
     results, whose content cannot be trusted.
     """
-    suffixes = source.suffixes
-    folder, _, chosen = _listing(source.uri, suffixes, store)
-    for real in dict.fromkeys((name, _BYTES.sub(_byte, name))):
-        steps = real.split("/")
-        if chosen(real) and real.lower().endswith(suffixes) and not _is_hidden(real) and not {"", "..", "."} & {*steps}:
-            with suppress(NotFound):
-                return store.stat(folder + real)
-    raise NotFound(f"{as_text(folder)}{name}: no such object in the archive any more")
+    # Instead of asking the store, once for each image, what of the URI exists by its letters, all readings are tried.
+    for literal in reversed(_readings(source.uri)):
+        selection = _select(source, literal, store)
+        for real in dict.fromkeys((name, _BYTES.sub(_byte, name))):
+            if not selection.fate(real) and not {"", "..", "."} & {*real.split("/")}:
+                with suppress(NotFound):
+                    return store.stat(selection.folder + real)
+    raise NotFound(f"{source.uri}: no object {name} in the archive any more")
 
 
 _BYTES = re.compile(r"\\x([89a-f][0-9a-f])")
@@ -109,8 +115,8 @@ def means(source: InputSettings, uri: str, store: Store) -> bool:
     """Tell whether an object at `uri` would belong to the archive."""
     if not uri.endswith(source.suffixes):
         return False
-    folder, _, chosen = _listing(source.uri, source.suffixes, store)
-    return uri.startswith(folder) and chosen(uri.removeprefix(folder))
+    selection = _select(source, _literal(source.uri, store), store)
+    return uri.startswith(selection.folder) and selection.chosen(uri.removeprefix(selection.folder))
 
 
 def _group(name: str, folder: str, members: dict[str, StoredObject]) -> Shard:
@@ -124,49 +130,113 @@ def _group(name: str, folder: str, members: dict[str, StoredObject]) -> Shard:
     )
 
 
-def _find(source: InputSettings, store: Store) -> tuple[dict[str, StoredObject], str]:
+def _find(source: InputSettings, store: Store, passed_over: Counter[str] | None) -> tuple[dict[str, StoredObject], str]:
     """Find the objects that `source` selects, sorted by name, and the folder that their names are relative to."""
-    suffixes = source.suffixes
-    folder, listing, chosen = _listing(source.uri, suffixes, store)
-    found, others = {}, 0
-    for stored in listing():
-        name = stored.uri.removeprefix(folder)
-        if chosen(name) and name.lower().endswith(suffixes) and not _is_hidden(name):
+    selection = _select(source, _literal(source.uri, store), store)
+    found, others, kinds = {}, 0, Counter[str]() if passed_over is None else passed_over
+    for stored in selection.listing():
+        name = stored.uri.removeprefix(selection.folder)
+        fate = selection.fate(name)
+        if not fate:
             found[name] = stored
-        else:
-            others += 1
+            continue
+        others += 1
+        if fate != _NOT_CHOSEN:
+            count(fate, kinds)
     if not found:
-        kinds = ", ".join(suffixes)
-        advice = "name the folder that holds them, or a pattern such as FOLDER/train-*" + suffixes[0]
-        raise InputError(f"{source.uri}: no {kinds} files there ({others} other objects); {advice}")
-    return dict(sorted(found.items())), folder
+        wanted, there = ", ".join(source.suffixes), f": {listed(kinds)}" if kinds else ""
+        advice = "name the folder that holds them, or a pattern such as FOLDER/train-*" + source.suffixes[0]
+        if kinds[HIDDEN]:
+            advice = f"names that begin with {' or '.join(source.hides)} are hidden until the URI names them; {advice}"
+        raise InputError(f"{source.uri}: no {wanted} files there ({others} other objects{there}); {advice}")
+    return dict(sorted(found.items())), selection.folder
 
 
-def _listing(
-    uri: str, suffixes: tuple[str, ...], store: Store
-) -> tuple[str, Callable[[], Iterable[StoredObject]], Callable[[str], bool]]:
-    """Split `uri` into a folder ("" or ending in /), a function that lists candidates, and a test of their names.
+_NOT_CHOSEN = "not chosen"
+
+
+class _Selection(NamedTuple):
+    """The meaning of an input's URI."""
+
+    folder: str
+    """Folder that names are relative to: "" or ending in /."""
+    listing: Callable[[], Iterable[StoredObject]]
+    """Function that lists candidates."""
+    chosen: Callable[[str], bool]
+    """Test of names against the pattern."""
+    suffixes: tuple[str, ...]
+    hides: tuple[str, ...]
+    """Beginnings of steps of hidden names."""
+    outright: bool = False
+    """Whether the URI names one object."""
+
+    def fate(self, name: str) -> str:
+        """Return "" for a name that belongs to the archive, else _NOT_CHOSEN or the kind it is counted by."""
+        if not self.chosen(name):
+            return _NOT_CHOSEN
+        if not self.outright and is_apple_double(name):
+            return APPLE_DOUBLE
+        if not name.lower().endswith(self.suffixes):
+            return kind_of(name)
+        hidden = self.hides and any(step.startswith(self.hides) for step in name.split("/"))
+        return HIDDEN if hidden else ""
+
+
+_WILDCARD = re.compile(r"[*?\[{]")
+_NAMES_HIDDEN = re.compile(r"(?:\A|[/{,])[_.]")
+
+
+def _readings(uri: str) -> list[str]:
+    """Return the beginnings of `uri` that may be meant by their letters, the shortest, without wildcards, first.
+
+    Each ends before a step with wildcards; the last is all of it.
+    """
+    steps = re.finditer(r"[^/]*/?", uri)
+    return [*(uri[: step.start()] for step in steps if _WILDCARD.search(step[0])), uri]
+
+
+def _literal(uri: str, store: Store) -> str:
+    """Return the longest reading of `uri` that exists by its letters, or the one without wildcards.
+
+    A folder may be called run[1], and then it is the one that is meant. This costs a LIST for a pattern.
+    """
+    literal, *longer = _readings(uri)
+    for reading in longer:
+        if not _exists(reading, store):
+            break
+        literal = reading
+    return literal
+
+
+def _exists(uri: str, store: Store) -> bool:
+    """Tell whether there is an object, or a folder with objects, of exactly this name."""
+    with suppress(NotFound):
+        return any(one.uri == uri or one.uri.startswith(join(uri, "")) for one in store.list(uri))
+    return False
+
+
+def _select(source: InputSettings, literal: str, store: Store) -> _Selection:
+    """Read the URI of an input, taking its beginning `literal` by its letters and the rest as a pattern.
 
     Candidates are found by one LIST of the longest prefix without wildcards, even for a long brace range.
     """
-    if wildcard := re.search(r"[*?\[{]", uri):
+    uri, suffixes = source.uri, source.suffixes
+    if wildcard := _WILDCARD.search(uri, len(literal)):
         prefix = uri[: wildcard.start()]
         folder = prefix.removesuffix(prefix.rpartition("/")[2])
-        return folder, lambda: store.list(prefix), _matcher(uri.removeprefix(folder))
+        pattern = uri.removeprefix(folder)
+        hides = () if _NAMES_HIDDEN.search(pattern) else source.hides  # as in a shell
+        return _Selection(folder, lambda: store.list(prefix), _matcher(pattern), suffixes, hides)
     if uri.lower().endswith(suffixes):
         try:
             file = uri.rpartition("/")[2]
             stored = store.stat(uri)
-            return uri.removesuffix(file), lambda: [stored], lambda name: name == file
+            folder = uri.removesuffix(file)
+            return _Selection(folder, lambda: [stored], lambda name: name == file, suffixes, (), outright=True)
         except NotFound:
             pass  # a folder may be called so as well
     folder = join(uri, "")
-    return folder, lambda: store.list(folder), lambda _: True
-
-
-def _is_hidden(name: str) -> bool:
-    """Tell whether a step of the path begins with _ or a dot (_SUCCESS, .git): by convention, that is not data."""
-    return any(step.startswith(("_", ".")) for step in name.split("/"))
+    return _Selection(folder, lambda: store.list(folder), lambda _: True, suffixes, source.hides)
 
 
 _TOKEN = re.compile(r"(\*\*/)|(\*\*)|(\*)|(\?)|\[([!^]?)(\]?[^\]]*)\]|\{(\d+)\.\.(\d+)\}|\{([^{}]*)\}|(.)", re.DOTALL)

@@ -13,6 +13,7 @@ from gradosr.results.folder import RunFolder
 from gradosr.store import Store
 
 FOLDER, NIGHT, ARCHIVE, TOLD = "screenings", "screening.json", "archive.json.gz", "told.json"
+HEARD = "told-{}.json"
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,11 @@ class History:
 
     def __init__(self, store: Store, folder: RunFolder) -> None:
         self._store, self._folder = store, folder
+        self._read: dict[str, Night] = {}
 
     def nights(self, last: int) -> list[Night]:
         """Read the last nights, oldest first; `last` is their number at most."""
-        return [Night.of(json.loads(self._store.read(self.path(name, NIGHT)))) for name in self._names[-last:]]
+        return [self._night(name) for name in self._names[-last:]]
 
     def archive(self) -> dict[str, Seen]:
         """Read the shard versions of the last night by part name; the mapping is empty before the first night."""
@@ -117,29 +119,45 @@ class History:
         self._store.write(self.path(night.night, NIGHT), json.dumps(night.document(), indent=2).encode())
         self._names.append(night.night)
 
-    def untold(self, night: Night) -> bool:
-        """Return whether the tripped gates of a night have still to be reported."""
-        if not night.tripped:
-            return False
-        try:
-            self._store.read(self.path(night.night, TOLD))
-        except NotFound:
-            return True
-        return False
+    def untold(self, last: int) -> list[Night]:
+        """Read those of the last nights whose tripped gates have still to be reported, oldest first."""
+        names = [name for name in self._names[-last:] if f"{name}/{TOLD}" not in self._files]
+        return [night for night in map(self._night, names) if night.tripped]
+
+    def has_heard(self, receiver: str, night: Night) -> bool:
+        """Return whether a night that has still to be reported was reported to this receiver."""
+        return f"{night.night}/{HEARD.format(receiver)}" in self._files
+
+    def mark_heard(self, receiver: str, night: Night) -> None:
+        """Record that the tripped gates of a night were reported to one of several receivers."""
+        self._mark(night, HEARD.format(receiver))
 
     def mark_told(self, night: Night) -> None:
-        """Record that the tripped gates of a night were reported."""
-        self._store.write(self.path(night.night, TOLD), b"{}")
+        """Record that the tripped gates of a night were reported, or that there was nobody to report them to."""
+        self._mark(night, TOLD)
+
+    def _mark(self, night: Night, mark: str) -> None:
+        self._store.write(self.path(night.night, mark), b"{}")
+        self._files.add(f"{night.night}/{mark}")
+
+    def _night(self, name: str) -> Night:
+        if name not in self._read:
+            self._read[name] = Night.of(json.loads(self._store.read(self.path(name, NIGHT))))
+        return self._read[name]
 
     def path(self, *names: str) -> str:
         """Return the URI of a file in the screenings folder."""
         return self._folder.path(FOLDER, *names)
 
     @cached_property
-    def _names(self) -> list[str]:
-        start, end = len(self.path("")), f"/{NIGHT}"
-        listed = self._store.list(self.path(""))
+    def _files(self) -> set[str]:
+        """Files of all nights, as NIGHT/NAME."""
+        start = len(self.path(""))
         try:
-            return sorted(stored.uri[start:].removesuffix(end) for stored in listed if stored.uri.endswith(end))
+            return {stored.uri[start:] for stored in self._store.list(self.path(""))}
         except NotFound:
-            return []  # a local folder that does not exist yet
+            return set()  # a local folder that does not exist yet
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return sorted(name.removesuffix(f"/{NIGHT}") for name in self._files if name.endswith(f"/{NIGHT}"))

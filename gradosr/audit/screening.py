@@ -3,7 +3,8 @@
 RUN/screenings/NIGHT/archive.json.gz   the shards of the archive that night: part -> name and the night it was new
 RUN/screenings/NIGHT/...               the audit of what was new
 RUN/screenings/NIGHT/screening.json    written last; its presence completes the night
-RUN/screenings/NIGHT/told.json         marks that the tripped gates were reported
+RUN/screenings/NIGHT/told.json         marks that the tripped gates were reported, or that nobody was to be told
+RUN/screenings/NIGHT/told-*.json       marks that one of two receivers, webhook and command, was told
 RUN/screenings/index.html              the trend, and a line for each of the last nights
 
 A night that was killed has no screening.json, so the next night covers what it scored. A tripped night is reported at
@@ -23,9 +24,9 @@ from gradosr.audit.groups import group
 from gradosr.audit.nights import Counts, History, Night, Seen
 from gradosr.audit.rows import RunTable
 from gradosr.audit.tally import count
-from gradosr.audit.webhook import signing_key, tell
+from gradosr.audit.webhook import receivers, signing_key, tell
 from gradosr.config import AuditSettings, ScreenJob
-from gradosr.errors import EmptyTable
+from gradosr.errors import EmptyTable, RunFailed
 from gradosr.results.outcome import Outcome
 from gradosr.run.plan import Plan, Summary, finish
 from gradosr.store import Store, join
@@ -69,11 +70,30 @@ def close(job: ScreenJob, plan: Plan, outcome: Outcome, history: History) -> tup
 
 
 def tell_all(job: ScreenJob, history: History) -> None:
-    """Report the last night, and the one before if it has not been reported. Raises RunFailed if that fails."""
-    for night in history.nights(2):
-        if (job.webhook or job.command) and history.untold(night):
-            tell(job, night)
+    """Report the nights that have still to be reported, oldest first. Raises RunFailed if one of them was not taken.
+
+    A report that fails holds up no other one. It is repeated in each screening, while its night is one of the last
+    SHOWN; those before the newest are tried once, so that a receiver that is away for weeks costs little time.
+    """
+    nights, told_to, failures = history.untold(SHOWN), receivers(job), list[RunFailed]()
+    for night in nights:
+        failed = False
+        for receiver in told_to:
+            if history.has_heard(receiver, night):
+                continue
+            try:
+                tell(job, night, receiver, None if night is nights[-1] else 1)
+            except RunFailed as error:
+                failures.append(error)
+                failed = True
+            else:
+                if len(told_to) > 1:
+                    history.mark_heard(receiver, night)
+        if not failed:  # also where there is no receiver: one that is added later is not told old news
             history.mark_told(night)
+    if failures:
+        waiting = len(history.untold(SHOWN))
+        raise RunFailed(f"{failures[-1]}; nights waiting to be told: {waiting}")
 
 
 def _audited(job: ScreenJob, store: Store, uri: str, fresh: Collection[str], out_uri: str) -> Counts:

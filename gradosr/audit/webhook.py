@@ -7,29 +7,33 @@ import os
 import subprocess
 import time
 import urllib.request
+from collections.abc import Sequence
+from http.client import HTTPException
 
 from gradosr.audit.nights import Night
 from gradosr.config import ScreenJob, Webhook
 from gradosr.errors import ConfigError, RunFailed, first_line
+from gradosr.text import reason
 
 PAUSE = 1.0  # seconds before the second try of a webhook; doubled before each further one
+COMMAND_SECONDS = 600.0  # after which a command is killed and counts as failed
 
 
-def tell(job: ScreenJob, night: Night) -> None:
-    """Report a night to the webhook and the command of the job.
+def receivers(job: ScreenJob) -> list[str]:
+    """Return which of `webhook` and `command` the job names."""
+    return [receiver for receiver in ("webhook", "command") if getattr(job, receiver)]
 
-    Raises ConfigError if the signing key is missing, RunFailed if the webhook or the command fails.
+
+def tell(job: ScreenJob, night: Night, receiver: str, attempts: int | None = None) -> None:
+    """Report a night to one receiver of the job; a webhook is tried as often as it says, or `attempts` times.
+
+    Raises ConfigError if the signing key is missing, RunFailed if the receiver does not take it.
     """
     body = json.dumps({"output": job.output, **night.document()}).encode()
-    if job.webhook:
-        _post(job.webhook, body, f"{job.output}#{night.night}")
-    if job.command:
-        try:
-            subprocess.run(job.command, input=body, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - the user's own
-        except (OSError, subprocess.CalledProcessError) as error:
-            raise RunFailed(
-                f"command {job.command[0]}: {first_line(error)}; the next screening runs it again"
-            ) from error
+    if receiver == "webhook" and job.webhook:
+        _post(job.webhook, body, f"{job.output}#{night.night}", attempts or job.webhook.attempts)
+    else:
+        _run(job.command, body)
 
 
 def signing_key(webhook: Webhook) -> bytes | None:
@@ -45,18 +49,25 @@ def signing_key(webhook: Webhook) -> bytes | None:
     return key.encode()
 
 
-def _post(webhook: Webhook, body: bytes, identity: str) -> None:
+def _post(webhook: Webhook, body: bytes, identity: str, attempts: int) -> None:
     headers = {"Content-Type": "application/json", "Idempotency-Key": hashlib.sha256(identity.encode()).hexdigest()}
     if key := signing_key(webhook):
         headers["X-Gradosr-Signature"] = f"sha256={hmac.new(key, body, hashlib.sha256).hexdigest()}"
     request = urllib.request.Request(webhook.url, body, headers)  # noqa: S310 - http or https by its pattern
-    for attempt in range(webhook.attempts):
+    for attempt in range(attempts):
         try:
             with urllib.request.urlopen(request, timeout=webhook.timeout):  # noqa: S310
                 return
-        except OSError as error:
-            told = first_line(error)
-            if attempt + 1 < webhook.attempts:
+        except (OSError, HTTPException) as error:  # the latter where what answers does not speak HTTP
+            told = reason(error)
+            if attempt + 1 < attempts:
                 time.sleep(PAUSE * 2**attempt)
     where = webhook.url.partition("?")[0]
-    raise RunFailed(f"webhook {where}: {told} ({webhook.attempts} times); the next screening tells it again")
+    raise RunFailed(f"webhook {where}: {told} ({attempts} times); the next screening tells it again")
+
+
+def _run(command: Sequence[str], body: bytes) -> None:
+    try:
+        subprocess.run(command, input=body, check=True, stdout=subprocess.DEVNULL, timeout=COMMAND_SECONDS)  # noqa: S603 - the user's own
+    except (OSError, subprocess.SubprocessError) as error:
+        raise RunFailed(f"command {command[0]}: {first_line(error)}; the next screening runs it again") from error

@@ -95,6 +95,21 @@ def check_logits(logits_BK: Tensor, classes: int) -> None:
         )
 
 
+def probabilities(logits_BK: Tensor) -> str:
+    """Return a warning if a classifier seems to return probabilities; empty if its outputs look like logits.
+
+    Scores are made for logits: of probabilities, they keep the order within an image, but not between images.
+    """
+    if not len(logits_BK) or logits_BK.min() < 0 or not logits_BK.max() <= 1:
+        return ""
+    softmax = bool(((logits_BK.sum(1) - 1).abs() < 1e-3).all())
+    what = "are never negative and sum to 1: a softmax" if softmax else "all lie in 0..1: a sigmoid or a softmax"
+    return (
+        f"the outputs of the classifier {what} seems to make them; unknown images are found less well from "
+        "probabilities: return the logits before it, or name their entry in classifier.logits"
+    )
+
+
 def normalise(images_BCHW: Tensor, transform: TransformSettings, dtype: torch.dtype = torch.float32) -> Tensor:
     """Turn uint8 pixels into the classifier's input, on their device.
 

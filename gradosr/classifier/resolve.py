@@ -33,8 +33,10 @@ def complete(job: FitJob, store: Store, say: Callable[[str], object]) -> Complet
         transform, origin = folder.transform() if folder is not None else _stated(settings)
         say(f"transform, as {origin} has it: {transform}")
         found |= {"transform": transform}
+    settings = settings.model_copy(update=found)
+    settings = settings.model_copy(update={"args": {**_loading_args(settings, say), **settings.args}})
     said = {name: getattr(job, name) for name in type(job).model_fields}
-    return CompleteFitJob.model_validate({**said, "classifier": {**settings.model_dump(), **found}})
+    return CompleteFitJob.model_validate({**said, "classifier": settings.model_dump()})
 
 
 def _stated(settings: ClassifierSettings) -> Stated:
@@ -42,6 +44,18 @@ def _stated(settings: ClassifierSettings) -> Stated:
     if source not in LIBRARIES:
         raise unstated(f"{settings.arch} cannot say what images its weights were made for")
     return LIBRARIES[source].transform(name, settings.args)
+
+
+def _loading_args(settings: ClassifierSettings, say: Callable[[str], object]) -> Mapping[str, Any]:
+    """Return the arguments that the library adds when it loads weights, without those that the config states."""
+    source, _, name = settings.arch.partition(":")
+    if settings.weights is None or settings.transform is None or source not in LIBRARIES:
+        return {}
+    added = LIBRARIES[source].arguments(name, settings.transform)
+    added = {key: value for key, value in added.items() if key not in settings.args}
+    for key, value in added.items():
+        say(f"args.{key}: {value}, as {source} builds {name} for its own weights; give it if yours want another")
+    return added
 
 
 def class_names(job: FitJob, store: Store, folder: ModelFolder | None = None) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Loading of weights, as training frameworks write them, into a classifier. No code in a file is run."""
 
 import argparse
+import copy
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -18,10 +19,32 @@ ENTRIES = ("state_dict_ema", "model_ema", "ema", "state_dict", "model_state_dict
 """Entries of checkpoints that hold weights; averaged ones come first, as training scripts report their accuracy."""
 PREFIXES = ("module.", "_orig_mod.", "model.")
 """Prefixes added by wrappers: DistributedDataParallel and AveragedModel, torch.compile, Lightning."""
+WRAPPERS = PREFIXES[:2]
+"""Prefixes that a classifier's own names can have, because its factory returns it wrapped."""
 AVERAGED = "n_averaged"
 """AveragedModel's step counter, which stands beside the names that it prefixes."""
 
+
+class _Aside:
+    """An object beside the weights, such as a best accuracy, of which nothing is read."""
+
+    def __init__(self, *_args: object) -> None:
+        pass
+
+    def __setstate__(self, _state: object) -> None:
+        pass
+
+
+NUMPY = (
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    "numpy.dtype",
+    "numpy.ndarray",
+    *(f"numpy.dtypes.{kind}DType" for kind in ("Bool", "Int32", "Int64", "Float16", "Float32", "Float64")),
+)
+"""Names by which files call numpy's scalars and arrays, in every version of numpy; none of them is looked up."""
+
 _CLASS = re.compile(r"GLOBAL (\S+)")
+_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")  # published names, renamed by torchvision's loader
 
 
 class Weights(NamedTuple):
@@ -48,8 +71,8 @@ def read_weights(store: Store, uri: str, entry: str | None = None) -> Weights:
     try:
         if uri.endswith(".safetensors"):
             return _picked(safetensors.torch.load(body), uri, entry)
-        # Training scripts leave their command lines in checkpoints: names and plain values.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        # Training scripts leave their command lines in checkpoints, names and plain values, and figures of numpy's.
+        with torch.serialization.safe_globals([argparse.Namespace, *((_Aside, name) for name in NUMPY)]):
             state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except safetensors.SafetensorError as error:
         raise ClassifierError(f"{uri}: not a safetensors file: {error}") from error
@@ -97,8 +120,13 @@ def load_weights(
     """
     own = classifier.state_dict()
     variants = list(_variants("", weights))
-    if own_names is not None and all(_strangers(own, variant.tensors) for variant in variants):
-        variants.append(_Variant("", own_names(weights)))
+    if wrapped := _wrapped(own):
+        variants += [_Variant("", {wrapped + name: tensor for name, tensor in one.tensors.items()}) for one in variants]
+    if all(_strangers(own, variant.tensors) for variant in variants):
+        if own_names is not None:
+            variants.append(_Variant("", own_names(weights)))
+        else:
+            variants += [_Variant(one.prefix, _renamed(classifier, one.tensors)) for one in variants]
     prefix, fitting = min(variants, key=lambda variant: _strangers(own, variant.tensors))  # the first if equal
     missing = [name for name in own if name not in fitting and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in fitting if name not in own]
@@ -114,7 +142,8 @@ def load_weights(
     if faults:
         without = f" without their prefix {prefix}" if prefix else ""
         raise ClassifierError(f"{source}: weights{without} do not fit the architecture: {'; '.join(faults)}")
-    classifier.load_state_dict(dict(fitting), strict=False)
+    own.update(fitting)  # it states the version of its modules, without which MNASNet's loader raises
+    classifier.load_state_dict(own, strict=False)
     return prefix
 
 
@@ -127,6 +156,31 @@ def _variants(prefix: str, weights: Mapping[str, Tensor]) -> Iterator[_Variant]:
             bare = {name.removeprefix(one): tensor for name, tensor in kept.items()}
             if len(bare) == len(kept):  # otherwise two tensors would have the same name
                 yield from _variants(prefix + one, bare)
+
+
+def _wrapped(own: Mapping[str, Tensor]) -> str:
+    """Return the prefix that torch.compile and DataParallel give to all names of a classifier; empty if unwrapped."""
+    prefix = ""
+    while own and (more := next((one for one in WRAPPERS if all(name.startswith(prefix + one) for name in own)), "")):
+        prefix += more
+    return prefix
+
+
+def _renamed(classifier: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename weights as the classifier's own modules do when they load files of older versions.
+
+    Weights that do not fit are kept under their names.
+    """
+    weights = {_DENSENET.sub(r"\1\2.", name): tensor for name, tensor in weights.items()}
+    twin = copy.deepcopy(classifier)
+    try:
+        told = twin.load_state_dict(weights, strict=False)
+    except Exception:  # of another shape, which is told by the caller; or whatever a module's loader raises
+        return weights
+    return {
+        **{name: tensor for name, tensor in twin.state_dict().items() if name not in told.missing_keys},
+        **{name: weights[name] for name in told.unexpected_keys if name in weights},
+    }
 
 
 def _strangers(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> int:

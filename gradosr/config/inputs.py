@@ -18,10 +18,18 @@ class LabelNames(Settings):
 
 
 class InputSettings(LabelNames):
-    """Base of all input kinds."""
+    """Base of all input kinds.
+
+    A URI may be a pattern: * ? [abc] [!abc] within a folder, ** across folders, {00..99} and {a,b}. Where a file or a
+    folder exists by these very letters, such as a folder called run[1], it is meant and not the pattern; [*], [?], [[]
+    and [{] match these four letters themselves.
+    """
 
     suffixes: ClassVar[tuple[str, ...]]
     """Endings of the file names that belong to the kind, in lower case. Not a setting: each kind states its own."""
+    hides: ClassVar[tuple[str, ...]] = ("_", ".")
+    """Beginnings of names of files and folders that are left out unless the URI names them: by the convention of Spark
+    and Parquet those are no data (_SUCCESS, _temporary, .crc). They are counted."""
 
     kind: str
     uri: Uri
@@ -52,12 +60,16 @@ class TarInput(InputSettings):
 
 
 class ImagesInput(InputSettings):
-    """Single image files, recorded in groups of one shard each; an image's folder is its label."""
+    """Single image files, recorded in groups of one shard each; an image's folder is its label.
+
+    No name is hidden: cameras write _MG_1234.JPG. Only what macOS keeps beside files (._A.JPG, __MACOSX/) is left out.
+    """
 
     suffixes = (
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
         *(".ppm", ".pgm", ".pbm", ".jp2", ".j2k", ".avif", ".heic", ".heif"),
     )
+    hides = ()
 
     kind: Literal["images"] = "images"
     uri: Uri

@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
 from pydantic import ConfigDict
 
 from gradosr.config.compute import Serving
 from gradosr.config.fit import FitJob
 from gradosr.config.score import ScoreJob
 from gradosr.config.screening import ScreenJob
-from gradosr.config.settings import Settings, SettingsT, load_settings
+from gradosr.config.settings import Settings, SettingsT, as_yaml, load_settings
 from gradosr.errors import ConfigError
 
 
@@ -37,7 +36,7 @@ def check_job(target: str, overrides: Sequence[str] = ()) -> FitJob | Serving:
     Raise ConfigError with every fault, one per line.
     """
     if not target.endswith((".yaml", ".yml")):
-        return load_settings(Serving, yaml.safe_dump({"bundle": target}), target, overrides)
+        return load_settings(Serving, as_yaml({"bundle": target}), target, overrides)
     keys = load_job(_Sections, target).model_extra or {}
     if keys.keys() & (FitJob.model_fields.keys() - ScoreJob.model_fields.keys()):
         return load_job(FitJob, target, overrides)

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-import yaml
 from pydantic import PositiveInt
 
 from gradosr.config.inputs import Input
-from gradosr.config.settings import load_settings
+from gradosr.config.settings import as_yaml, load_settings
 from gradosr.config.store import StoreFields
 from gradosr.config.uris import Uri
 
@@ -22,5 +21,5 @@ class PackJob(StoreFields):
 
 def pack_job(source: str, target: str, overrides: Sequence[str] = ()) -> PackJob:
     """Return the job for two URIs and overrides; the input kind is images unless overridden."""
-    document = yaml.safe_dump({"input": {"kind": "images", "uri": source}, "output": target})
+    document = as_yaml({"input": {"kind": "images", "uri": source}, "output": target})
     return load_settings(PackJob, document, "pack", overrides)

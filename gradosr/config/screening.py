@@ -51,7 +51,7 @@ class ScreenJob(ScoreJob):
     """IANA name of the time zone whose dates name the nights."""
     webhook: Webhook | None = None
     command: tuple[str, ...] = ()
-    """Command run when a gate trips, with the night's JSON document on its standard input."""
+    """Command run when a gate trips, with the night's JSON document on its standard input; killed after ten minutes."""
 
     @model_validator(mode="after")
     def _possible(self) -> "ScreenJob":

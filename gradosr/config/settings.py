@@ -1,6 +1,7 @@
 """Strict, frozen settings, read from YAML with every fault reported at once, each on one line."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
@@ -16,6 +17,19 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number, as in YAML 1.2 and JSON; YAML 1.1 wants 1.0e-3."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML that _Loader reads back: a text that looks like such a number is quoted."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
+
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
@@ -25,7 +39,7 @@ def load_settings(model: type[SettingsT], text: str, source: str, overrides: Seq
     `source` names the document in messages. Raise ConfigError with every fault, one per line.
     """
     try:
-        document = yaml.safe_load(text)
+        document = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
     if document is None:
@@ -46,13 +60,18 @@ def validate_settings(model: type[SettingsT], document: Mapping[str, Any], sourc
         raise ConfigError("\n".join(faults)) from error
 
 
+def as_yaml(document: dict[str, Any]) -> str:
+    """Return a document as YAML that load_settings reads back."""
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False)
+
+
 def _apply(document: dict[str, Any], override: str) -> None:
     path, separator, value = override.partition("=")
     keys = path.strip().split(".")
     if not separator or not all(keys):
         raise ConfigError(f"--set {override}: expected key=value or key.path=value")
     try:
-        parsed = yaml.safe_load(value)
+        parsed = yaml.load(value, _Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override}: the value is not valid YAML") from error
     for key in keys[:-1]:

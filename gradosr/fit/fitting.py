@@ -15,6 +15,7 @@ from gradosr.archive.decoded import DecodedImages
 from gradosr.bundle.bundle import Bundle
 from gradosr.bundle.calibration import Calibration, check_enough
 from gradosr.bundle.manifest import Manifest
+from gradosr.classifier.build import probabilities
 from gradosr.classifier.resolve import bring, build, complete
 from gradosr.classifier.training import train
 from gradosr.classifier.weights import load_weights, read_weights
@@ -71,6 +72,8 @@ def fit(asked: FitJob, notes: Notes) -> Bundle:
     observer = Observer(ready.classifier, job.classifier.transform, job.detector.signals, ready.compute)
     head = observer.check(len(job.classifier.classes)).head
     fitting, calibration = (observe(observer, known.of(use), job.batch_size) for use in (FITTING, CALIBRATION))
+    if warning := probabilities(fitting.logits_BK):
+        notes.warn(warning)
     detector = fit_detector(ready, job.detector, fitting, head, notes)
     scores = detector.score(calibration).cpu().numpy()
     correct = torch.cat([_correct(fitting, known.of(FITTING)), _correct(calibration, known.of(CALIBRATION))])

@@ -14,7 +14,7 @@ from torch import Tensor
 from gradosr.archive.loading import prepared_batches
 from gradosr.archive.readers import every_image
 from gradosr.bundle.bundle import load_bundle
-from gradosr.classifier.build import input_size
+from gradosr.classifier.build import input_size, probabilities
 from gradosr.classifier.resolve import bring, complete
 from gradosr.config import CompleteFitJob, FitJob, ScoreJob, Serving, TransformSettings
 from gradosr.errors import InputError
@@ -106,6 +106,8 @@ def check_fit(job: FitJob, notes: Notes) -> Inspection:
     observer.check(len(classes))
     images, labels = _labelled(job, store) if settings.weights else (_noise(settings.transform, job.batch_size), None)
     observed = observer(images)
+    if warning := probabilities(observed.observation.logits_BK):
+        notes.warn(warning)
     rate, memory = _measured(lambda: observer(images), images, observer)
     right = None if labels is None else _right(observed, labels)
     if right is not None and right * len(classes) <= len(images):

@@ -7,7 +7,7 @@ RUN/quarantine/     PART.json: the mark of a shard version that can never be rea
 RUN/groups/         which single images form which shard (kind: images)
 RUN/superseded/     parts whose shard changed or vanished, with their files from quarantine/
 RUN/screenings/     audits of nights (screening.py)
-RUN/stats.json      counts and seconds by stage, merged and by part
+RUN/stats.json      counts, seconds by stage and what was passed over, merged and by part
 RUN/_SUCCESS        the parts that make up the table, and their merged counts and seconds
 """
 
@@ -163,14 +163,18 @@ class RunFolder:
     def _recorded_stats(self) -> dict[str, PartStats]:
         try:
             recorded = json.loads(self._store.read(self.path("stats.json")))["parts"]
-            return {part: PartStats(entry["counts"], entry["seconds"]) for part, entry in recorded.items()}
+            return {
+                part: PartStats(entry["counts"], entry["seconds"], entry.get("passed_over", {}))
+                for part, entry in recorded.items()
+            }
         except (NotFound, ValueError, KeyError, TypeError, AttributeError):  # not the only record: footers hold it too
             return {}
 
     def _footer_stats(self, part: str) -> PartStats:
         with self.open_part(part) as body:
             metadata = pq.read_metadata(body).metadata
-        return PartStats(json.loads(metadata[b"gradosr.counts"]), json.loads(metadata[b"gradosr.seconds"]))
+        names = (b"gradosr.counts", b"gradosr.seconds", b"gradosr.passed_over")
+        return PartStats(*(json.loads(metadata.get(name, b"{}")) for name in names))
 
     def finish(self, summary: Mapping[str, Any], parts: Mapping[str, PartStats], *, success: bool) -> None:
         """Write stats.json and, if the table is whole, _SUCCESS last."""

@@ -13,7 +13,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,11 +23,14 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from gradosr.errors import NoConditionalWrites, NotFound, RunActive, StoreError
 from gradosr.store import Store, join
+from gradosr.text import reason
 
 EXPIRES = 30.0
 """Seconds without a renewal after which another driver may take over the run."""
 RENEW = 10.0
 """Seconds between renewals."""
+RELEASE = 10.0
+"""Seconds that the end of a run waits for the lease to be released."""
 WAIT = 40.0
 """Most seconds that a second driver waits to see whether the first is still alive."""
 LOOK = 1.0
@@ -109,6 +111,7 @@ class Lease:
         self._token = uuid.uuid4().hex
         self._version: str | None = None  # version that our last write created
         self._conditional = True  # until the store shows otherwise
+        self._renewed, self._failing = time.monotonic(), False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="gradosr-lease", daemon=True)
 
@@ -122,6 +125,7 @@ class Lease:
                 "its table would be right, but shards would be scored twice"
             )
             self._write()
+        self._renewed = time.monotonic()
         self._thread.start()
         return self
 
@@ -129,7 +133,11 @@ class Lease:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
-        self._thread.join(RENEW)  # if the store does not answer, the lease expires by itself
+        self._thread.join(RELEASE)
+        if self._thread.is_alive():
+            self._say(
+                f"{self._uri}: not released within {RELEASE:g} s, as the store does not answer; it expires by itself"
+            )
 
     def check(self) -> None:
         """Raise RunActive once another driver has taken over the run."""
@@ -189,10 +197,27 @@ class Lease:
     def _keep(self) -> None:
         """Renew the lease until the work ends, and then release it."""
         while not self._ended.wait(RENEW):
-            with suppress(StoreError):  # retried later; the lease stays ours until somebody takes it
-                self._write()
-        with suppress(StoreError):
-            self._write(released=True)
+            self._renew()
+        self._renew(released=True)
+
+    def _renew(self, *, released: bool = False) -> None:
+        """Write the lease. A failure is retried at the next renewal: it stays ours until somebody takes it.
+
+        The user is told once in a row of failures: of a store that is away when the lease may be taken, of all else
+        at once.
+        """
+        try:
+            self._write(released=released)
+        except Exception as error:  # an unforeseen one would end the renewals unseen
+            late = time.monotonic() - self._renewed > EXPIRES
+            if not self._failing and (late or not isinstance(error, StoreError)):
+                self._failing = True
+                self._say(
+                    f"{self._uri}: the lease is not renewed: {reason(error)}; it is tried again, but after "
+                    f"{EXPIRES:g} s another driver may take the run over"
+                )
+        else:
+            self._renewed, self._failing = time.monotonic(), False
 
     def _write(self, *, released: bool = False) -> None:
         """Write the current facts into the lease, but never over the lease of another driver."""

@@ -72,6 +72,8 @@ class PartStats(NamedTuple):
     Decoding adds up its threads; writing includes the PUT of a part just published. Reading and decoding run ahead of
     scoring.
     """
+    passed_over: Mapping[str, int] = {}
+    """Number of members of the shard that are no images, by kind."""
 
 
 @dataclass

@@ -2,7 +2,8 @@
 
 Footer metadata of a part (JSON values): gradosr.schema_version, gradosr.counts, gradosr.shard (its URI, its version
 and, unless it is a group, the time of its last modification in seconds since 1970), gradosr.fingerprint,
-gradosr.seconds (by stage; `write` is the time before the part's own PUT), gradosr.worker, gradosr.software.
+gradosr.seconds (by stage; `write` is the time before the part's own PUT), gradosr.passed_over (members of the shard
+that are no images, by kind), gradosr.worker, gradosr.software.
 """
 
 import json

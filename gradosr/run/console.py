@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
+from gradosr.archive.names import listed
 from gradosr.results.outcome import SHOWN, Progress
 from gradosr.results.part import STATUSES
 from gradosr.run.plan import Summary
@@ -217,6 +218,9 @@ def summary_report(summary: Summary) -> str:
         f"{head}; {printable(summary.output)} holds {rows:,} rows of {summary.shards:,} shards: "
         f"{ok:,} scored, {counts.get('unknown', 0):,} unknown" + (f", {bad}" if bad else "")
     ]
+    for what, text in (("members", "members are no images"), ("objects", "other objects of the input were left out")):
+        if kinds := summary.passed_over.get(what):
+            lines.append(f"{sum(kinds.values()):,} {text}: {listed(kinds)}")
     if summary.superseded:
         lines.append(f"{summary.superseded:,} outdated parts moved to superseded/")
     lines += [f"quarantined: {printable(name)} (reason in quarantine/)" for name in summary.quarantined[:SHOWN]]

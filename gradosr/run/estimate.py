@@ -1,13 +1,13 @@
 """Estimate of a run's images, time and cost, from a sample of the archive scored on this machine; it writes nothing."""
 
 import heapq
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 
+import joblib
 import torch
 
 from gradosr.archive.image import EncodedImage
@@ -102,7 +102,7 @@ def _share(job: ScoreJob, shards: int) -> tuple[int, int, float]:
 
     If the config leaves the number to the driver, it is that for this machine.
     """
-    cores = os.cpu_count() or 1
+    cores = joblib.cpu_count()
     if isinstance(job.workers, Workers):
         return min(job.workers.max, shards), max(1, min(int(job.workers.cpus), cores)), job.workers.cpus
     gpus = torch.cuda.device_count() if job.device != "cpu" else 0

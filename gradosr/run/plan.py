@@ -1,11 +1,13 @@
 """The plan of a scoring run and its conclusion, without Ray or torch: what is pending, and what remains at the end."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, TypeVar
 
-from gradosr.archive.image import DECODER, resolve_names
+from gradosr.archive.image import decoder, resolve_names
+from gradosr.archive.names import count
 from gradosr.archive.readers import READERS
 from gradosr.archive.shards import Shard, means
 from gradosr.bundle.manifest import Manifest, check_precision, read_manifest
@@ -33,6 +35,8 @@ class Plan:
     """All shards of the archive, in listing order."""
     new_groups: Sequence[Sequence[str]]
     """Groups of single images that are not recorded yet."""
+    passed_over: Mapping[str, int]
+    """Number of objects of the input that are neither shards nor images, by kind."""
     listing: Listing
     pending: Sequence[Shard]
     """Shards without a part or a quarantine mark."""
@@ -101,6 +105,8 @@ class Summary:
     """True if the run was asked to end before every shard had been tried."""
     exceeded: tuple[Exceeded, ...] = ()
     """Bounds that were exceeded; filled in only if the table is whole."""
+    passed_over: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Numbers of what was left out, by kind: `members` of shards, and `objects` of the input."""
 
 
 def prepare(job: ScoreJob) -> Plan:
@@ -188,13 +194,17 @@ def _usable(job: ScoreJob, manifest: Manifest, digest: str) -> tuple[Manifest, s
     return manifest, digest
 
 
-def _shards(job: ScoreJob, store: Store, folder: RunFolder, listing: Listing) -> tuple[list[Shard], list[list[str]]]:
-    shards, new_groups = READERS[job.input.kind].find(job.input, store, folder.recorded_groups(listing))
-    if means(job.input, folder.path("parts", "part.parquet"), store):
+def _shards(
+    job: ScoreJob, store: Store, folder: RunFolder, listing: Listing
+) -> tuple[list[Shard], list[list[str]], dict[str, int]]:
+    passed_over = Counter[str]()
+    shards, new_groups = READERS[job.input.kind].find(job.input, store, folder.recorded_groups(listing), passed_over)
+    written = ("parts/part.parquet", "screenings/night/images/id.jpg")
+    if any(means(job.input, folder.path(name), store) for name in written):
         raise ConfigError(f"output {folder.uri}: lies inside the input, so that results would be scored as images")
     if not listing.parts:  # existing parts show that the settings fit, so a night reads no old shard
         _check_samples(job, store, shards)
-    return shards, new_groups
+    return shards, new_groups, dict(passed_over)
 
 
 def _check_samples(job: ScoreJob, store: Store, shards: Sequence[Shard]) -> None:
@@ -220,7 +230,7 @@ def fingerprint_of(job: ScoreJob, manifest: Manifest, digest: str) -> dict[str, 
         "bundle": digest,
         "input": job.input.model_dump(mode="json", exclude={"group_size"}),
         "transform": manifest.transform.model_dump(mode="json"),
-        "decoder": DECODER,
+        "decoder": decoder(),
         "max_pixels": job.max_pixels,
         "precision": job.precision,
         "features": job.features,
@@ -253,6 +263,7 @@ def finish(plan: Plan, outcome: Outcome) -> Summary:
         "counts": summary.counts,
         "seconds": summary.seconds,
         "images_per_second": _rates(summary),
+        "passed_over": summary.passed_over,
         "quarantined": sorted(marks),
         "failed": outcome.failed,
     }
@@ -274,7 +285,17 @@ def _summary(plan: Plan, outcome: Outcome, stats: Mapping[str, PartStats], marks
         failed=outcome.failed,
         interrupted=outcome.interrupted,
         exceeded=() if outcome.failed or outcome.interrupted else _exceeded(plan, counts, len(marks)),
+        passed_over={"members": _members(stats.values()), "objects": dict(plan.passed_over)},
     )
+
+
+def _members(parts: Iterable[PartStats]) -> dict[str, int]:
+    """Return the number of members that are no images, by kind."""
+    counts = Counter[str]()
+    for part in parts:
+        for kind, number in part.passed_over.items():
+            count(kind, counts, number)
+    return dict(counts)
 
 
 def _rates(summary: Summary) -> dict[str, float]:

@@ -21,11 +21,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-import yaml
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from gradosr.config import ScoreJob
+from gradosr.config.settings import as_yaml
 from gradosr.errors import ConfigError, InputError, RunActive, RunFailed, first_line, system_reason
 from gradosr.results.lease import JOB
 from gradosr.run.tail import Lines
@@ -119,7 +119,7 @@ class Cluster:
         metadata = {"name": name, "output": job.output, "hash": identity, "stop_wait": stop_wait}
         metadata["store"] = job.model_dump_json(include={"store", "stores"}, exclude_unset=True)
         with TemporaryDirectory() as folder:
-            (Path(folder) / CONFIG).write_text(yaml.safe_dump(_document(job), sort_keys=False), encoding="utf-8")
+            (Path(folder) / CONFIG).write_text(as_yaml(_document(job)), encoding="utf-8")
             environment = {STOP_WAIT: stop_wait, JOB: attempt, **job.runtime_env.get("env_vars", {})}
             runtime_env = {**job.runtime_env, "working_dir": folder, "env_vars": environment}
             self._patiently(lambda: self._start(attempt, runtime_env, metadata), _NoAgent)

@@ -1,24 +1,27 @@
 """Nightly screening as a schedule for cron, systemd or Kubernetes: one file per variant, one line each in TARGETS.
 
-A rendered schedule contains no secrets and no values of environment variables: credentials come from the place where it
-runs. No target needs a lock: a night that starts while another is running is turned away by the run's lease (exit code
-7), and work that a night missed is still pending for the next.
+A rendered schedule contains no secrets and no values of environment variables, but for the folders of PYTHONPATH where
+the config trusts code that is found by them alone: credentials come from the place where it runs. No target needs a
+lock: a night that starts while another is running is turned away by the run's lease (exit code 7), and work that a
+night missed is still pending for the next.
 """
 
 import hashlib
 import itertools
 import os
 import re
+import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
-from gradosr.errors import ConfigError
+from gradosr.errors import ConfigError, first_line
 from gradosr.schedules.cron import ClockChanges, Cron, clock_changes, firings
 from gradosr.schedules.zones import system_zone, zone_of
 
@@ -42,6 +45,8 @@ class Schedule:
     """Folder from which relative paths in the config are resolved: the one in which the schedule was made."""
     program: tuple[str, ...]
     """Start of the command line, with the full path, because a scheduler does not have the user's PATH."""
+    code: tuple[str, ...] = ()
+    """Folders that PYTHONPATH must name for the code that the config trusts."""
 
     @property
     def command(self) -> tuple[str, ...]:
@@ -65,8 +70,13 @@ class Target(NamedTuple):
     """Note to show with the rendered text."""
 
 
-def make_schedule(config: str, cron: str, zone: str | None, target: str, image: str | None = None) -> Schedule:
-    """Return the schedule. Raise ConfigError with every fault, one per line."""
+def make_schedule(
+    config: str, cron: str, zone: str | None, target: str, image: str | None = None, trust: Sequence[str] = ()
+) -> Schedule:
+    """Return the schedule. Raise ConfigError with every fault, one per line.
+
+    The code that the config trusts must be found here, unless it is to run in an image.
+    """
     faults: list[str] = []
 
     def attempt(step: Callable[[], Any]) -> Any:
@@ -78,10 +88,12 @@ def make_schedule(config: str, cron: str, zone: str | None, target: str, image: 
     parsed = attempt(lambda: Cron.parse(cron))
     found = attempt(lambda: zone_of(zone or _default_zone(target)))
     attempt(lambda: _check_config(config))
+    code = attempt(lambda: _code_folders(trust) if target in LOCAL else ())
     if faults:
         raise ConfigError("\n".join(faults))
     image = image or f"ghcr.io/OWNER/gradosr:{version('gradosr')}"
-    return Schedule(os.path.abspath(config), parsed, found, name_of(config), image, str(Path.cwd()), _program())  # noqa: PTH100 - links stay
+    path = os.path.abspath(config)  # noqa: PTH100 - links stay
+    return Schedule(path, parsed, found, name_of(config), image, str(Path.cwd()), _program(), code)
 
 
 def name_of(config: str) -> str:
@@ -132,6 +144,40 @@ def _check_config(config: str) -> None:
         raise ConfigError(f"{config!r}: a path with control characters cannot stand in a schedule")
     if not Path(config).is_file():
         raise ConfigError(f"{config}: no such file")
+
+
+_ABSENT = """
+import importlib.util, sys
+del sys.path[0]
+print(*(name for name in sys.argv[1:] if importlib.util.find_spec(name) is None))
+"""
+"""Program that prints which of the packages it does not find."""
+
+
+def _code_folders(trust: Sequence[str]) -> tuple[str, ...]:
+    """Return the folders without which a new process does not find the trusted code: none where it is installed.
+
+    Python is asked, because installed code can be found in more ways than by folders.
+    """
+    names = {name: name.partition(":")[0].partition(".")[0] for name in trust}
+    command = [sys.executable, "-E", "-c", _ABSENT, *names.values()]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)  # noqa: S603 - our own
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ConfigError(f"trust: {', '.join(trust)}: cannot be looked for: {first_line(error)}") from error
+    hidden = done.stdout.split()
+    folders = []
+    for name, package in names.items():
+        if package in hidden:
+            spec = find_spec(package)
+            if spec is None:
+                raise ConfigError(
+                    f"trust: {name}: no {package} is found here; install it, or set PYTHONPATH to its folder"
+                )
+            places = spec.submodule_search_locations or [spec.origin or ""]
+            folders += [str(Path(place).absolute().parent) for place in places]
+    others = os.environ.get("PYTHONPATH", "").split(os.pathsep) if folders else []  # what the code itself imports
+    return tuple(dict.fromkeys([*folders, *(str(Path(other).absolute()) for other in others if other)]))
 
 
 def _program() -> tuple[str, ...]:

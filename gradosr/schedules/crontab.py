@@ -28,11 +28,12 @@ def render(schedule: Schedule, now: datetime) -> Mapping[str, str]:
             f"--timezone {schedule.zone.key}: a crontab uses the system's time zone, which is {own}; "
             "omit --timezone, or use --as systemd"
         )
-    words = (schedule.folder, *schedule.command)
+    words = (schedule.folder, *schedule.command, *schedule.code)
     if wrong := [word for word in words if "\\" in word or not word.isprintable()]:
         raise ConfigError(f"{wrong[0]!r}: a crontab cannot contain a path with a backslash or a control character")
-    command = f"cd {shlex.quote(schedule.folder)} && {shlex.join(schedule.command)}".replace("%", r"\%")
-    line = f"{schedule.cron} {command}"
+    code = f"PYTHONPATH={shlex.quote(os.pathsep.join(schedule.code))} " if schedule.code else ""
+    command = f"cd {shlex.quote(schedule.folder)} && {code}{shlex.join(schedule.command)}"
+    line = f"{schedule.cron} {command}".replace("%", r"\%")
     if len(line.encode()) > _LONGEST:
         raise ConfigError(f"a crontab cannot contain a line of more than {_LONGEST} bytes; use shorter paths")
     lines = (

@@ -19,7 +19,7 @@ from gradosr.schedules.cron import ClockChanges, Cron
 
 ADVICE = (
     "CONFIG travels in the ConfigMap gradosr; bundles and images are reached by s3:// URIs, with credentials of the "
-    "pods' own (cluster/README.md)"
+    "pods' own (cluster/README.md); code of your own that CONFIG trusts must be in the image"
 )
 _MOUNT = "/etc/gradosr"
 _USER = {"runAsNonRoot": True, "runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 1000}

@@ -21,7 +21,7 @@ _DAYS = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")
 
 def render(schedule: Schedule, _now: datetime) -> Mapping[str, str]:
     """Return NAME.service and NAME.timer. Raise ConfigError if a unit cannot express the schedule."""
-    if wrong := [word for word in (schedule.folder, *schedule.command) if not word.isprintable()]:
+    if wrong := [word for word in (schedule.folder, *schedule.command, *schedule.code) if not word.isprintable()]:
         raise ConfigError(f"{wrong[0]!r}: a systemd unit cannot contain a path with a control character")
     if re.search(r"[\\$\"']", schedule.program[0]):
         raise ConfigError(f"{schedule.program[0]}: a systemd unit cannot start a program with such a path")
@@ -37,6 +37,7 @@ def render(schedule: Schedule, _now: datetime) -> Mapping[str, str]:
         "[Service]",
         "Type=oneshot",
         f"WorkingDirectory={schedule.folder.replace('%', '%%')}",
+        *([f"Environment={_setting('PYTHONPATH', os.pathsep.join(schedule.code))}"] if schedule.code else []),
         f"ExecStart={' '.join(_word(word) for word in schedule.command)}",
         "Nice=10",
     ]
@@ -115,6 +116,12 @@ def _word(text: str) -> str:
     if re.fullmatch(r"[A-Za-z0-9_./:@%+=,-]+", text):
         return text
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$") + '"'
+
+
+def _setting(name: str, value: str) -> str:
+    """Quote one assignment of Environment, in which $ has no meaning (systemd.exec(5))."""
+    value = value.replace("%", "%%").replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{name}={value}"'
 
 
 def _folder() -> Path:

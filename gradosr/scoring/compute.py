@@ -5,6 +5,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+import joblib
 import torch
 from torch import Tensor
 
@@ -46,7 +47,11 @@ class Compute:
         return f"{_processor()}, {torch.get_num_threads()} threads"
 
     def prepare(self) -> None:
-        """Switch TF32 on or off for the whole process."""
+        """Switch TF32 on or off and bound the threads for the whole process.
+
+        torch starts a thread for each core of the machine, even where a container may use only a few of them.
+        """
+        torch.set_num_threads(min(torch.get_num_threads(), joblib.cpu_count()))
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # accumulate in float32
 

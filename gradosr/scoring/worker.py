@@ -4,13 +4,13 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import torch
 
-from gradosr.archive.image import EncodedImage, resolve_names
+from gradosr.archive.image import EncodedImage, check_decoder, resolve_names
 from gradosr.archive.loading import Prefetcher, PreparedImage, prepared_batches
 from gradosr.archive.readers import READERS
 from gradosr.archive.shards import Shard
@@ -38,12 +38,13 @@ class ShardWorker:
     def ready(self) -> str:
         """Load everything and return the worker's name.
 
-        Raises FingerprintMismatch, BundleError, ClassifierError, ConfigError or StoreError.
+        Raises FingerprintMismatch, BundleError, ClassifierError, ConfigError, StoreError or MachineFault.
         """
         torch.set_num_threads(self._threads)
         job, self._store = self._job, Store(self._job.store, self._job.stores)
         self._folder = RunFolder(self._store, job.output)
         self._folder.check(self._fingerprint)
+        check_decoder(self._fingerprint["decoder"])
         self._label_names = resolve_names(job.input.label_names, self._store)
         bundle = load_bundle(self._store, job.bundle, job.trust)
         self._scorer = Scorer(bundle, job, every_norm=job.representation != "none")
@@ -58,7 +59,8 @@ class ShardWorker:
     def process(self, shard: Shard) -> PartStats:
         """Publish the shard's part.
 
-        Raises ShardUnreadable when nothing of it can ever be read, StoreError when the store failed.
+        Raises ShardUnreadable when nothing of it can ever be read, StoreError when the store failed, and MachineFault
+        when this machine did.
         """
         loading, part = self._take(shard), PartBuilder(shard, self._schema)
         seconds = loading.seconds
@@ -79,12 +81,12 @@ class ShardWorker:
                 if bad_images := part.bad_images():  # first, so that they are there when the part is
                     self._folder.put_bad_images(shard.part, bad_images)
             with _Clock(seconds, "write"):  # again: the footer cannot tell how long its own PUT took
-                self._folder.put_part(shard.part, part.finish(self._footer(shard, seconds)))
+                self._folder.put_part(shard.part, part.finish(self._footer(loading)))
         finally:
             part.close()
             loading.batches.close()
             self._prefetch.end_turn()
-        return PartStats(dict(part.counts), _rounded(seconds))
+        return PartStats(dict(part.counts), _rounded(seconds), loading.passed_over)
 
     def _take(self, shard: Shard) -> "Loading":
         """Return the shard on its way into memory: as prefetched, else begun now. The caller closes its batches."""
@@ -92,23 +94,25 @@ class ShardWorker:
 
     def _load(self, shard: Shard) -> "Loading":
         """Begin to read and decode a shard; once all of it is read, the announced one may be prefetched."""
-        seconds, read = dict.fromkeys(STAGES, 0.0), threading.Event()
+        seconds, read, passed_over = dict.fromkeys(STAGES, 0.0), threading.Event(), dict[str, int]()
         source = READERS[self._job.input.kind].read(shard, self._store, self._job.input, self._label_names)
 
         def images() -> Iterator[EncodedImage]:
-            yield from _timed(source, seconds, "read")
+            passed_over.update((yield from _timed(source, seconds, "read")) or {})
             read.set()
             self._prefetch.start()
 
         transform, job = self._scorer.bundle.manifest.transform, self._job
         batches = prepared_batches(images(), transform, job.max_pixels, job.batch_size, self._threads)
-        return Loading(shard, batches, seconds, read)
+        return Loading(shard, batches, seconds, read, passed_over)
 
-    def _footer(self, shard: Shard, seconds: Mapping[str, float]) -> dict[str, Any]:
+    def _footer(self, loading: "Loading") -> dict[str, Any]:
+        shard = loading.shard
         return {
             "gradosr.shard": {"uri": shard.uri, "version": shard.version, "modified": shard.modified},
             "gradosr.fingerprint": self._fingerprint,
-            "gradosr.seconds": _rounded(seconds),
+            "gradosr.seconds": _rounded(loading.seconds),
+            "gradosr.passed_over": loading.passed_over,
             "gradosr.worker": self.name,
             "gradosr.software": software(),
         }
@@ -124,6 +128,8 @@ class Loading(NamedTuple):
     """Seconds by stage."""
     read: threading.Event
     """Event set when all of the shard is read."""
+    passed_over: dict[str, int]
+    """Number of members that are no images, by kind; filled in when all of the shard is read."""
 
 
 class Prefetch:
@@ -148,7 +154,7 @@ class Prefetch:
     def take(self, shard: Shard) -> Loading:
         """Return the loading of a shard, which is begun now unless it was prefetched; another one is closed.
 
-        To close one joins its thread, which may be in the middle of a read from the store.
+        To close one waits for its thread, a few seconds at most: it may be in the middle of a read from the store.
         """
         with self._lock:
             opened, self._opened, self._current = self._opened, None, None
@@ -192,12 +198,12 @@ def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
     return {stage: round(spent, 4) for stage, spent in seconds.items()}
 
 
-def _timed(items: Iterator[T], seconds: dict[str, float], stage: str) -> Iterator[T]:
-    """Yield the items, and add the seconds spent waiting for them to a stage."""
-    end = object()
+def _timed(items: Iterator[T], seconds: dict[str, float], stage: str) -> Generator[T, None, Any]:
+    """Yield the items, add the seconds spent waiting for them to a stage, and return what their iterator returns."""
     while True:
         with _Clock(seconds, stage):
-            item = next(items, end)
-        if item is end:
-            return
-        yield item  # type: ignore[misc]
+            try:
+                item = next(items)
+            except StopIteration as end:
+                return end.value
+        yield item

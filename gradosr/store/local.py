@@ -1,7 +1,6 @@
 """Objects in local folders. A write is a temporary file, fsync and a rename, so an object is whole or not there."""
 
 import errno
-import fcntl
 import io
 import os
 import shutil
@@ -14,8 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from gradosr.config import S3Settings
-from gradosr.errors import AccessDenied, NoConditionalWrites, NotFound, ObjectChanged, StoreError
+from gradosr.errors import AccessDenied, ConfigError, NoConditionalWrites, NotFound, ObjectChanged, StoreError
 from gradosr.store.backends import Backend, StoredObject
+
+try:
+    import fcntl
+except ImportError as error:
+    raise ConfigError("local files need the locks of Linux or macOS; on Windows, run gradosr in WSL 2") from error
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

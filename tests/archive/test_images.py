@@ -2,11 +2,13 @@ import io
 import random
 import time
 import tracemalloc
+import zlib
 
 import numpy as np
+import PIL
 import pytest
 import torch
-from bombs import jp2_bomb, scan_bomb
+from bombs import avif_bomb, jp2_bomb, scan_bomb
 from hostile import (
     BLUE,
     GREEN,
@@ -25,6 +27,7 @@ from hostile import (
     oriented,
     palette_png,
     png,
+    png_chunk,
     rgba_png,
     twelve_bit_jpeg,
 )
@@ -121,7 +124,17 @@ def test_every_orientation_is_undone_as_pillow_does(kind, orientation):
         (b"\xff\xd8", Fault("not_an_image", "not in a known image format")),
         (b"BM is how this text begins", Fault("not_an_image", "not in a known image format")),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", Fault("not_an_image", "not in a known image format")),
-        (b"\0\0\0\x1cftypheic" + bytes(50), Fault("unsupported", "no decoder for heic")),
+        (
+            b"\0\0\0\x1cftypheic" + bytes(50),
+            Fault("unsupported", "no decoder for HEIC; convert it first, for example with the package pillow-heif"),
+        ),
+        (
+            b"\xff\x0a" + bytes(50),
+            Fault(
+                "unsupported",
+                "no decoder for JPEG XL; convert it first, for example with the package pillow-jxl-plugin",
+            ),
+        ),
         (twelve_bit_jpeg(), Fault("unsupported", "cannot handle 12-bit layers")),
         (
             encoded(Image.new("F", (4, 4)), "TIFF"),
@@ -200,6 +213,61 @@ def test_a_bitmap_that_runs_through_millions_of_pixels_is_refused():
     assert status(rle_bmp(2**22, 2, b"\1\1\0\0" * 2)) == "too_large"
 
 
+def test_an_avif_is_decoded_as_pillow_does():
+    for image in (noise(40, 20), noise(41, 23).convert("RGBA"), noise(40, 20).convert("L")):
+        data = encoded(image, "AVIF", quality=90)
+        expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        decoded = decode(data, MAX_PIXELS)
+        assert np.array_equal(decoded.pixels.permute(1, 2, 0).numpy(), expected)
+    decoded = decode(oriented(halves(), "AVIF", 6, quality=100), MAX_PIXELS)
+    assert (decoded.width, decoded.height) == (20, 40)
+    assert colour(decoded, 3, 3)[0] > 240
+
+
+def test_an_avif_cut_anywhere_is_truncated():
+    data = encoded(noise(24, 16), "AVIF")
+    assert status(data) is None
+    between = (32, data.index(b"mdat") - 4)  # two boxes: what is there is whole
+    assert {status(data[:length]) for length in range(33, len(data)) if length not in between} == {"truncated"}
+
+
+def test_an_animated_avif_is_its_first_frame():
+    frames = [Image.new("RGB", (16, 16), each) for each in (RED, BLUE)]
+    decoded = decode(encoded(frames[0], "AVIF", save_all=True, append_images=frames[1:], quality=100), MAX_PIXELS)
+    assert colour(decoded, 5, 5)[0] > 240
+
+
+def test_an_avif_whose_stream_is_larger_than_it_says_is_refused():
+    assert decode(avif_bomb(4096), MAX_PIXELS).fault == Fault(
+        "too_large", f"AV1 frames of {2**24} pixels in an image of 64"
+    )
+    assert status(encoded(noise(40, 20), "AVIF")) is None
+
+
+def test_without_avif_in_pillow_the_version_is_named(monkeypatch):
+    monkeypatch.setattr(decoding.AvifImagePlugin, "SUPPORTED", False)
+    expected = f"no decoder for AVIF in Pillow {PIL.__version__}; Pillow 11.3 or newer brings one"
+    assert decode(encoded(noise(), "AVIF"), MAX_PIXELS).fault == Fault("unsupported", expected)
+
+
+@pytest.mark.parametrize("kind", ["tEXt", "zTXt", "iTXt", "iCCP", "pHYs", "gAMA", "cHRM", "sRGB", "tIME", "prVt"])
+@pytest.mark.parametrize("place", [8 + 25, -12])
+def test_what_a_png_says_beside_its_pixels_refuses_no_image(kind, place):
+    plain = png(8, 8, BLUE)
+    megabytes = b"\xe9" * 3 * 2**20
+    body = {
+        "tEXt": b"Comment\0" + b"x" * 70 * 2**20,
+        "zTXt": b"Comment\0\0" + zlib.compress(megabytes),
+        "iTXt": b"Comment\0\1\0\0\0" + zlib.compress(megabytes),
+        "iCCP": b"Profile\0\0" + zlib.compress(megabytes),
+    }.get(kind, b"x")
+    for chunk in (png_chunk(kind.encode(), body), png_chunk(kind.encode(), b"x")[:-1] + b"?"):
+        data = plain[:place] + chunk + plain[place:]
+        decoded = decode(data, MAX_PIXELS)
+        assert decoded.fault is None
+        assert colour(decoded, 7, 7) == BLUE
+
+
 def test_max_pixels_is_the_only_limit():
     assert status(jpeg(40, 30), max_pixels=1200) is None
     assert status(jpeg(40, 30), max_pixels=1199) == "too_large"
@@ -222,7 +290,7 @@ def test_extreme_sizes_are_images(data):
 def test_nothing_that_a_decoder_raises_escapes():
     known = {None, "empty", "truncated", "not_an_image", "unsupported", "too_large"}
     rng = random.Random(1)
-    kinds = ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000"]
+    kinds = ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF"]
     seeds = [encoded(noise(16, 12), kind) for kind in kinds] + [oriented(noise(16, 12), "JPEG", 6)]
     for _ in range(1500):
         data = bytearray(rng.choice(seeds))

@@ -1,6 +1,7 @@
 """How much of an archive is in memory at once."""
 
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 
@@ -136,6 +137,29 @@ def test_one_that_ends_half_way_leaves_nothing(taken: int, end: Callable[[Prefet
     del prefetcher
     assert threading.active_count() == before
     assert made.closed
+
+
+def test_one_in_the_middle_of_a_read_that_hangs_is_left_behind_and_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loading, "CLOSE_SECONDS", 0.05)
+    before, begun, go = threading.active_count(), threading.Event(), threading.Event()
+
+    def items() -> Iterator[int]:
+        begun.set()
+        go.wait(60)  # as six attempts at a store that does not answer
+        yield 0
+
+    prefetcher = Prefetcher(items(), lambda _: 1, budget=1)
+    assert begun.wait(60)
+    prefetcher.close()
+    assert not go.is_set()
+    assert "did not end within 0.05 s" in caplog.text
+    go.set()
+    deadline = time.monotonic() + 60
+    while threading.active_count() > before:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_what_waits_is_let_go_when_it_is_closed() -> None:

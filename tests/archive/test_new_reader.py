@@ -164,7 +164,7 @@ def test_a_run_scores_what_the_new_reader_reads(archive: Path) -> None:
 def test_settings_that_do_not_fit_and_damage_are_reported(archive: Path) -> None:
     with pytest.raises(InputError, match=r"a\.zip: no images in 'y/'; set input\.inside"):
         prepare(job_over(archive, inside="y/"))
-    with pytest.raises(InputError, match=r"no \.zip files there \(2 other objects\)"):
+    with pytest.raises(InputError, match=r"no \.zip files there \(2 other objects: 2 tar\)"):
         prepare(job_over(archive.parent / "tars"))
     assert READERS["zip"].images_in(prepare(job_over(archive)).shards[0], Store(), ZipInput(uri=str(archive))) == 3
 

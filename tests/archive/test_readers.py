@@ -139,14 +139,86 @@ def test_hostile_names_are_only_text(read, form):
         key.encode()
 
 
-def test_links_folders_and_devices_are_no_images(read):
+def test_folders_and_devices_are_no_images(read):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:") as archive:
-        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE):
+        for kind in (tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE):
             member = tarfile.TarInfo(f"{kind.decode()}.png")
-            member.type, member.linkname = kind, "/etc/passwd"
+            member.type = kind
             archive.addfile(member)
     assert read(buffer.getvalue()) == []
+
+
+def linked(*members):
+    """An archive in which a member's content may be ("hard" or "symbolic", target)."""
+    kinds, buffer = {"hard": tarfile.LNKTYPE, "symbolic": tarfile.SYMTYPE}, io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:") as archive:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            if isinstance(content, bytes):
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+            else:
+                member.type, member.linkname = kinds[content[0]], content[1]
+                archive.addfile(member)
+    return buffer.getvalue()
+
+
+LINKED = linked(
+    ("x/a.png", CAT), ("x/a.cls", b"cat"), ("x/b.jpg", DOG),
+    ("y/hard.png", ("hard", "./x/a.png")), ("y/hard.cls", ("hard", "x/a.cls")),
+    ("y/symbolic.jpg", ("symbolic", "../x/b.jpg")), ("twice.jpg", ("symbolic", "y/symbolic.jpg")),
+)  # fmt: skip
+
+
+def test_a_link_has_the_bytes_that_it_leads_to(read, tmp_path):
+    """GNU tar writes a hard link for each further name of a file."""
+    expected = [
+        EncodedImage("s.tar#x/a.png", CAT, "cat"),
+        EncodedImage("s.tar#x/b.jpg", DOG),
+        EncodedImage("s.tar#y/hard.png", CAT, "cat"),
+        EncodedImage("s.tar#y/symbolic.jpg", DOG),
+        EncodedImage("s.tar#twice.jpg", DOG),
+    ]
+    assert read(LINKED) == expected
+    source = TarInput(uri=str(tmp_path / "s.tar"))
+    (shard,) = list_shards(source, Store())
+    keys = frozenset(("s.tar#y/hard.png", "s.tar#twice.jpg"))
+    assert [image.data for image in READERS["tar"].pick(shard, Store(), source, keys)] == [CAT, DOG]
+    assert READERS["tar"].images_in(shard, Store(), source) == len(expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (("hard", "/etc/passwd"), "a hard link to /etc/passwd"),
+        (("symbolic", "../../etc/x.png"), "a symbolic link to ../../etc/x.png"),
+        (("symbolic", "b.png"), "a symbolic link to b.png"),  # which comes later
+        (("symbolic", "a.png"), "a symbolic link to a.png"),  # itself
+    ],
+)
+def test_a_link_that_leads_nowhere_is_a_row_with_its_reason(read, content, reason):
+    rows = read(linked(("a.png", content), ("a.cls", ("hard", "none.cls")), ("b.png", CAT)))
+    fault = Fault("unsupported", f"{reason}, which is no image before it in this archive")
+    assert [(row.key, row.fault) for row in rows] == [("s.tar#a.png", fault), ("s.tar#b.png", None)]
+
+
+def test_a_link_in_a_compressed_tar_is_a_row_with_its_reason(read):
+    """To go back in it means to decompress it once more from its beginning, for each link."""
+    rows = read(gzip.compress(linked(("a.png", CAT), ("b.png", ("hard", "a.png")))), "s.tar.gz")
+    reason = "a link in a compressed tar, which would be read again for it; pack without links"
+    assert [row.fault for row in rows] == [None, Fault("unsupported", reason)]
+
+
+def test_what_macos_adds_is_no_image_and_parts_none_from_its_label(read):
+    double = b"\0\x05\x16\x07" + bytes(200)
+    members = [
+        ("._1.JPG", double), ("1.JPG", DOG), ("._1.cls", double), ("1.cls", b"dog"), ("x/._2.png", double),
+        ("x/2.png", CAT), ("__MACOSX/x/2.png", double), ("x/2.cls", b"cat"), ("_.png", CAT),
+    ]  # fmt: skip
+    assert [(row.key, row.label) for row in read(tar(members))] == [
+        ("s.tar#1.JPG", "dog"), ("s.tar#x/2.png", "cat"), ("s.tar#_.png", None),
+    ]  # fmt: skip
 
 
 def test_a_tar_without_members_has_no_rows(read):
@@ -174,6 +246,7 @@ def test_a_compressed_tar_reads_the_same(read, name):
         ("s.tgz", gzip.compress(b"text"), "truncated header"),
         ("s.tgz", tar([("a.png", CAT)], mode="w:gz")[:20], "ended before"),
     ],
+    ids=range(7),  # not the bytes of gzip, which hold the time
 )
 def test_what_is_no_tar_is_unreadable(read, name, data, reason):
     with pytest.raises(ShardUnreadable, match=rf"{name}: not a tar archive: .*{reason}"):
@@ -339,14 +412,20 @@ def test_a_parquet_file_gives_a_row_per_row(read):
     assert rows == [
         EncodedImage("s.parquet#0", CAT, "dog", "x/cat.png"),
         EncodedImage("s.parquet#1", b"", "cat", None, empty),
-        EncodedImage("s.parquet#2", b"", "9", "lost.png", empty),
+        EncodedImage("s.parquet#2", b"", "9", "lost.png", readers.parquet._PATH_ALONE),
         EncodedImage("s.parquet#3", b"", None, None, empty),
     ]
     assert [row.label for row in read(data, "s.parquet")] == [None] * 4
     assert [row.label for row in read(data, "s.parquet", label_column="label")] == ["1", "0", "9", None]
 
 
-@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(pa.binary(), pa.large_binary(), pa.binary_view()),
+        *(pa.dictionary(pa.int32(), pa.binary()), pa.dictionary(pa.int8(), pa.large_binary())),
+    ],
+)
 @pytest.mark.parametrize(
     "labels",
     [
@@ -356,14 +435,36 @@ def test_a_parquet_file_gives_a_row_per_row(read):
         pa.array(["cat", None, "dog"]).dictionary_encode(),
     ],
 )
-def test_kinds_of_parquet_columns(read, kind, labels):
-    data = parquet_file({"img": pa.array([CAT, None, DOG], pa.binary()).cast(kind), "y": labels})
+@pytest.mark.parametrize("path", [None, pa.string(), pa.dictionary(pa.int32(), pa.string())])
+def test_kinds_of_parquet_columns(read, kind, labels, path):
+    images = pa.array([CAT, None, DOG], pa.binary())
+    images = images.dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else images.cast(kind)
+    if path is not None:
+        paths = pa.array(["a.png", None, "b.jpg"])
+        paths = paths.dictionary_encode() if pa.types.is_dictionary(path) else paths
+        images = pa.StructArray.from_arrays([images, paths], ["bytes", "path"])
+    data = parquet_file({"img": images, "y": labels}, row_group_size=3)  # pyarrow cuts no views within structs
     rows = read(data, "s.parquet", image_column="img", label_column="y")
     assert [(row.data, row.label, row.source) for row in rows] == [
-        (CAT, "cat", None),
+        (CAT, "cat", path and "a.png"),
         (b"", None, None),
-        (DOG, "dog", None),
+        (DOG, "dog", path and "b.jpg"),
     ]
+
+
+def test_images_of_one_length_may_be_a_column_of_that_length(read):
+    images = pa.array([CAT, None, CAT[::-1]], pa.binary(len(CAT)))
+    assert [row.data for row in read(parquet_file({"image": images}), "s.parquet")] == [CAT, b"", CAT[::-1]]
+
+
+def test_a_row_with_a_path_alone_says_so_and_what_to_do(read):
+    (row,) = read(
+        parquet_file({"image": pa.array([{"bytes": None, "path": "/data/a.png"}], HUGGING_FACE)}), "s.parquet"
+    )
+    assert row.source == "/data/a.png"
+    assert row.fault.status == "empty"
+    assert row.fault.error.startswith("no bytes, only a path, which is not followed: save the file with its images")
+    assert len(row.fault.error) <= 200
 
 
 def test_rows_are_counted_through_batches_and_row_groups(read):
@@ -387,7 +488,8 @@ def test_text_that_is_not_utf8_does_not_stop_a_parquet_file(read):
         ({"image": [CAT], "y": [1]}, "no column 'label' (columns: image, y); set input.label_column"),
         (
             {"image": ["a.png"], "label": [1]},
-            "column 'image' is string, not encoded images (binary, or struct<bytes, path>)",
+            "column 'image' is string, not encoded images (binary, or struct<bytes, path>); "
+            "paths and URLs are not followed",
         ),
         ({"image": [CAT], "label": [1.5]}, "column 'label' is double, not labels (strings or integers)"),
     ],

@@ -1,11 +1,12 @@
 import hashlib
 import json
 import os
+from collections import Counter
 
 import pytest
 from hostile import png
 
-from gradosr.archive.shards import Shard, list_groups, list_shards
+from gradosr.archive.shards import Shard, list_groups, list_shards, locate, means
 from gradosr.config import ImagesInput, ParquetInput, TarInput
 from gradosr.errors import InputError, NotFound
 from gradosr.store import Store, join
@@ -38,10 +39,82 @@ def test_a_folder_gives_its_shards_sorted_each_with_its_version(tmp_path, store)
     assert names(tmp_path, store, ParquetInput) == ["c.parquet"]
 
 
-def test_hidden_and_underscored_names_are_no_data(tmp_path, store):
-    fill(tmp_path, "a.tar", "_b.tar", ".c.tar", "_old/d.tar", "x/.git/e.tar", "x/f_.tar")
-    assert names(tmp_path, store) == ["a.tar", "x/f_.tar"]
-    assert names(tmp_path / "_old", store) == ["d.tar"]  # named by the user: a base like any other
+@pytest.mark.parametrize("kind", [TarInput, ParquetInput])
+def test_hidden_names_are_no_shards_unless_they_are_named(tmp_path, store, kind):
+    end = kind.suffixes[0]
+    fill(tmp_path, *(name + end for name in ("a", "_b", ".c", "_old/d", "x/.git/e", "x/f_", "._a")))
+    counts = Counter()
+    shards = list_shards(kind(uri=str(tmp_path)), store, counts)
+    assert [shard.name for shard in shards] == [f"a{end}", f"x/f_{end}"]
+    assert counts == {"hidden": 4, "AppleDouble": 1}
+    for uri, expected in (
+        ("_old", ["d"]),
+        ("_b" + end, ["_b"]),
+        ("._a" + end, ["._a"]),
+        ("_*", ["_b"]),
+        ("{_,x/f_,.}*" + end, [".c", "_b", "x/f_"]),
+        ("[_a]*", ["a"]),
+    ):
+        assert names(tmp_path / uri, store, kind) == [name + end for name in expected], uri
+    (named,) = list_shards(kind(uri=f"{tmp_path}/_b{end}"), store)
+    assert locate(kind(uri=f"{tmp_path}/_b{end}"), named.name, store) == named.stored
+
+
+def test_no_image_is_hidden_by_its_name(tmp_path, store):
+    """Cameras set to Adobe RGB write _MG_1234.JPG; what is AppleDouble is no image, unless it is named outright."""
+    photos = [".h.png", "@eaDir/t.jpg", "_MG_1.JPG", "_selects/b.jpg", "a.jpg"]
+    fill(tmp_path, *photos, "._a.jpg", "__MACOSX/a.jpg", "__MACOSX/x/._a.jpg", ".AppleDouble/a.jpg", data=png())
+    fill(tmp_path, "notes.txt", "Thumbs.DB", ".DS_Store", "LICENSE", "a.tar.lz4", "b.JSON", "x.ünï")
+    counts = Counter()
+    source = ImagesInput(uri=str(tmp_path))
+    _, new = list_groups(source, store, [], counts)
+    assert new == [photos]
+    assert counts == {"AppleDouble": 4, "without ending": 3, "txt": 1, "db": 1, "tar.lz4": 1, "json": 1}
+    assert [locate(source, name, store).uri for name in photos] == [f"{tmp_path}/{name}" for name in photos]
+    with pytest.raises(NotFound):
+        locate(source, "._a.jpg", store)
+    assert list_groups(images(tmp_path / "._a.jpg"), store, [])[1] == [["._a.jpg"]]
+
+
+def test_kinds_without_end_are_counted_up_to_a_bound(tmp_path, store):
+    fill(tmp_path, "a.tar", *(f"x.e{number}" for number in range(100)))
+    counts = Counter()
+    list_shards(TarInput(uri=str(tmp_path)), store, counts)
+    assert (len(counts), counts.total(), counts["of other kinds"]) == (41, 100, 60)
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("run[1]", ["a.tar", "x/b.tar"]),
+        ("run[1]/", ["a.tar", "x/b.tar"]),
+        ("run[1]/*.tar", ["a.tar"]),
+        ("run[1]/?/b*", ["x/b.tar"]),
+        ("run[1]/x", ["b.tar"]),
+        ("run[1]/x/b.tar", ["b.tar"]),
+        ("run[2]/", ["run2/a.tar"]),
+        ("run[[]1]/a*", ["run[1]/a.tar"]),
+        ("run[[]1]*/", ["run[1]/a.tar", "run[1]/x/b.tar"]),
+        ("run[12]/*.tar", ["run1/a.tar", "run2/a.tar"]),
+        ("shot-{1}?*.tar", ["shot-{1}?*.tar"]),
+        ("shot-[{]1}[?][*].tar", ["shot-{1}?*.tar"]),
+        ("shot-*.tar", ["shot-1zz.tar", "shot-{1}?*.tar"]),
+        ("shot-{1..3}zz.tar", ["shot-1zz.tar"]),
+    ],
+)
+@pytest.mark.parametrize("place", ["local", "memory"])
+def test_what_exists_by_its_letters_is_no_pattern(tmp_path, store, place, uri, expected):
+    there = ["run[1]/a.tar", "run[1]/x/b.tar", "run1/a.tar", "run2/a.tar", "shot-{1}?*.tar", "shot-1zz.tar"]
+    base = str(tmp_path) if place == "local" else f"memory://{tmp_path.name}"
+    for name in there:
+        store.write(f"{base}/{name}", b"x")
+    found = list_shards(source := TarInput(uri=f"{base}/{uri}"), store)
+    assert [shard.name for shard in found] == expected
+    for shard in found:
+        assert locate(source, shard.name, store) == shard.stored
+        assert means(source, shard.uri, store)
+    # A folder that is meant by its letters has no part of the one that the pattern would match.
+    assert means(source, f"{base}/run1/a.tar", store) == any(shard.uri.endswith("run1/a.tar") for shard in found)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +180,8 @@ def test_nothing_found_says_what_is_there_and_what_to_do(tmp_path, store):
     with pytest.raises(InputError) as caught:
         list_shards(TarInput(uri=f"{tmp_path}/"), store)
     assert str(caught.value) == (
-        f"{tmp_path}/: no .tar, .tar.gz, .tgz files there (3 other objects); "
+        f"{tmp_path}/: no .tar, .tar.gz, .tgz files there (3 other objects: 2 zip, 1 hidden); "
+        "names that begin with _ or . are hidden until the URI names them; "
         "name the folder that holds them, or a pattern such as FOLDER/train-*.tar"
     )
     with pytest.raises(NotFound):
@@ -140,7 +214,7 @@ def images(folder, size=2):
 
 
 def test_images_form_groups_in_order_of_their_names(tmp_path, store):
-    fill(tmp_path, "b.jpg", "a.PNG", "c/d.webp", "notes.txt", "_e.jpg", data=png())
+    fill(tmp_path, "b.jpg", "a.PNG", "c/d.webp", "notes.txt", data=png())
     shards, new = list_groups(images(tmp_path), store, [])
     assert new == [["a.PNG", "b.jpg"], ["c/d.webp"]]
     assert [shard.name for shard in shards] == ["group-000001", "group-000002"]

@@ -593,6 +593,7 @@ def test_an_audit_of_a_bucket_is_that_of_the_folder(tmp_path: Path, bucket: str,
     assert (tmp_path / "out" / "flagged.parquet").exists()
 
 
+@pytest.mark.slow
 def test_the_bench_finds_what_it_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = gradosr(capsys, "bench", "audit", "--rows", 12_000, "--folder", tmp_path, "--json")
     found = json.loads(out)

@@ -239,14 +239,14 @@ def test_a_single_image_of_another_size_was_changed(tmp_path: Path) -> None:
 def test_what_a_table_claims_opens_nothing_outside_the_archive(tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(png())
     archive = tmp_path / "archive"
-    (archive / ".hidden").mkdir(parents=True)
-    (archive / ".hidden" / "a.png").write_bytes(png())
+    (archive / "__MACOSX").mkdir(parents=True)
+    (archive / "__MACOSX" / "a.png").write_bytes(png())
     (archive / "notes.txt").write_bytes(png())
     keys = (
         "../secret.png",
         str(tmp_path / "secret.png"),
         "x/../../secret.png",
-        ".hidden/a.png",
+        "__MACOSX/a.png",
         "notes.txt",
         "",
         "/",

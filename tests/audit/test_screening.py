@@ -5,12 +5,14 @@ import hmac
 import io
 import json
 import re
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from PIL import Image
 from tiny import ARCH, labelled_tar, local_job, make_bundle, write_archive
 
 from gradosr.audit import screening, webhook
-from gradosr.audit.nights import Counts, History, Night
+from gradosr.audit.nights import Counts, History, Night, Verdict
 from gradosr.config import S3Settings, ScreenJob, Webhook, load_job
 from gradosr.errors import ConfigError, RunFailed
 from gradosr.lab.seaweedfs import SeaweedFS
@@ -68,21 +70,27 @@ def night() -> Night:
 
 
 @contextmanager
-def listening(*answers: int) -> Iterator[tuple[str, list[tuple[dict[str, str], bytes]]]]:
-    """A real HTTP server that answers with these, and then with 204: its URL, and what it heard."""
+def listening(
+    *answers: int, port: int = 0, refused: str = "-"
+) -> Iterator[tuple[str, list[tuple[dict[str, str], bytes]]]]:
+    """A real HTTP server that answers with these, and then with 204: its URL, and what it heard.
+
+    It answers 400 to whatever is about the night `refused`.
+    """
     heard: list[tuple[dict[str, str], bytes]] = []
     left = list(answers)
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             heard.append((dict(self.headers), self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(left.pop(0) if left else 204)
+            wrong = json.loads(heard[-1][1])["night"] == refused
+            self.send_response(400 if wrong else left.pop(0) if left else 204)
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -102,7 +110,7 @@ def test_a_webhook_is_signed_and_tried_again(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("HOOK_KEY", "a key")
     monkeypatch.setattr(webhook, "PAUSE", 0.01)
     with listening(503, 500) as (url, heard):
-        webhook.tell(screen_job(tmp_path, webhook=Webhook(url=url, key_env="HOOK_KEY")), night())
+        webhook.tell(screen_job(tmp_path, webhook=Webhook(url=url, key_env="HOOK_KEY")), night(), "webhook")
     assert len(heard) == 3
     assert len({headers["Idempotency-Key"] for headers, _ in heard}) == 1
     headers, body = heard[-1]
@@ -115,7 +123,7 @@ def test_a_webhook_that_stays_deaf_is_told_without_its_secrets(tmp_path: Path, m
     with listening(*[500] * 9) as (url, heard):
         job = screen_job(tmp_path, webhook=Webhook(url=url, attempts=2))
         with pytest.raises(RunFailed, match=r"webhook .*/hook: .*500.* \(2 times\)") as told:
-            webhook.tell(job, night())
+            webhook.tell(job, night(), "webhook")
     assert len(heard) == 2
     assert "secret" not in str(told.value)
 
@@ -127,10 +135,118 @@ def test_a_key_that_is_not_there_is_told_before_work_starts(tmp_path: Path) -> N
 
 
 def test_a_command_hears_the_night_on_its_standard_input(tmp_path: Path) -> None:
-    webhook.tell(screen_job(tmp_path, command=("tee", f"{tmp_path}/heard.json")), night())
+    webhook.tell(screen_job(tmp_path, command=("tee", f"{tmp_path}/heard.json")), night(), "command")
     assert json.loads((tmp_path / "heard.json").read_text())["counts"]["unknown"] == 50
     with pytest.raises(RunFailed, match=r"command false: .*next screening"):
-        webhook.tell(screen_job(tmp_path, command=("false",)), night())
+        webhook.tell(screen_job(tmp_path, command=("false",)), night(), "command")
+
+
+def test_what_does_not_speak_http_is_told(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection = listener.accept()[0]
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(b"220 a mail server\r\n")
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        job = screen_job(tmp_path, webhook=Webhook(url=f"http://127.0.0.1:{listener.getsockname()[1]}/", attempts=1))
+        with pytest.raises(RunFailed, match=r"webhook .*220 a mail server.*next screening"):
+            webhook.tell(job, night(), "webhook")
+        thread.join(10)
+
+
+def test_a_command_that_hangs_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhook, "COMMAND_SECONDS", 0.1)
+    with pytest.raises(RunFailed, match=r"command sleep: .*timed out"):
+        webhook.tell(screen_job(tmp_path, command=("sleep", "3600")), night(), "command")
+
+
+# --- Weeks ---
+
+
+def add_night(job: ScreenJob, date: str, *, trips: bool = True) -> None:
+    """Store a night as a screening does."""
+    verdict = Verdict("bad_images", 0, 3, trips, "3 of 1,000 new images have no score")
+    history(job).commit(replace(night(), night=date, verdicts=(verdict,)), {})
+
+
+def tell_all(job: ScreenJob) -> str:
+    """Tell as a screening does, from the folder alone; what it says where that fails."""
+    try:
+        screening.tell_all(job, history(job))
+    except RunFailed as error:
+        return str(error)
+    return ""
+
+
+def told_nights(heard: list[tuple[dict[str, str], bytes]]) -> list[str]:
+    return [json.loads(body)["night"] for _, body in heard]
+
+
+@pytest.fixture
+def deaf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ScreenJob, int]:
+    """A job whose webhook is a port at which nobody listens."""
+    monkeypatch.setattr(webhook, "PAUSE", 0.001)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    Store().write(f"{tmp_path}/archive/00000.tar", labelled_tar(0, 1))
+    return screen_job(tmp_path, webhook=Webhook(url=f"http://127.0.0.1:{port}/", attempts=2)), port
+
+
+WEEK = [f"2026-11-{day:02}" for day in range(21, 28)]
+
+
+def test_a_receiver_that_is_dead_for_a_week_hears_of_each_night_once(deaf: tuple[ScreenJob, int]) -> None:
+    job, port = deaf
+    add_night(job, "2026-11-20", trips=False)
+    for number, date in enumerate(WEEK, 1):
+        add_night(job, date)
+        assert tell_all(job).endswith(f"nights waiting to be told: {number}")
+    with listening(port=port) as (_, heard):
+        assert tell_all(job) == ""
+        add_night(job, "2026-11-28")
+        for _ in range(3):
+            assert tell_all(job) == ""
+    assert told_nights(heard) == [*WEEK, "2026-11-28"]
+    assert len({headers["Idempotency-Key"] for headers, _ in heard}) == 8
+
+
+def test_an_alert_that_is_refused_holds_up_no_newer_one(deaf: tuple[ScreenJob, int]) -> None:
+    job, port = deaf
+    for date in WEEK:
+        add_night(job, date)
+    with listening(port=port, refused=WEEK[0]) as (_, heard):
+        for _ in range(3):
+            assert "400" in tell_all(job)
+    assert [told_nights(heard).count(date) for date in WEEK[1:]] == [1] * 6
+    with listening(port=port) as (_, heard):
+        assert tell_all(job) == ""
+    assert told_nights(heard) == WEEK[:1]
+
+
+def test_a_command_that_fails_does_not_repeat_the_webhook(deaf: tuple[ScreenJob, int]) -> None:
+    job, port = deaf
+    add_night(job, WEEK[0])
+    failing = job.model_copy(update={"command": ("false",)})
+    with listening(port=port) as (_, heard):
+        for _ in range(3):
+            assert "command false" in tell_all(failing)
+        assert tell_all(failing.model_copy(update={"command": ("true",)})) == ""
+        assert tell_all(failing) == ""
+    assert told_nights(heard) == WEEK[:1]
+
+
+def test_a_receiver_that_is_added_later_is_not_told_old_news(deaf: tuple[ScreenJob, int]) -> None:
+    job, port = deaf
+    add_night(job, WEEK[0])
+    assert tell_all(job.model_copy(update={"webhook": None})) == ""
+    add_night(job, WEEK[1])
+    with listening(port=port) as (_, heard):
+        assert tell_all(job) == ""
+    assert told_nights(heard) == WEEK[1:2]
 
 
 # --- Nights ---
@@ -255,7 +371,6 @@ LISTED = ("_SUCCESS", "run.json", "parts/", "quarantine/", "groups/")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_nights_on_an_archive_that_grows(
     seaweedfs: SeaweedFS, store: Store, bucket: str, s3_settings: S3Settings, tmp_path: Path
 ) -> None:

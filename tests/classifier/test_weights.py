@@ -4,7 +4,9 @@ import argparse
 import io
 import os
 import pickle
+import re
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -215,3 +217,75 @@ def test_another_width_is_not_taken_for_a_number_of_classes():
     wide = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2)).state_dict()
     message = refused(ClassifierError, load_weights, nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), wide, "w", 2)
     assert message.startswith("w: weights do not fit the architecture: 3 of another shape: 0.weight (5, 3) instead of")
+
+
+# --- Names of older versions, and of wrappers around the classifier itself ---
+
+
+def as_published(name: str) -> str:
+    """Return torchvision's name in the files that it publishes, or published before its modules were renamed."""
+    name = re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", name)
+    name = name.replace("parametrizations.weight.original0", "weight_g")
+    name = name.replace("parametrizations.weight.original1", "weight_v")
+    return re.sub(r"mlp\.([03])\.", lambda found: f"mlp.linear_{1 + int(found[1]) // 3}.", name)
+
+
+def vit():
+    return models.VisionTransformer(8, 4, 2, 2, 8, 16, num_classes=3)
+
+
+OLD = {
+    "densenet": lambda: models.DenseNet(4, (2, 2, 2, 2), 8, num_classes=3),  # torchvision.models.densenet
+    "vit": vit,  # torchvision.models.vision_transformer.MLPBlock
+    "mnasnet": lambda: models.MNASNet(0.5, num_classes=3),  # needs a version, which safetensors do not have
+    "weight_norm": lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))),
+}
+"""Modules of torch and torchvision whose loaders know other names than their own."""
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("kind", OLD)
+def test_the_names_of_older_files_are_understood(kind, prefix):
+    net, other = OLD[kind](), OLD[kind]()
+    weights = {prefix + as_published(name): tensor for name, tensor in state_of(net).items()}
+    assert kind == "mnasnet" or {name.removeprefix(prefix) for name in weights} != set(net.state_dict())
+    assert load_weights(other, weights, "w") == prefix
+    assert all(torch.equal(value, net.state_dict()[name]) for name, value in other.state_dict().items())
+
+
+def test_old_names_that_fit_no_better_are_told_and_change_nothing():
+    net, other = vit(), vit()
+    before = state_of(other)
+    weights = {as_published(name): tensor for name, tensor in state_of(net).items()}
+    weights.pop("class_token")
+    assert refused(ClassifierError, load_weights, other, weights, "w") == (
+        "w: weights do not fit the architecture: 1 missing: class_token"
+    )
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel, lambda net: torch.compile(nn.DataParallel(net))])
+@pytest.mark.parametrize("saved_as", [lambda net: net, nn.DataParallel, torch.compile])
+def test_a_factory_may_return_a_wrapped_network(wrap, saved_as):
+    net, other = small(), wrap(small())
+    load_weights(other, saved_as(net).state_dict(), "w")
+    assert all(
+        torch.equal(one, two) for one, two in zip(other.state_dict().values(), net.state_dict().values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [np.float64(0.5), np.float32(0.5), np.int64(3), np.bool_(1), np.float16(1), np.arange(3), np.array("x")],
+    ids=lambda figure: figure.dtype.name,
+)
+def test_figures_of_numpy_beside_the_weights_are_passed_over(tmp_path, figure):
+    (tmp_path / "w.pth").write_bytes(saved({"state_dict": {"a": torch.ones(1)}, "best_acc": figure}))
+    assert read_weights(Store(), f"{tmp_path}/w.pth").tensors["a"].item() == 1
+
+
+def test_an_array_of_objects_runs_no_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.pth").write_bytes(saved({"state_dict": {"a": torch.ones(1)}, "best": np.array([Evil()])}))
+    assert "posix.mkdir" in refused(ClassifierError, read_weights, Store(), f"{tmp_path}/w.pth")
+    assert not (tmp_path / "ran").exists()

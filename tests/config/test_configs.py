@@ -45,6 +45,7 @@ def test_every_python_example_of_the_readme_runs(tmp_path: Path) -> None:
         exec(compile(block.replace("s3://models/animals-v3/", str(tmp_path)), "README.md", "exec"), {})
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # Ray leaves sockets and log files to the collector
 def test_the_smoke_configs_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,11 +1,12 @@
 """A YAML document becomes strict settings, or a line per fault."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import Field, ValidationError
 
-from gradosr.config.settings import Settings, load_settings
+from gradosr.config.score import Allowance
+from gradosr.config.settings import Settings, as_yaml, load_settings
 from gradosr.errors import ConfigError
 
 
@@ -59,6 +60,34 @@ def test_overrides_are_yaml_and_come_last() -> None:
         Drawing, "shape: {kind: circle, radius: 1}", "d.yaml", ["shape.radius=2.5", "count=3", "names=[a, b]"]
     )
     assert (drawing.shape, drawing.count, drawing.names) == (Circle(radius=2.5), 3, ("a", "b"))
+
+
+class Reader(Settings):
+    """Every way in which settings take a number."""
+
+    bound: Allowance = 0
+    rate: float = 0
+    args: dict[str, Any] = {}
+    name: str = ""
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "1.e-3", "0.1e-2", ".1e-2", "1.0e-3", "+1e-3", "10e-4", "0.001"])
+def test_a_number_is_a_number_wherever_it_stands(text: str) -> None:
+    written = load_settings(Reader, f"{{bound: {text}, rate: {text}, args: {{eps: {text}}}}}", "d.yaml")
+    said = load_settings(Reader, "", "d.yaml", [f"bound={text}", f"rate={text}", f"args.eps={text}"])
+    assert written == said
+    assert (said.bound, said.rate, said.args["eps"]) == pytest.approx((0.001, 0.001, 0.001))
+
+
+@pytest.mark.parametrize("text", ["1e", "e3", "1e-3x", "1-e3", "v1e3", "1e3.5", "."])
+def test_what_only_resembles_a_number_stays_a_text(text: str) -> None:
+    assert load_settings(Reader, f"name: {text}", "d.yaml").name == text
+
+
+@pytest.mark.parametrize("text", ["1e-3", "5e10", "1.5", "true", "null", "12", "a"])
+def test_a_document_written_here_is_read_back_the_same(text: str) -> None:
+    document = {"name": text, "rate": 1e-05, "bound": 3}
+    assert load_settings(Reader, as_yaml(document), "d.yaml").model_dump(exclude={"args"}) == document
 
 
 def test_settings_are_frozen() -> None:

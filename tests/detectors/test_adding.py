@@ -15,6 +15,8 @@ from tiny_net import tiny
 
 from gradosr.store import Store
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 
 BASELINE = '''

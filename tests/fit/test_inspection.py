@@ -1,6 +1,7 @@
 """`gradosr check`: what it tells of a classifier, and of one that is broken."""
 
 import json
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,16 @@ def curved(num_classes: int) -> nn.Module:
     net = Tiny(num_classes)
     net.body[2] = nn.PReLU()
     return net
+
+
+def soft(num_classes: int) -> nn.Module:
+    """Its last layer makes probabilities of the logits."""
+    return nn.Sequential(OrderedDict(net=Tiny(num_classes), last=nn.Softmax(1)))
+
+
+def squashed(num_classes: int) -> nn.Module:
+    """Its last layer makes a probability of every logit by itself."""
+    return nn.Sequential(OrderedDict(net=Tiny(num_classes), last=nn.Sigmoid()))
 
 
 @pytest.fixture
@@ -142,3 +153,21 @@ def test_a_target_that_is_none_is_one_line(tmp_path, capsys):
 def test_a_config_tells_its_kind(name, kind):
     assert type(check_job(str(Path(__file__).parents[2] / "configs" / f"{name}.yaml"))) is kind
     assert type(check_job("s3://models/v1/")) is Serving
+
+
+@pytest.mark.parametrize(
+    ("factory", "what"),
+    [("soft", "are never negative and sum to 1: a softmax"), ("squashed", "all lie in 0..1: a sigmoid or a softmax")],
+)
+def test_a_classifier_that_returns_probabilities_is_told(fit_yaml, tmp_path, capsys, factory, what):
+    save_file({f"net.{name}": tensor for name, tensor in Tiny(3).state_dict().items()}, tmp_path / "w.safetensors")
+    code, _, err = gradosr(capsys, "check", fit_yaml, "--set", f"classifier.arch={__name__}:{factory}")
+    assert code == 0
+    assert (
+        f"the outputs of the classifier {what} seems to make them; unknown images are found less well from "
+        "probabilities: return the logits before it, or name their entry in classifier.logits"
+    ) in " ".join(err.split())
+
+
+def test_logits_are_not_taken_for_probabilities(fit_yaml, capsys):
+    assert "probabilities" not in gradosr(capsys, "check", fit_yaml)[2]

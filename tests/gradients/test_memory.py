@@ -81,6 +81,7 @@ def short_of_memory(width: int, images: int, size: int, megabytes: int) -> "subp
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits address space as Linux does")
 def test_out_of_memory_halves_the_batch_and_says_so_once() -> None:
     done = short_of_memory(width=16, images=64, size=128, megabytes=150)

@@ -51,6 +51,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- Figures ---
 
 
+@pytest.mark.slow
 def test_every_contender_is_measured(gradosr: Command, in_process: None) -> None:
     code, out, err = gradosr("bench", "engine", "--arch", TINY, "--size", 64, "--batch", 4, "--runs", 1, "--json")
     facts = json.loads(out)
@@ -74,6 +75,7 @@ def test_memory_is_measured_in_children(gradosr: Command, monkeypatch: pytest.Mo
     assert all(facts["peak_bytes"][name] > size > 0 for name, size in facts["memory_bytes"].items())
 
 
+@pytest.mark.slow
 def test_all_contenders_have_one_layout_and_one_precision(gradosr: Command, in_process: None) -> None:
     given = contenders.workload(TINY, 32, 2, torch.device("cpu"), "bfloat16")
     convolutions = [parameter for parameter in given.classifier.parameters() if parameter.dim() == 4]
@@ -89,6 +91,7 @@ def test_all_contenders_have_one_layout_and_one_precision(gradosr: Command, in_p
     assert facts["largest_difference"] > 1e-4  # to float32
 
 
+@pytest.mark.slow
 def test_the_table_is_for_people(gradosr: Command, in_process: None) -> None:
     code, out, _ = gradosr("bench", "engine", "--arch", TINY, "--size", 32, "--batch", 2, "--runs", 1)
     assert code == 0
@@ -119,6 +122,7 @@ def test_a_system_that_keeps_no_peak_says_nothing(monkeypatch: pytest.MonkeyPatc
     assert "-" in tables.table(facts)
 
 
+@pytest.mark.slow
 def test_vmap_that_cannot_serve_is_a_reason(
     gradosr: Command, in_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +136,7 @@ def test_vmap_that_cannot_serve_is_a_reason(
     assert "vmap                failed: the gradients of one image" in gradosr(*arguments)[1]
 
 
+@pytest.mark.slow
 def test_a_child_that_dies_is_a_reason_or_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MemoryError, match="its process died on a batch of 2"):
         memory.peak_memory("forward", TINY, 32, 2, _Deadly())  # type: ignore[arg-type]
@@ -183,6 +188,7 @@ def test_a_slow_contender_takes_few_rounds(monkeypatch: pytest.MonkeyPatch) -> N
     assert {name: len(times) for name, times in seconds.items()} == dict.fromkeys(NAMES, engine.FEW)
 
 
+@pytest.mark.slow
 def test_it_needs_neither_ray_nor_boto3() -> None:
     code = (
         "import sys; sys.modules.update(dict.fromkeys(('ray', 'boto3', 'botocore'))); "
@@ -198,6 +204,7 @@ def test_it_needs_neither_ray_nor_boto3() -> None:
 # --- --explain ---
 
 
+@pytest.mark.slow
 def test_explain_names_the_rule_of_every_parameter(gradosr: Command) -> None:
     arch = ("--arch", "torchvision:mobilenet_v3_small", "--size", 32, "--batch", 2)
     code, out, _ = gradosr("bench", "engine", *arch, "--explain", "--json")
@@ -262,6 +269,7 @@ def three(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return listed
 
 
+@pytest.mark.slow
 def test_conformance_is_one_line_per_architecture(gradosr: Command, three: list[str]) -> None:
     del three[1]
     code, out, _ = gradosr("bench", "engine", "--conformance", "torchvision")
@@ -272,6 +280,7 @@ def test_conformance_is_one_line_per_architecture(gradosr: Command, three: list[
     assert lines[-1] == "torchvision: 2 of 2 architectures conform"
 
 
+@pytest.mark.slow
 def test_a_failing_architecture_does_not_stop_the_others(gradosr: Command, three: list[str]) -> None:
     code, out, err = gradosr("bench", "engine", "--conformance", "torchvision", "--json")
     document = json.loads(out)
@@ -283,6 +292,7 @@ def test_a_failing_architecture_does_not_stop_the_others(gradosr: Command, three
     assert len(err.splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_a_wrong_norm_does_not_conform(gradosr: Command, three: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     del three[1:]
     monkeypatch.setattr(conformance, "slow_squared_norms", lambda *what: 1.01 * slow_squared_norms(*what))
@@ -301,6 +311,7 @@ def test_a_figure_that_is_none_is_null() -> None:
 # --- gpu ---
 
 
+@pytest.mark.slow
 def test_every_section_of_gpu_leaves_facts_or_a_reason(gradosr: Command, tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     code, _, err = gradosr("bench", "gpu", out, "--small", "--device", "cpu")
@@ -355,6 +366,7 @@ def test_gpu_needs_a_gpu(gradosr: Command, tmp_path: Path, monkeypatch: pytest.M
 # --- The README's table ---
 
 
+@pytest.mark.slow
 def test_the_table_takes_its_place_in_the_readme(
     gradosr: Command, in_process: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -410,6 +422,7 @@ def test_a_mistake_is_one_clear_line(mistake: str, gradosr: Command) -> None:
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_the_driver_alone_is_measured_over_a_whole_run(gradosr: Command) -> None:
     code, out, err = gradosr("bench", "driver", "--shards", 30, "--workers", 1, "--json")
     facts = json.loads(out)

@@ -8,6 +8,8 @@ import pytest
 from gradosr.errors import ConfigError
 from gradosr.lab.conformance import TIMM, architectures, conformance_of
 
+pytestmark = pytest.mark.slow
+
 SPREAD = (
     "torchvision:swin_v2_t",  # position biases by a network, logit scales, a bias made of three
     "timm:cait_xxs24_224",  # class tokens that meet the images late

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -95,6 +96,43 @@ def test_a_lease_is_renewed_with_the_progress_and_released(
     assert last.released
     assert (last.token, last.progress["done"]) == (first.token, next(done) - 1)
     assert said == []
+
+
+def test_a_fault_in_a_renewal_is_told_once_and_does_not_end_the_renewals(
+    place: tuple[Store, str], times: Callable[..., None], said: list[str]
+) -> None:
+    times(renew=0.02)
+    asked = count()
+
+    def facts() -> dict[str, int]:
+        if 2 < (number := next(asked)) < 6:
+            raise RuntimeError("dictionary changed size during iteration")
+        return {"done": number}
+
+    with Lease(*place, facts, said.append):
+        until(lambda: record(place).progress["done"] > 6)
+    assert record(place).released
+    (line,) = said
+    assert "not renewed: dictionary changed size" in line
+
+
+def test_a_lease_that_cannot_be_released_in_time_says_so(
+    tmp_path: Path, times: Callable[..., None], said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "RELEASE", 0.05)
+    go = threading.Event()
+
+    def facts() -> dict[str, int]:
+        if held:
+            go.wait(60)
+        return {}
+
+    held: list[Lease] = []
+    with Lease(Store(), f"{tmp_path}/run", facts, said.append) as one:
+        held.append(one)
+    go.set()
+    (line,) = said
+    assert "not released within 0.05 s" in line
 
 
 def test_of_two_drivers_the_second_is_refused(
@@ -327,6 +365,7 @@ def test_without_conditional_writes_there_is_a_warning_and_no_lease(
     assert record(faulty).released
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_a_faulty_network_loses_no_lease(
     faulty: tuple[Store, str], proxy: FaultProxy, times: Callable[..., None], said: list[str], seed: int

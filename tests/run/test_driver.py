@@ -125,6 +125,7 @@ def test_a_lost_worker_costs_time_not_shards(
     assert_same(rows_of(tmp_path / "results"), clean)
 
 
+@pytest.mark.slow
 def test_a_poison_shard_is_reported_not_retried_for_ever(job: ScoreJob, tmp_path: Path) -> None:
     plan, outcome, _ = drive(job, doomed.Poisoned)
     summary = finish(plan, outcome)
@@ -135,12 +136,14 @@ def test_a_poison_shard_is_reported_not_retried_for_ever(job: ScoreJob, tmp_path
     assert "killed its worker" in mark["reason"]
 
 
+@pytest.mark.slow
 def test_a_shard_is_not_blamed_for_the_one_prefetched_beside_it(job: ScoreJob, tmp_path: Path) -> None:
     plan, outcome, _ = drive(job.model_copy(update={"max_attempts": 1}), doomed.PoisonedAhead)
     assert (outcome.quarantined, outcome.failed) == ({}, {})
     assert finish(plan, outcome).counts["rows"] == 24
 
 
+@pytest.mark.slow
 def test_a_hanging_shard_is_bounded(tmp_path: Path) -> None:
     write_archive(Store(), f"{tmp_path}/archive", shards=2)
     job = local_job(tmp_path, workers=1, shard_timeout=3000, max_attempts=1, ray={"start_timeout": 6000})
@@ -157,6 +160,7 @@ def test_a_hanging_shard_is_bounded(tmp_path: Path) -> None:
     assert list(outcome.quarantined.values()) == ["took longer than shard_timeout (3000 s) (1 times)"]
 
 
+@pytest.mark.slow
 def test_a_bug_fails_its_shard_alone_and_the_next_run_tries_again(job: ScoreJob, tmp_path: Path) -> None:
     plan, outcome, _ = drive(job, doomed.Faulty)
     summary = finish(plan, outcome)
@@ -167,6 +171,7 @@ def test_a_bug_fails_its_shard_alone_and_the_next_run_tries_again(job: ScoreJob,
     assert finish(plan, outcome).counts["rows"] == 24
 
 
+@pytest.mark.slow
 def test_a_shard_that_vanished_is_failed_not_quarantined(job: ScoreJob, tmp_path: Path) -> None:
     plan = prepare(job)
     plan.claim()
@@ -185,11 +190,13 @@ def test_a_bundle_no_worker_can_load_stops_the_run_with_its_cause(job: ScoreJob,
     assert not (tmp_path / "results" / "parts").exists()
 
 
+@pytest.mark.slow
 def test_workers_that_die_while_loading_are_not_replaced_for_ever(job: ScoreJob) -> None:
     with pytest.raises(RunFailed, match=f"{LOAD_FAILURES} workers in a row failed to load"):
         drive(job, doomed.DyingAtStart)
 
 
+@pytest.mark.slow
 def test_a_worker_refuses_a_folder_that_another_run_took(job: ScoreJob, tmp_path: Path) -> None:
     plan = prepare(job)
     plan.claim()
@@ -233,6 +240,7 @@ def until(holds: Callable[[], bool], shown: Callable[[], object]) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_prometheus_is_served_what_the_run_did(job: ScoreJob, tmp_path: Path) -> None:
     (tmp_path / "archive" / "00001.tar").write_bytes(b"not a tar at all" * 100)
     Store().write(f"{tmp_path}/archive/bad.tar", tar([("good.png", picture(99)), ("bad.png", b"no image")]))
@@ -267,6 +275,7 @@ def test_one_node_sees_its_own_files(job: ScoreJob) -> None:
     check_local_uris(job, prepare(job).pending[0])
 
 
+@pytest.mark.slow
 def test_a_straggler_is_run_twice_and_the_first_part_counts(
     job: ScoreJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean: dict[str, tuple[object, ...]]
 ) -> None:
@@ -276,6 +285,7 @@ def test_a_straggler_is_run_twice_and_the_first_part_counts(
     assert_same(rows_of(tmp_path / "results"), clean)
 
 
+@pytest.mark.slow
 def test_asked_to_end_it_lets_running_shards_finish_and_the_next_run_takes_the_rest(
     job: ScoreJob, tmp_path: Path, clean: dict[str, tuple[object, ...]]
 ) -> None:
@@ -301,6 +311,7 @@ def test_asked_to_end_it_lets_running_shards_finish_and_the_next_run_takes_the_r
     assert_same(rows_of(tmp_path / "results"), clean)
 
 
+@pytest.mark.slow
 def test_draining_is_bounded(tmp_path: Path) -> None:
     write_archive(Store(), f"{tmp_path}/archive", shards=2)
     job = local_job(tmp_path, workers=2, drain_timeout=1)
@@ -316,6 +327,7 @@ def test_draining_is_bounded(tmp_path: Path) -> None:
     assert len(outcome.scored) == 1
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_workers_there_are(job: ScoreJob, tmp_path: Path) -> None:
     elastic = job.model_copy(update={"workers": Workers(max=4, cpus=ray.cluster_resources()["CPU"])})
     plan, outcome, seen = drive(elastic, doomed.Quick)

@@ -1,6 +1,7 @@
 """The driver on several real Ray nodes: those that cannot load, that eat shards, that die."""
 
 import random
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,13 +12,14 @@ from chaos import WORKERS, Nodes, nodes
 from tiny import local_job, write_archive
 
 from gradosr.config import RaySettings, ScoreJob, Workers
+from gradosr.errors import ConfigError, RunFailed
 from gradosr.results.outcome import Outcome, Progress
-from gradosr.run.driver import Driver, connected
+from gradosr.run.driver import Driver, check_local_uris, connected
 from gradosr.run.driver.actor import MakeWorker
 from gradosr.run.plan import finish, prepare
 from gradosr.store import Store
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,29 @@ def test_a_node_that_cannot_load_is_avoided_and_says_why_once(cluster: Nodes, jo
     assert len(said) == 1
     assert "is avoided" in said[0]
     assert "lacks a driver" in said[0]
+
+
+def test_nodes_of_one_machine_see_its_files(cluster: Nodes, job: ScoreJob, tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    check_local_uris(job, prepare(job).pending[0])
+    with pytest.raises(ConfigError, match=r"gone: not seen by node .*; use s3:// or a shared file system"):
+        check_local_uris(job.model_copy(update={"output": f"{tmp_path}/gone"}), prepare(job).pending[0])
+
+
+def test_a_node_that_does_not_answer_is_told(
+    cluster: Nodes, job: ScoreJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr("gradosr.run.driver.cluster.LOOK_TIMEOUT", 0.5)
+    raylets = [node.all_processes["raylet"][0].process for node in cluster.extra]
+    for raylet in raylets:
+        raylet.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(RunFailed, match=r"^node .* cannot tell whether it sees .*: no answer within 0.5 s$"):
+            check_local_uris(job, prepare(job).pending[0])
+    finally:
+        for raylet in raylets:
+            raylet.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.slow

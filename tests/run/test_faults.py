@@ -21,6 +21,11 @@ def fails(part: str, node: str = "a", beside: str | None = None, nodes: set[str]
     return lambda ledger: _said(*ledger.worker_failed(part, node, "killed", nodes, prefetched=beside))
 
 
+def evicted(part: str, node: str = "a") -> Fact:
+    """Let Ray evict a worker over a shard, because its node ran low on memory."""
+    return lambda ledger: _said(*ledger.worker_failed(part, node, "evicted", TWO, marks=False))
+
+
 def goes(part: str, node: str = "a", nodes: set[str] = TWO) -> Fact:
     """Let a node go with the worker on it."""
     return lambda ledger: _said(*ledger.node_lost(part, node, "gone", nodes))
@@ -67,6 +72,7 @@ SEQUENCES: dict[str, list[tuple[Fact, str]]] = {
     "also on one node": [(fails("x"), AGAIN), (fails("x"), OUT)],
     "a success in between does not clear the shard": [(fails("x"), AGAIN), (scores(), "-"), (fails("x"), OUT)],
     "attempts count by shard": [(fails("x"), AGAIN), (fails("y", "b"), AGAIN), (fails("x"), OUT)],
+    "a shard whose workers are evicted is given up, and not marked": [(evicted("x"), AGAIN), (evicted("x"), GIVEN_UP)],
     # Two shards open in the worker that failed.
     "with two shards open neither is blamed": [
         (fails("x", beside="y"), AGAIN),
@@ -190,7 +196,7 @@ def test_one_attempt_may_be_all_there_is() -> None:
 def test_a_shard_that_loses_node_after_node_says_so() -> None:
     ledger = FaultLedger(max_attempts=1)
     fates = [ledger.node_lost("x", "a", "gone", TWO)[0] for _ in range(NODE_LOSSES)]
-    assert fates[-1].reason == f"lost {NODE_LOSSES} times with the node of its worker"
+    assert fates[-1].reason == f"lost {NODE_LOSSES} times with the node of its worker: gone"
 
 
 def test_a_node_is_avoided_with_its_cause() -> None:

@@ -315,6 +315,7 @@ def test_representation_and_features_are_stored_as_asked(tmp_path: Path, wanted:
         assert all(len(value) == width for value in values)
 
 
+@pytest.mark.slow
 def test_a_process_that_has_read_the_table_ends_well(tmp_path: Path) -> None:
     write_archive(Store(), f"{tmp_path}/archive", shards=1)
     run_here(local_job(tmp_path))

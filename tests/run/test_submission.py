@@ -23,7 +23,7 @@ from gradosr.lab.seaweedfs import SeaweedFS
 from gradosr.run import submission
 from gradosr.store import Store
 
-pytestmark = pytest.mark.timeout(400)  # the first test waits for all that the fixtures do
+pytestmark = pytest.mark.slow
 
 SHARDS, IMAGES = 20, 6
 SECRET = "a-value-for-the-job-alone"

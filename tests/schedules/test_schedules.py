@@ -16,11 +16,13 @@ from zoneinfo import ZoneInfo
 import pytest
 import yaml
 from gradosr.jobs.cli import run
+from tiny import make_bundle, write_archive
 
 from gradosr.errors import ConfigError, InputError
 from gradosr.schedules import TARGETS, make_schedule, name_of, next_times, warnings, zones
 from gradosr.schedules.cron import ClockChanges, Cron, firings
 from gradosr.schedules.zones import zone_of
+from gradosr.store import Store
 
 ROOT = Path(__file__).parents[2]
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -360,6 +362,77 @@ def test_names(config: str) -> None:
     assert name_of(config) == name_of(os.path.relpath(config))
     assert len(name_of("/x/" + "A very long name " * 9 + ".yaml")) <= 36
     assert name_of("/x/....yaml").startswith("gradosr-")
+
+
+# Code of the user's own
+
+
+def commands(target: str, texts: dict[str, str], name: str) -> str:
+    """The rendered command as a line for a shell, as cron and systemd read it."""
+    if target == "crontab":
+        (line,) = [line for line in texts["crontab"].splitlines() if not line.startswith("#")]
+        return line.split(maxsplit=5)[5].replace(r"\%", "%")
+    unit = texts[f"{name}.service"].replace("%%", "%")
+    folder, code, command = (
+        " ".join(re.findall(rf"^{key}=(.*)$", unit, re.MULTILINE))
+        for key in ("WorkingDirectory", "Environment", "ExecStart")
+    )
+    return f"cd {shlex.quote(folder)} && env {code} {command}"
+
+
+@pytest.fixture
+def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A screening whose classifier is code in a folder that PYTHONPATH alone names, which needs code of another one."""
+    folder = tmp_path / "own 100% code"
+    folder.mkdir()
+    (folder / "night_net.py").write_text(
+        "from tiny_net import Tiny\n\n\ndef make(num_classes):\n    return Tiny(num_classes)\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(ROOT / "tests")]))
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "night.yaml"
+    document = {
+        "bundle": f"{tmp_path}/bundle", "input": {"kind": "tar", "uri": f"{tmp_path}/archive/"}, "workers": 1,
+        "output": f"{tmp_path}/results", "trust": ["night_net:make"], "gates": {"bad_images": 0}, "device": "cpu",
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump(document))
+    return str(path)
+
+
+def test_the_folders_of_trusted_code_are_rendered_and_no_others(
+    own_code: str, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trusted = f"{Path(own_code).parent}/own 100"
+    for target in ("crontab", "systemd"):
+        assert schedule(own_code, target=target) == 0
+        assert trusted in capsys.readouterr().out
+        assert "PYTHONPATH" not in json.dumps(rendered(config, target))
+        installed = make_schedule(config, NIGHTLY, None, target, trust=["torch.nn:Module"])
+        assert installed.code == ()
+
+
+def test_trusted_code_that_is_not_found_is_told_now(config: str) -> None:
+    with pytest.raises(ConfigError, match=r"^trust: nowhere.nets:make: no nowhere is found here; .*PYTHONPATH"):
+        make_schedule(config, NIGHTLY, None, "systemd", trust=["nowhere.nets:make"])
+    assert make_schedule(config, NIGHTLY, None, "k8s-cronjob", trust=["nowhere.nets:make"]).code == ()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("target", ["crontab", "systemd"])
+def test_a_night_with_code_of_ones_own_runs_as_it_is_rendered(own_code: str, tmp_path: Path, target: str) -> None:
+    write_archive(Store(), f"{tmp_path}/archive", shards=1)
+    make_bundle(Store(), f"{tmp_path}/bundle", arch="night_net:make")
+    texts = dict(TARGETS[target].render(make_schedule(own_code, NIGHTLY, None, target, trust=["night_net:make"]), NOW))
+    bare = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "SHELL": "/bin/sh", "RAY_AUTH_MODE": "disabled"}
+    ran = subprocess.run(
+        ["/bin/sh", "-c", commands(target, texts, name_of(own_code))],
+        cwd="/", env=bare, capture_output=True, text=True, timeout=250, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert "6 new images" in ran.stderr
+    assert len(list((tmp_path / "results" / "parts").iterdir())) == 1
 
 
 # Installing: the commands are stand-ins that keep what they are given, so that no test touches a person's own

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from PIL import features
 from pyarrow import parquet
 from tiny import local_job, picture, rows_of, run_here, write_archive
 
+from gradosr.archive import loading
 from gradosr.archive.loading import Prefetcher, PreparedImage
 from gradosr.archive.shards import Shard
-from gradosr.errors import ShardUnreadable
+from gradosr.errors import FingerprintMismatch, MachineFault, ShardUnreadable
 from gradosr.results.folder import RunFolder
 from gradosr.results.outcome import Outcome
 from gradosr.run.plan import Plan, finish, prepare
@@ -125,7 +127,7 @@ class Loads:
         batches = Prefetcher[list[PreparedImage]](iter(()), len, budget=1)
         close = batches.close
         batches.close = lambda: (self.closed.append(shard.name), close())  # type: ignore[method-assign]
-        return Loading(shard, batches, {}, threading.Event())
+        return Loading(shard, batches, {}, threading.Event(), {})
 
 
 A, B, C, D = (Shard(name, f"/{name}", "1", 1) for name in "ABCD")
@@ -206,7 +208,6 @@ def write_large_parquet(file: Path, images: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the memory of a process")
 @pytest.mark.parametrize(
     ("kind", "write", "images"), [("tar", write_large_tar, 2000), ("parquet", write_large_parquet, 1000)]
@@ -225,3 +226,31 @@ def test_a_large_shard_takes_no_more_memory_than_its_batches_and_a_bound(
     assert len(rows_of(tmp_path / kind / "results")) == 64 + images
     print(f"\n{kind}: {(peak - before) / 2**20:.0f} MiB")
     assert peak - before < BOUND
+
+
+def test_a_worker_whose_pillow_decodes_less_does_not_begin(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    supported = [name for name in features.get_supported() if name != "avif"]
+    monkeypatch.setattr(features, "get_supported", lambda: supported)
+    with pytest.raises(
+        MachineFault, match=r"decoder here is .*/2 without avif, of the run .*/2: install the same Pillow"
+    ):
+        ready(plan)
+    with pytest.raises(FingerprintMismatch, match="decoder"):
+        prepare(plan.job)
+
+
+def test_a_shard_that_memory_is_too_small_for_fails_and_is_scored_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> object:
+        raise MemoryError
+
+    write_archive(Store(), f"{tmp_path}/archive", shards=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "to_input_size", full)
+        _, summary = run_here(local_job(tmp_path))
+    (reason,) = summary.failed.values()
+    assert "png: this machine is at fault, not the data: MemoryError" in reason
+    assert not (tmp_path / "results" / "_SUCCESS").exists()
+    _, summary = run_here(local_job(tmp_path))
+    assert (summary.failed, summary.counts["ok"]) == ({}, summary.counts["rows"])

@@ -116,6 +116,7 @@ def test_a_shard_that_fails_for_the_store_is_failed_and_mended_by_the_next_run(
     assert_whole(job, store, clean)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["cut", "expired"])
 @pytest.mark.parametrize("kind", ["parquet", "images"])
 def test_no_kind_of_input_takes_a_fault_for_bad_content(
@@ -143,6 +144,7 @@ def test_no_kind_of_input_takes_a_fault_for_bad_content(
     assert (summary.failed, summary.counts["ok"]) == ({}, 3 if kind == "images" else 9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
@@ -257,6 +259,7 @@ print(json.dumps([full_output, mended_output, full_spool, mended_spool]))
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(home: Path) -> None:
     """First the disk of the output, then the one where large parts grow: a real one of a few pages each time."""
     (home / "small").mkdir()

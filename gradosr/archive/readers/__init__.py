@@ -1,5 +1,6 @@
 """Readers: from a shard to its encoded images, in input order. One file per input kind and one line each in READERS."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -20,8 +21,10 @@ Listed = tuple[list[Shard], list[list[str]]]
 """Shards of an archive, and the names of the images in each group that is not recorded yet."""
 
 
-def _one_per_file(source: InputSettings, store: Store, _recorded: Sequence[Sequence[str]]) -> Listed:
-    return list_shards(source, store), []
+def _one_per_file(
+    source: InputSettings, store: Store, _recorded: Sequence[Sequence[str]], passed_over: Counter[str] | None = None
+) -> Listed:
+    return list_shards(source, store, passed_over), []
 
 
 class Reader(NamedTuple):
@@ -30,6 +33,7 @@ class Reader(NamedTuple):
     read: Callable[[Shard, Store, Any, tuple[str, ...] | None], Iterator[EncodedImage]]
     """Function (shard, store, settings of the input, names of integer labels) -> images of the shard, in order.
 
+    An iterator that passes over files that are no images returns (as generators do) their number by kind.
     Raises ShardUnreadable if the content can never be read, and passes every StoreError on unchanged.
     """
     pick: Callable[[Shard, Store, Any, frozenset[str]], Iterator[EncodedImage]]
@@ -47,11 +51,11 @@ class Reader(NamedTuple):
 
     Raises the same errors as `read`.
     """
-    find: Callable[[Any, Store, Sequence[Sequence[str]]], Listed] = _one_per_file
-    """Function (settings of the input, store, groups recorded so far) -> shards, and new groups to be recorded.
+    find: Callable[[Any, Store, Sequence[Sequence[str]], Counter[str] | None], Listed] = _one_per_file
+    """Function (settings of the input, store, groups recorded so far, counts) -> shards, and new groups to be recorded.
 
     By default, each file with one of the suffixes of the input is a shard; `list_groups` makes one shard of each
-    `group_size` files instead, which are single images.
+    `group_size` files instead, which are single images. What else is there is added to the counts, by kind.
     Raises InputError if there are no shards.
     """
     keys: Keys = "shard#path"
@@ -75,7 +79,7 @@ def every_image(source: Input, store: Store) -> Iterator[EncodedImage]:
     """Read all images of an input, shard after shard, in this process. Raises what find, check and read raise."""
     names = resolve_names(source.label_names, store)
     reader = READERS[source.kind]
-    shards, _ = reader.find(source, store, [])
+    shards, _ = reader.find(source, store, [], None)
     reader.check(shards[0], store, source)
     for shard in shards:
         yield from reader.read(shard, store, source, names)

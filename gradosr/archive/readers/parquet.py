@@ -4,8 +4,10 @@ A row group is read page by page, however large it is. A page cannot be divided 
 it is read; writers that check the page size only every 1,024 values, such as pyarrow, make pages of a thousand images.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import BinaryIO
 
 import pyarrow as pa
 from pyarrow import parquet, types
@@ -13,11 +15,16 @@ from pyarrow import parquet, types
 from gradosr.archive.image import EMPTY, MAX_ENCODED, EncodedImage, Fault, label_of, too_large
 from gradosr.archive.shards import Shard
 from gradosr.config import ParquetInput
-from gradosr.errors import InputError, ShardUnreadable, StoreError
+from gradosr.errors import InputError, ShardUnreadable, StoreError, machine_fault
 from gradosr.store import Store
 from gradosr.text import reason
 
 _BATCH_ROWS = 4  # as fast as 64 (20 us a row), but a dictionary may hold one huge value for every row of a batch
+_PATH_ALONE = Fault(
+    EMPTY.status,
+    "no bytes, only a path, which is not followed: save the file with its images in it "
+    "(datasets: ds.with_format('arrow').map(embed_table_storage, batched=True))",
+)
 _BUFFER_BYTES = 4 * 2**20  # by default pyarrow reads a row group's column whole, often gigabytes of images
 
 
@@ -29,7 +36,7 @@ def read(
     Raises ShardUnreadable if the file is not Parquet, lacks a column or is cut off: without the footer at its end, no
     row of a Parquet file can be read.
     """
-    with _opened(shard, store) as file:
+    with _opened(shard, store, source) as file:
         _check_columns(shard, file, source)
         for group in range(file.num_row_groups):
             for row, (data, path, label) in _rows(shard, file, group, source):
@@ -40,7 +47,7 @@ def pick(shard: Shard, store: Store, source: ParquetInput, keys: frozenset[str])
     """Read the rows with these keys: only row groups that hold such a row are read, up to the last one in each."""
     numbers = (key.removeprefix(f"{shard.name}#") for key in keys)
     wanted = {int(number) for number in numbers if number.isdecimal() and len(number) < 19}
-    with _opened(shard, store) as file:
+    with _opened(shard, store, source) as file:
         _check_columns(shard, file, source)
         for group in range(file.num_row_groups):
             first = sum(file.metadata.row_group(before).num_rows for before in range(group))
@@ -63,7 +70,7 @@ def _rows(
 
 
 def _image(shard: Shard, row: int, data: pa.Buffer | None, label: str | None, path: str | None) -> EncodedImage:
-    refused = _refusal(data)
+    refused = _refusal(data, path)
     image = b"" if data is None or refused else data.to_pybytes()
     return EncodedImage(f"{shard.name}#{row}", image, label, path, refused)
 
@@ -73,14 +80,14 @@ def check(shard: Shard, store: Store, source: ParquetInput) -> None:
 
     A damaged file raises nothing, since it says nothing about the settings: it is quarantined when it is scored.
     """
-    with suppress(ShardUnreadable), _opened(shard, store) as file:
+    with suppress(ShardUnreadable), _opened(shard, store, source) as file:
         if fault := _misfit(file.schema_arrow, source):
             raise InputError(f"{shard.uri}: {fault}")
 
 
-def images_in(shard: Shard, store: Store, _source: ParquetInput) -> int:
+def images_in(shard: Shard, store: Store, source: ParquetInput) -> int:
     """Return the number of rows that the footer states."""
-    with _opened(shard, store) as file:
+    with _opened(shard, store, source) as file:
         return int(file.metadata.num_rows)
 
 
@@ -90,12 +97,39 @@ def _check_columns(shard: Shard, file: parquet.ParquetFile, source: ParquetInput
 
 
 @contextmanager
-def _opened(shard: Shard, store: Store) -> Iterator[parquet.ParquetFile]:
+def _opened(shard: Shard, store: Store, source: ParquetInput) -> Iterator[parquet.ParquetFile]:
     with store.open(shard.stored) as stream:
         with _unreadable(shard, "not a Parquet file"):
-            file = parquet.ParquetFile(stream, pre_buffer=False, buffer_size=_BUFFER_BYTES)
-            _ = file.schema_arrow.names  # which is read here and now
+            file = _file(stream)
+            if _is_dictionary(file.schema_arrow, source.image_column):
+                file = _file(stream, _without_arrow_schema(stream))
         yield file
+
+
+def _file(stream: BinaryIO, metadata: parquet.FileMetaData | None = None) -> parquet.ParquetFile:
+    file = parquet.ParquetFile(stream, metadata=metadata, pre_buffer=False, buffer_size=_BUFFER_BYTES)
+    _ = file.schema_arrow.names  # which is read here and now
+    return file
+
+
+def _is_dictionary(schema: pa.Schema, column: str) -> bool:
+    if schema.get_field_index(column) < 0:
+        return False
+    kind = schema.field(column).type
+    kind = kind.field("bytes").type if types.is_struct(kind) and _has(kind, "bytes") else kind
+    return bool(types.is_dictionary(kind))
+
+
+def _without_arrow_schema(stream: BinaryIO) -> parquet.FileMetaData:
+    """Return the file's metadata as written by anyone but Arrow, whose own schema is what asks for dictionaries.
+
+    To make one, Arrow keeps all images of a row group: 1.6 GB for a file of 0.3 GB. They are binary all the same.
+    """
+    stream.seek(-8, os.SEEK_END)
+    length = int.from_bytes(stream.read(4), "little")
+    stream.seek(-8 - length, os.SEEK_END)
+    footer = stream.read().replace(b"ARROW:schema", b"arrow-schema")
+    return parquet.read_metadata(pa.BufferReader(b"PAR1" + footer))
 
 
 def _batches(shard: Shard, file: parquet.ParquetFile, group: int, source: ParquetInput) -> Iterator[pa.RecordBatch]:
@@ -122,7 +156,8 @@ def _misfit(schema: pa.Schema, source: ParquetInput) -> str | None:
     if types.is_struct(image) and _has(image, "bytes"):
         image = image.field("bytes").type
     if not _is_binary(image):
-        return f"column {source.image_column!r} is {image}, not encoded images (binary, or struct<bytes, path>)"
+        advice = "; paths and URLs are not followed" if _is_string(image) else ""
+        return f"column {source.image_column!r} is {image}, not encoded images (binary, or struct<bytes, path>){advice}"
     label = schema.field(source.label_column).type if source.label_column else pa.string()
     label = label.value_type if types.is_dictionary(label) else label
     if not (types.is_integer(label) or _is_string(label)):
@@ -135,15 +170,18 @@ def _has(struct: pa.StructType, name: str) -> bool:
 
 
 def _is_binary(kind: pa.DataType) -> bool:
-    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
+    matches = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
+    return any(match(kind) for match in matches)
 
 
 def _is_string(kind: pa.DataType) -> bool:
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
-def _refusal(data: pa.Buffer | None) -> Fault | None:
+def _refusal(data: pa.Buffer | None, path: str | None) -> Fault | None:
     """Tell why a value is not accepted as an image; None if it is. A value that is too large is never copied."""
+    if data is None and path:
+        return _PATH_ALONE
     if data is None or not data.size:
         return EMPTY
     return too_large(data.size) if data.size > MAX_ENCODED else None
@@ -175,10 +213,17 @@ def _texts(values: pa.Array) -> list[str | None]:
 
 @contextmanager
 def _unreadable(shard: Shard, what: str) -> Iterator[None]:
-    """Turn Arrow's errors about the content into ShardUnreadable; the store's own errors pass unchanged."""
+    """Turn Arrow's errors about the content into ShardUnreadable; the store's own errors pass unchanged.
+
+    Raises MachineFault for what this machine lacks.
+    """
     try:
         yield
     except StoreError:
         raise
-    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: column names that are not UTF-8
+    except Exception as error:
+        if fault := machine_fault(error):
+            raise fault from error
+        if not isinstance(error, pa.ArrowException | OSError | ValueError):  # ValueError: names that are not UTF-8
+            raise
         raise ShardUnreadable(f"{shard.uri}: {what}: {reason(error)}") from error

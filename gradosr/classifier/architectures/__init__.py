@@ -7,6 +7,7 @@ from torch import nn
 
 from gradosr.classifier.architectures import timm, torchvision, transformers
 from gradosr.classifier.architectures.stated import Stated
+from gradosr.config import TransformSettings
 
 
 class Library(Protocol):
@@ -20,6 +21,14 @@ class Library(Protocol):
         """Return the transform of the library's default weights.
 
         Raises ConfigError if the library states none, or one that cannot be expressed here.
+        """
+        ...
+
+    def arguments(self, name: str, transform: TransformSettings) -> Mapping[str, Any]:
+        """Return the arguments with which the library itself builds an architecture that it loads weights into.
+
+        They are those that change what the network makes of an image of this transform; the library's defaults are for
+        training from scratch.
         """
         ...
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from gradosr.classifier.architectures.stated import Stated, check_listed, stated, unstated
+from gradosr.config import TransformSettings
 from gradosr.errors import ConfigError
 
 
@@ -41,6 +42,11 @@ def of_cfg(cfg: Mapping[str, Any], args: Mapping[str, Any], origin: str) -> Stat
         std=tuple(said["std"]),
         interpolation=said["interpolation"],
     )
+
+
+def arguments(name: str, transform: TransformSettings) -> dict[str, Any]:
+    """Return the arguments of timm's loading, as described by `Library`."""
+    return {"bn_eps": 1e-3} if name.partition(".")[0] == "fbnetc_100" else {}  # timm's BN_EPS_TF_DEFAULT
 
 
 def _timm(name: str) -> Any:

@@ -7,6 +7,10 @@ from torch import nn
 from torchvision import models
 
 from gradosr.classifier.architectures.stated import Stated, check_listed, stated
+from gradosr.config import TransformSettings
+
+IMAGENET = TransformSettings(crop=1)
+"""A transform with ImageNet's mean and deviation, which `transform_input` undoes for weights from TensorFlow."""
 
 
 def build(name: str, args: Mapping[str, Any], classes: int) -> nn.Module:
@@ -30,3 +34,12 @@ def transform(name: str, args: Mapping[str, Any]) -> Stated:
         std=tuple(preset.std),
         interpolation=preset.interpolation.value,
     )
+
+
+def arguments(name: str, transform: TransformSettings) -> dict[str, Any]:
+    """Return the arguments of torchvision's loading, as described by `Library`."""
+    if name in ("googlenet", "inception_v3") and (transform.mean, transform.std) == (IMAGENET.mean, IMAGENET.std):
+        return {"transform_input": True}
+    if name.startswith("vit_") and isinstance(transform.crop, int) and transform.crop != 224:
+        return {"image_size": transform.crop}
+    return {}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gradosr.classifier.architectures.stated import Stated, check_listed, stated, unstated
+from gradosr.config import TransformSettings
 from gradosr.errors import ConfigError
 from gradosr.gradients import pick_logits
 
@@ -45,6 +46,11 @@ def build(name: str, args: Mapping[str, Any], classes: int) -> nn.Module:
 def transform(name: str, args: Mapping[str, Any]) -> Stated:
     """Raise ConfigError, because transformers has no default weights."""
     raise unstated(f"transformers:{name} states no transform without a folder (arch: hf:URI)")
+
+
+def arguments(name: str, transform: TransformSettings) -> dict[str, Any]:
+    """Return no arguments: a model's config.json states them all."""
+    return {}
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:

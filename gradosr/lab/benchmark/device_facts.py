@@ -5,7 +5,6 @@ They cover the device's properties and peak performance, and the time, memory, k
 
 import json
 import math
-import os
 import platform
 import statistics
 import time
@@ -19,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import joblib
 import torch
 
 from gradosr.scoring.compute import Compute
@@ -110,7 +110,7 @@ def versions(meter: Meter) -> Facts:
     """Return the versions of the device, its driver, and the software that computes on it."""
     facts: Facts = {
         "device": Compute(meter.device).name,
-        "cores": cores(),
+        "cores": joblib.cpu_count(),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
@@ -125,11 +125,6 @@ def versions(meter: Meter) -> Facts:
         facts["cuda"], facts["cudnn"] = torch.version.cuda, torch.backends.cudnn.version()
         facts["GiB"] = torch.cuda.get_device_properties(0).total_memory / 2**30
     return facts
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def ceilings(meter: Meter, side: int, size: int) -> Facts:

@@ -21,6 +21,7 @@ from statistics import fmean
 from typing import Any
 from unittest.mock import patch
 
+import joblib
 from torch import Tensor, nn
 
 from gradosr.config import BaselineSettings, OneClassSettings, Precision
@@ -35,7 +36,6 @@ from gradosr.lab.benchmark.device_facts import (
     Meter,
     Record,
     ceilings,
-    cores,
     profiled,
     versions,
     waits,
@@ -152,7 +152,7 @@ class Bench:
 
     def _whole_job(self) -> None:
         sizes, meter = self._sizes, self._meter
-        archive = cache(partial(made_up, sizes.jpegs, sizes.side, cores()))  # made within a section
+        archive = cache(partial(made_up, sizes.jpegs, sizes.side, joblib.cpu_count()))  # made within a section
         batch = sizes.job_batches[0]
         self._record.section("decoding", lambda: decoding(archive(), meter, batch, small=sizes.small))
         for settings in (OneClassSettings(), BaselineSettings(kind="energy")):

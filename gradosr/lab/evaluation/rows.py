@@ -62,7 +62,8 @@ def evaluate_run(store: Store, uri: str, known: Sequence[str] = ()) -> Evaluatio
     """Return the metrics of a results folder; `known` defaults to the bundle's classes.
 
     Baselines are computed from the same rows, at the threshold that gives them the unknown score's own false-alarm
-    rate. Raise InputError if no row carries a label, and ConfigError if `known` contains other classes.
+    rate. Raise InputError if no row carries a label, or if the labels are numbers but the classes are names, and
+    ConfigError if `known` contains other classes.
     """
     folder = RunFolder(store, uri)
     classes = folder.about()["classes"]
@@ -75,7 +76,19 @@ def evaluate_run(store: Store, uri: str, known: Sequence[str] = ()) -> Evaluatio
             f"{uri}: none of {len(table)} rows has a score and a label; "
             "score with input.label_column, .cls members or class folders"
         )
+    _check_names(rows, classes, uri)
     return _evaluate(rows, known or classes, len(table) - len(rows), finished)
+
+
+def _check_names(rows: pa.Table, classes: Sequence[str], uri: str) -> None:
+    """Raise InputError if the labels are numbers where the classes have names: every image would count as unknown."""
+    labels = pc.unique(rows["label"]).to_pylist()
+    if all(label.isdecimal() for label in labels) and not set(labels) & set(classes):
+        numbers, names = ", ".join(sorted(labels, key=int)[:3]), ", ".join(classes[:3])
+        raise InputError(
+            f"{uri}: the labels are numbers ({numbers}), the classes are names ({names}); "
+            "score with input.label_names, the names in the order of the numbers"
+        )
 
 
 def _evaluate(rows: pa.Table, known: Sequence[str], left_out: int, finished: bool) -> Evaluation:

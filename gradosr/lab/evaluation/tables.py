@@ -67,7 +67,7 @@ def measure(protocol: OsrProtocol, scores: TaskScores) -> TaskMetrics:
     names = [name for name in scores.rows.column_names if name not in ("set", "key", "label", "predicted")]
     known_of = {name: test[name].to_numpy()[~unknown] for name in names}
     far_of = {name: {one: scores.of(one)[name].to_numpy() for one in far} for name in names}
-    both, detectors = unknown.any(), {}
+    both, baselines, detectors = unknown.any(), _baselines(protocol, names), {}
     for name in names:
         score, flagged = test[name].to_numpy(), scores.p_values(name) <= protocol.false_alarm_rate
         decided, truth = np.where(flagged, "unknown", predicted), np.where(unknown, "unknown", labels)
@@ -82,7 +82,6 @@ def measure(protocol: OsrProtocol, scores: TaskScores) -> TaskMetrics:
             far={one: _auroc(known_of[name], far_of[name][one]) for one in far},
             far_macro_f1={one: _far_f1(protocol, scores, name, one, truth[~unknown], decided[~unknown]) for one in far},
         )
-    baselines = _baselines(protocol, names)
 
     def best_on(one: str) -> tuple[str, float, float]:
         best = max(baselines, key=lambda name: detectors[name].far[one])

@@ -2,8 +2,8 @@
 
 A failed worker is replaced, never restarted: a Ray actor that restarts fails every call while it reloads. A worker gets
 a shard only after `ready` answered. An exception of our own code is a verdict on the shard and is not retried. The
-rules stand beside this loop: faults.py (what a failure leads to), handout.py (which worker gets which shard) and
-verdicts.py (what became of the shards).
+rules stand beside this loop: ray_errors.py (what an exception of Ray means), faults.py (what a failure leads to),
+handout.py (which worker gets which shard) and verdicts.py (what became of the shards).
 """
 
 import threading
@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError
 
 from gradosr.archive.shards import Shard
 from gradosr.config import ScoreJob
@@ -36,11 +36,13 @@ from gradosr.run.driver.cluster import Resources, address_of, check_local_uris, 
 from gradosr.run.driver.faults import FaultLedger, ShardDecision, WorkerDecision
 from gradosr.run.driver.handout import HandOut, WorkerHandle
 from gradosr.run.driver.prometheus import RunMetrics
+from gradosr.run.driver.ray_errors import meaning, own, told
 from gradosr.run.driver.verdicts import Notes, Verdicts
 
 __all__ = ["Driver", "Notes", "Resources", "check_local_uris", "connected", "resources"]
 
 TICK = 0.5  # seconds between looks at the clock while nothing happens
+ANSWER_TIMEOUT = 60.0  # seconds to fetch an answer of a few hundred bytes that is known to be there
 SAID_EVERY = 30.0  # seconds between two warnings that workers are missing
 NO_NODE = "; no node of the cluster is large enough"
 
@@ -144,7 +146,7 @@ class Driver:
 
     def _settle_place(self, reference: Any, worker: WorkerHandle) -> None:
         try:
-            worker.node = ray.get(reference)
+            worker.node = ray.get(reference, timeout=ANSWER_TIMEOUT)
         except RayError as error:
             self._lose_start(worker, error)
             return
@@ -157,13 +159,13 @@ class Driver:
 
     def _settle_load(self, reference: Any, worker: WorkerHandle) -> None:
         try:
-            ray.get(reference)
+            ray.get(reference, timeout=ANSWER_TIMEOUT)
         except ConfigError as error:  # every worker would meet it
-            raise _own(error) from error
+            raise own(error) from error
         except (NotFound, AccessDenied, BundleError, ClassifierError) as error:  # perhaps on this node alone
             ray.kill(worker.actor)
             ready = bool(self._ready())
-            self._replace(worker, self._faults.cannot_load(worker.node, _own(error), self._nodes(), ready=ready))
+            self._replace(worker, self._faults.cannot_load(worker.node, own(error), self._nodes(), ready=ready))
         except (RayError, GradosrError) as error:  # may not happen again: a preemption, an outage of the store
             self._lose_start(worker, error)
         else:
@@ -176,7 +178,7 @@ class Driver:
     def _lose_start(self, worker: WorkerHandle, error: Exception) -> None:
         """Count a worker that failed before it was ready."""
         ray.kill(worker.actor)
-        ready, reason = bool(self._ready()), _told(_own(error))
+        ready, reason = bool(self._ready()), told(own(error))
         self._replace(worker, self._faults.load_failed(worker.node, reason, self._nodes(), ready=ready))
 
     # A worker fails.
@@ -244,15 +246,15 @@ class Driver:
 
     def _settle_shard(self, reference: Any, worker: WorkerHandle, shard: Shard) -> None:
         try:
-            stats: PartStats = ray.get(reference)
-        except RayActorError as error:
-            self._settle_failure(error, worker, shard)
-            return
+            stats: PartStats = ray.get(reference, timeout=ANSWER_TIMEOUT)
         except ShardUnreadable as error:
-            self._verdicts.quarantine(shard, _told(_own(error)), attempts=1)
-        except (RayTaskError, GradosrError) as error:
+            self._verdicts.quarantine(shard, told(own(error)), attempts=1)
+        except (RayError, GradosrError) as error:
+            if isinstance(error, RayError) and meaning(error) != "shard":
+                self._settle_failure(error, worker, shard)
+                return
             if not self._has_copy(shard):  # else its copy may succeed
-                self._verdicts.fail(shard, _told(_own(error)))
+                self._verdicts.fail(shard, told(own(error)))
         else:
             self._faults.shard_scored(worker.node)
             self._handout.note_pace(shard, self._clock() - worker.since)
@@ -260,15 +262,22 @@ class Driver:
         worker.current = None
         self._idle.append(worker)
 
-    def _settle_failure(self, error: RayActorError, worker: WorkerHandle, shard: Shard) -> None:
-        """Count a worker that failed over a shard, or the loss of its node."""
-        reason = f"killed its worker: {_told(error)}"
+    def _settle_failure(self, error: RayError, worker: WorkerHandle, shard: Shard) -> None:
+        """Count a worker that failed over a shard, or the loss of its node. Raises RunFailed if Ray itself failed."""
+        kind, reason = meaning(error), f"killed its worker: {told(error)}"
+        if kind == "run":
+            raise RunFailed(f"Ray: {told(error)}; the same command goes on") from error
+        if kind == "memory":
+            reason = f"its worker was {told(error)}"
+            self._notes.warn(f"{shard.name}: {reason}")
         # A live node reports its worker's failure within a second; a worker that is merely missing went with its node.
-        if isinstance(error, ActorUnavailableError) or worker.node not in _alive():
+        if kind == "node" or worker.node not in _alive():
             self._lose(worker, shard, *self._faults.node_lost(shard.part, worker.node, reason, self._nodes()))
         else:
             ahead = worker.prefetched.part if worker.prefetched else None
-            decisions = self._faults.worker_failed(shard.part, worker.node, reason, self._nodes(), prefetched=ahead)
+            decisions = self._faults.worker_failed(
+                shard.part, worker.node, reason, self._nodes(), prefetched=ahead, marks=kind != "memory"
+            )
             self._lose(worker, shard, *decisions)
 
     # The clock.
@@ -322,14 +331,3 @@ class Driver:
 
 def _alive() -> set[str]:
     return {str(node["NodeID"]) for node in live_nodes()}
-
-
-def _own(error: Exception) -> Exception:
-    """Return the exception our code raised, out of Ray's wrapping."""
-    return error.cause if isinstance(error, RayTaskError) and isinstance(error.cause, Exception) else error
-
-
-def _told(error: BaseException) -> str:
-    """Describe a failure in one line; a foreign error, whose text is not written for users, with its type."""
-    line = first_line(error)
-    return line if isinstance(error, GradosrError | RayError) else f"{type(error).__name__}: {line}"

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from gradosr.archive.shards import Shard
 from gradosr.config import RaySettings, ScoreJob, Workers
-from gradosr.errors import ConfigError, InputError, first_line
+from gradosr.errors import ConfigError, InputError, RunFailed, first_line
+from gradosr.run.driver.ray_errors import own, told
 from gradosr.store import is_shared, scheme_of
 
 LOOK_TIMEOUT = 120.0  # seconds a node may take to say whether it sees a path
@@ -40,9 +42,16 @@ class Resources:
         return node.get("CPU", 0.0) >= self.cpus and node.get("GPU", 0.0) >= self.gpus
 
 
+STARTS = 3
+"""Times that a Ray of our own is started before it is given up: Ray waits 30 s, too little on a busy machine."""
+
+
 @contextmanager
 def connected(settings: RaySettings, runtime_env: Mapping[str, Any]) -> Iterator[None]:
-    """Start a Ray of our own (`local`), or connect to the one at an address. Raises InputError when that fails."""
+    """Start a Ray of our own (`local`), or connect to the one at an address. Raises InputError when that fails.
+
+    What Ray itself raises in the block is RunFailed.
+    """
     local = settings.address == "local"
     options: dict[str, Any] = {"address": settings.address, "log_to_driver": False, "logging_level": logging.ERROR}
     if local:
@@ -50,17 +59,22 @@ def connected(settings: RaySettings, runtime_env: Mapping[str, Any]) -> Iterator
         # Nothing travels through the object store but shard names and reports.
         options |= {"include_dashboard": False, "object_store_memory": 100 << 20}
     terminate = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(**options, runtime_env=dict(runtime_env) or None)
-    except Exception as error:  # what Ray raises where its processes are slow to start is no more than that
-        raise InputError(
-            f"ray.address {settings.address}: no Ray cluster answers there: {first_line(error)}"
-        ) from error
+    for left in range(STARTS if local else 1, 0, -1):
+        try:
+            ray.init(**options, runtime_env=dict(runtime_env) or None)
+            break
+        except Exception as error:  # what Ray raises where its processes are slow to start is no more than that
+            ray.shutdown()
+            if left == 1:
+                reason = f"no Ray cluster answers there: {first_line(error)}"
+                raise InputError(f"ray.address {settings.address}: {reason}") from error
     # Ray's own handler exits with 15 and says nothing.
     signal.signal(signal.SIGTERM, terminate)
     try:
         with redirect_stdout(sys.stderr):  # where Ray prints that a worker died; stdout is for data
             yield
+    except RayError as error:
+        raise RunFailed(f"Ray: {told(own(error))}; the same command goes on") from error
     finally:
         ray.shutdown()
 
@@ -103,14 +117,20 @@ def check_local_uris(job: ScoreJob, shard: Shard) -> None:
     nodes, local = live_nodes(), [uri for uri in uris if not is_shared(uri)]
     if len(nodes) < 2 or not local:
         return
-    look = ray.remote(_missing).options(num_cpus=0)
+    look = ray.remote(_missing)
     for node in nodes:
-        here = look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
-        missing: list[str] = ray.get(here.remote(local), timeout=LOOK_TIMEOUT)
+        here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        looked = look.options(num_cpus=0, scheduling_strategy=here).remote(local)
+        address = node["NodeManagerAddress"]
+        try:
+            missing: list[str] = ray.get(looked, timeout=LOOK_TIMEOUT)
+        except RayError as error:
+            if node["NodeID"] not in {one["NodeID"] for one in live_nodes()}:
+                continue  # gone meanwhile, and no worker will be on it
+            cause = f"no answer within {LOOK_TIMEOUT:g} s" if isinstance(error, GetTimeoutError) else told(own(error))
+            raise RunFailed(f"node {address} cannot tell whether it sees {local[0]}: {cause}") from error
         if missing:
-            raise ConfigError(
-                f"{missing[0]}: not seen by node {node['NodeManagerAddress']}; use s3:// or a shared file system"
-            )
+            raise ConfigError(f"{missing[0]}: not seen by node {address}; use s3:// or a shared file system")
 
 
 def _missing(paths: list[str]) -> list[str]:

@@ -84,9 +84,19 @@ class FaultLedger:
         self._failed_there.pop(node, None)
 
     def worker_failed(
-        self, part: str, node: str, reason: str, nodes: Collection[str], *, prefetched: str | None = None
+        self,
+        part: str,
+        node: str,
+        reason: str,
+        nodes: Collection[str],
+        *,
+        prefetched: str | None = None,
+        marks: bool = True,
     ) -> tuple[ShardDecision, WorkerDecision]:
-        """Count a worker that failed over a shard while its node lived on; `prefetched` is its second open shard."""
+        """Count a worker that failed over a shard while its node lived on; `prefetched` is its second open shard.
+
+        Too many failures quarantine the shard; where it may be innocent of this one (`marks` is False) they fail it.
+        """
         self._failed_there[node].add(part)
         self.suspects.add(part)
         if prefetched is None:
@@ -95,7 +105,7 @@ class FaultLedger:
             self.suspects.add(prefetched)
         attempts = len(self._failures.get(part, ()))
         if attempts >= self._max_attempts:
-            fate = ShardDecision("quarantine", f"{reason} ({attempts} times)", attempts)
+            fate = ShardDecision("quarantine" if marks else "fail", f"{reason} ({attempts} times)", attempts)
         else:
             fate = ShardDecision("retry", attempts=attempts)
         return fate, self._after_failure(node, reason, nodes)
@@ -106,7 +116,7 @@ class FaultLedger:
         """Count a node that was lost while a worker on it was working on a shard."""
         self._losses[part] += 1
         if self._losses[part] >= NODE_LOSSES:
-            fate = ShardDecision("fail", f"lost {NODE_LOSSES} times with the node of its worker")
+            fate = ShardDecision("fail", f"lost {NODE_LOSSES} times with the node of its worker: {reason}")
         else:
             fate = ShardDecision("retry", attempts=len(self._failures.get(part, ())))
         return fate, self._after_failure(node, reason, nodes)

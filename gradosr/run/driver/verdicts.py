@@ -35,7 +35,8 @@ class Verdicts:
     def score(self, shard: Shard, stats: PartStats) -> None:
         """Record that a shard became a part."""
         if self._close(shard):
-            self.outcome.scored[shard.part] = PartStats(_interned(stats.counts), _interned(stats.seconds))
+            counts, seconds, passed_over = stats
+            self.outcome.scored[shard.part] = PartStats(_interned(counts), _interned(seconds), _interned(passed_over))
             self.progress.counts.update(stats.counts)
             self._metrics.add(stats)
 
