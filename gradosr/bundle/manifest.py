@@ -57,7 +57,8 @@ class Manifest(Signals):
 
     def document(self) -> dict[str, Any]:
         """Return the content of bundle.json; fields added later are left out if they are empty."""
-        later = {"logits": self.logits, "calibrations": self.calibrations or None}
+        layers = None if self.layers == 1 else self.layers
+        later = {"logits": self.logits, "layers": layers, "calibrations": self.calibrations or None}
         return self.model_dump(mode="json", exclude={name for name, value in later.items() if value is None})
 
 

@@ -25,6 +25,11 @@ class Signals(Settings):
     """Objectives, backpropagated in this order, one backward pass each; none: a forward pass alone."""
     watched: tuple[str, ...] = ()
     """Further representations, keys of gradosr.representations.REPRESENTATIONS."""
+    layers: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the classifier's parameter tensors, counted from the last, whose gradient norms are seen.
+
+    The backward passes end at the first of them.
+    """
     mirror: bool = False
     """Whether each image is seen together with its mirror image, which takes twice the time.
 
@@ -92,13 +97,15 @@ class OneClassSettings(DetectorSettings):
     kind: Literal["one_class"] = "one_class"
     objectives: Annotated[tuple[ObjectiveName, ...], Field(min_length=1)] = ("predicted", "max_logit")
     """Objectives, one backward pass each."""
+    layers: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the parameter tensors, counted from the last, whose gradient norms are seen; fewer take less time."""
     weights: OneClassWeights = OneClassWeights()
     mirror: bool = True
     """Whether each image's mirror image is seen too, which takes twice the time."""
 
     @property
     def signals(self) -> Signals:
-        return Signals(objectives=self.objectives, mirror=self.mirror)
+        return Signals(objectives=self.objectives, layers=self.layers, mirror=self.mirror)
 
 
 class Configured(NamedTuple):

@@ -57,6 +57,11 @@ class Watcher(Protocol):
         ...
 
 
+def count_last(layers: float, parameters: int) -> int:
+    """Return how many of the parameter tensors are the last `layers`, a share; at least one."""
+    return min(parameters, max(1, round(layers * parameters)))
+
+
 @dataclass
 class _Planned:
     """A plan, and measurements made while running it."""
@@ -89,11 +94,16 @@ class GradientEngine:
     load_state_dict). A change through `.data` goes unnoticed where a BatchNorm is folded into its convolution.
     """
 
-    def __init__(self, classifier: nn.Module, *, max_memory: int | None = None) -> None:
-        """Set `max_memory`, the bytes a pass may hold besides the weights; larger batches are split."""
+    def __init__(self, classifier: nn.Module, *, layers: float = 1.0, max_memory: int | None = None) -> None:
+        """Choose the norms to compute, and set `max_memory`, the bytes a pass may hold besides the weights.
+
+        `layers` is the share of the parameter tensors, counted from the last in named_parameters() order, whose norms
+        are computed; the backward passes end at the first of them. Batches that need more memory are split.
+        """
         check_mode(classifier)
         self.classifier = classifier
-        self.names = tuple(name for name, _ in classifier.named_parameters())
+        names = tuple(name for name, _ in classifier.named_parameters())
+        self.names = names[len(names) - count_last(layers, len(names)) :]
         self._max_memory = max_memory
         self._planned: dict[tuple[object, ...], _Planned] = {}
         self._recordings = Recordings()
@@ -109,7 +119,7 @@ class GradientEngine:
         key = (*images_BCHW.shape[1:], images_BCHW.dtype, images_BCHW.device)
         if key not in self._planned:
             check_finite(self.classifier)
-            plan = self._make_plan(images_BCHW)
+            plan = self._make_plan(images_BCHW).narrowed(self.names)
             self._planned[key] = planned = _Planned(plan)
             self._announce(plan)
             if self._max_memory is not None and len(images_BCHW):

@@ -114,6 +114,8 @@ class Pass(Capture):
         both = self._folded(number, use, call)
         version = call.x._version
         output: Tensor = func(*args, **kwargs) if both is None else convolve(call, both)
+        if not use.wanted:
+            return output
         if rule.source or not call.x.requires_grad:
             output = Root.apply(output, self._anchor)
         if output.requires_grad:
@@ -123,7 +125,7 @@ class Pass(Capture):
 
     def _serves(self, use: Use, call: Call) -> bool:
         return all(self._names.get(id(call.parameters.get(role))) == name for role, name in use.names.items()) and all(
-            role in call.parameters and call.parameters[role].requires_grad for role in use.derived
+            role in call.parameters and (call.parameters[role].requires_grad or not use.wanted) for role in use.derived
         )
 
     def _folded(self, number: int, use: Use, call: Call) -> Folded | None:

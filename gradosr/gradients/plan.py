@@ -1,8 +1,8 @@
 """The plan of how every parameter of a classifier gets its norm, for one input shape."""
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from gradosr.gradients.folding import Fold
@@ -24,6 +24,8 @@ class Use:
     """True if the parameter is the first operand of a symmetric function."""
     fold: Fold | None = None
     """The BatchNorm that is folded into this convolution."""
+    wanted: bool = True
+    """False if no norm of its parameters is asked for, so that no gradient needs to reach this call."""
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -49,6 +51,13 @@ class Plan:
     calls: int
     """Number of ruled calls in one forward pass."""
 
+    def narrowed(self, names: Collection[str]) -> "Plan":
+        """Return the plan for the norms of the named parameters alone; its backward pass ends at the first of them."""
+        uses = {
+            number: replace(use, wanted=not set(use.parameters).isdisjoint(names)) for number, use in self.uses.items()
+        }
+        return replace(self, uses=uses, fallback=tuple(name for name in self.fallback if name in names))
+
     @cached_property
     def shared(self) -> frozenset[str]:
         """Parameters with more than one use; their gradients are added before the norm is taken."""
@@ -58,7 +67,8 @@ class Plan:
     @cached_property
     def derived(self) -> frozenset[str]:
         """Parameters from which other tensors are computed before they meet an image."""
-        return frozenset(name for use in self.uses.values() for names in use.derived.values() for name in names)
+        uses = [use for use in self.uses.values() if use.wanted]
+        return frozenset(name for use in uses for names in use.derived.values() for name in names)
 
     @cached_property
     def folded(self) -> frozenset[int]:

@@ -4,7 +4,7 @@ Legend: B batch, K classes, P parameter tensors, F penultimate features, M middl
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -29,6 +29,11 @@ class SquaredNorms:
     """The linear layer that computes the logits from the features."""
     watched: dict[str, Tensor] = field(default_factory=dict)
     """Values that watchers computed from the backward pass, by name, each [B]."""
+
+    def last(self, count: int) -> "SquaredNorms":
+        """Return the norms of the last parameters alone."""
+        first = len(self.names) - count
+        return replace(self, names=self.names[first:], values_BP=self.values_BP[:, first:])
 
     def none(self) -> "SquaredNorms":
         """Return a copy without images."""

@@ -12,7 +12,7 @@ from gradosr.classifier.build import check_logits, input_size, normalise
 from gradosr.config import Signals, TransformSettings
 from gradosr.detectors import Observation
 from gradosr.errors import ClassifierError, GradosrError, first_line
-from gradosr.gradients import GradientEngine, Head, lay_channels_last
+from gradosr.gradients import GradientEngine, Head, count_last, lay_channels_last
 from gradosr.gradients.explain import Explained
 from gradosr.representations import REPRESENTATIONS, coordinate_names, log_norms, representation
 from gradosr.scoring.compute import Compute
@@ -48,8 +48,13 @@ class Observer:
         transform: TransformSettings,
         signals: Signals,
         compute: Compute,
+        *,
+        every_norm: bool = False,
     ) -> None:
-        """Move a classifier to a device, ready for the `signals` that a detector asks for."""
+        """Move a classifier to a device, ready for the `signals` that a detector asks for.
+
+        With `every_norm`, the representation has the norms of all layers, even if the detector needs fewer.
+        """
         self.compute = compute
         compute.prepare()
         classifier = classifier.to(compute.device)
@@ -59,7 +64,9 @@ class Observer:
             for module, state in statistics:
                 module.float().load_state_dict(state)
         lay_channels_last(classifier)
-        self.engine = GradientEngine(classifier, max_memory=compute.max_memory)
+        layers = 1.0 if every_norm else signals.layers
+        self.engine = GradientEngine(classifier, layers=layers, max_memory=compute.max_memory)
+        self._seen = count_last(signals.layers, len(list(classifier.parameters())))
         self.transform, self.signals = transform, signals
         self._watchers = [REPRESENTATIONS[name] for name in signals.watched]
         self.coordinates = coordinate_names(signals.objectives, self.engine.names)
@@ -86,7 +93,7 @@ class Observer:
         norms = self.engine(torch.cat(views), self.signals.objectives, self._watchers)
         features, middle = norms[0].features_BF, norms[0].middle_BM
         observation = Observation(
-            log_norms(norms),
+            log_norms([one.last(self._seen) for one in norms]),
             norms[0].logits_BK.float(),
             None if features is None else features.float(),
             None if middle is None else middle.float(),

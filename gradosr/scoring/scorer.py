@@ -54,9 +54,10 @@ class Scorer:
     `gradosr.archive.decode` makes such images from encoded bytes (`decode`, `to_input_size`).
     """
 
-    def __init__(self, bundle: Bundle, settings: ComputeSettings = DEFAULT) -> None:
+    def __init__(self, bundle: Bundle, settings: ComputeSettings = DEFAULT, *, every_norm: bool = False) -> None:
         """Prepare a bundle for scoring, with settings of which a ScoreJob has all.
 
+        With `every_norm`, `Scores.representation_BC` has the norms of all layers, even if the detector needs fewer.
         The bundle's classifier is moved to the device, not copied. Raises ConfigError for what this machine does not
         have, and for a precision in which the bundle is not calibrated.
         """
@@ -64,7 +65,7 @@ class Scorer:
         manifest = bundle.manifest
         check_precision(self.compute.precision, bundle.calibrations)
         self._calibration = bundle.calibrations[self.compute.precision]
-        self.observer = Observer(bundle.classifier, manifest.transform, manifest, self.compute)
+        self.observer = Observer(bundle.classifier, manifest.transform, manifest, self.compute, every_norm=every_norm)
         arrays = {name: array.to(self.compute.device) for name, array in bundle.detector.arrays().items()}
         self._detector = restore(manifest.detector, arrays)
         checked = self.observer.check(len(manifest.classes))

@@ -47,7 +47,7 @@ class ShardWorker:
         check_decoder(self._fingerprint["decoder"])
         self._label_names = resolve_names(job.input.label_names, self._store)
         bundle = load_bundle(self._store, job.bundle, job.trust)
-        self._scorer = Scorer(bundle, job)
+        self._scorer = Scorer(bundle, job, every_norm=job.representation != "none")
         coordinates = len(self._scorer.observer.coordinates) if job.representation != "none" else 0
         self._schema = schema(coordinates, self._scorer.feature_count if job.features != "none" else 0)
         return self.name

@@ -27,6 +27,7 @@ from gradosr.detectors import Observation
 from gradosr.errors import InputError, NotFound
 from gradosr.fit.fitting import Ready, fit_detector, prepare
 from gradosr.fit.known_images import CALIBRATION, FITTING
+from gradosr.gradients import count_last
 from gradosr.lab.evaluation.far import make
 from gradosr.lab.evaluation.metrics import auroc
 from gradosr.run.console import Notes
@@ -244,10 +245,11 @@ class _Seen:
         return Observation.joined([self._observer(images).observation for images in batches])
 
     def narrowed(self, observation: Observation, signals: Signals) -> Observation:
-        """Reduce the observation to the objectives that a detector asks for."""
+        """Reduce the observation to the objectives and layers that a detector asks for."""
         parameters = len(self._observer.coordinates) // len(self._all.objectives)
+        left_out = parameters - count_last(signals.layers, parameters)
         first = [self._all.objectives.index(name) * parameters for name in signals.objectives]
-        columns = [start + p for start in first for p in range(parameters)]
+        columns = [start + p for start in first for p in range(left_out, parameters)]
         columns_C = torch.tensor(columns, dtype=torch.long, device=observation.log_norms_BC.device)
         return replace(observation, log_norms_BC=observation.log_norms_BC[:, columns_C])
 
