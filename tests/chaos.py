@@ -148,7 +148,7 @@ def run(seed: int | None, nodes: Nodes, store: Store, bucket: str, proxy: FaultP
         "device": "cpu",
         "max_attempts": 2,
         "workers": {"max": WORKERS},
-        "ray": {"address": nodes.address, "start_timeout": 60},
+        "ray": {"address": nodes.address},
         "store": {"endpoint_url": proxy.endpoint_url, "addressing_style": "path", "read_timeout": 2},
     }
     config = folder / f"{seed}.yaml"

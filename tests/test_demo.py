@@ -32,7 +32,7 @@ def start(folder: Path) -> "subprocess.Popen[str]":
 
 def test_the_demo_ends_with_the_table_and_leaves_nothing_running(tmp_path: Path) -> None:
     process = start(tmp_path)
-    out, _ = process.communicate(timeout=400)
+    out, _ = process.communicate(timeout=590)
     assert process.returncode == 0, out
     assert "$ gradosr score" in out
     assert "unknown score" in out

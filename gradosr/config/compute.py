@@ -50,8 +50,8 @@ class ComputeSettings(Settings):
     """Precision of the classifier's arithmetic. tf32, on CUDA: factors of matrix products are rounded. bfloat16:
     numbers of half the size, faster on hardware that supports it; scores change in the third digit."""
     max_memory: PositiveFloat | None = None
-    """GiB that a batch may use besides the weights; larger batches are split. Default: all that is available, with half
-    as many images at once after a batch ran out of memory."""
+    """GiB that a batch may use besides the weights; larger batches are split. Default: half of what the device, or the
+    machine and its container, has free when the classifier is loaded, but 1 on a CPU at most."""
 
 
 class Serving(StoreFields, ComputeSettings):

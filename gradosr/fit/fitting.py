@@ -19,14 +19,22 @@ from gradosr.classifier.build import probabilities
 from gradosr.classifier.resolve import bring, build, complete
 from gradosr.classifier.training import train
 from gradosr.classifier.weights import load_weights, read_weights
-from gradosr.config import CompleteFitJob, FitJob, Precision, TrainSettings, TransferSettings, TransformSettings
+from gradosr.config import (
+    CompleteFitJob,
+    ComputeSettings,
+    FitJob,
+    Precision,
+    TrainSettings,
+    TransferSettings,
+    TransformSettings,
+)
 from gradosr.config import Detector as DetectorSettings
 from gradosr.detectors import ClassSplit, Detector, Known, Observation, detector_class
 from gradosr.errors import ClassifierError, ConfigError
 from gradosr.fit.known_images import CALIBRATION, FITTING, TRAINING, KnownImages, read_known
 from gradosr.gradients import Head
 from gradosr.run.console import Notes
-from gradosr.scoring.compute import Compute, pick_device
+from gradosr.scoring.compute import Compute, choose_compute
 from gradosr.scoring.observer import Observer
 from gradosr.store import Store, join
 from gradosr.text import duration
@@ -46,7 +54,7 @@ class Ready:
 
 def prepare(asked: FitJob, notes: Notes, decoded: DecodedImages | None = None) -> Ready:
     """Load or train the classifier of a fit job, and read its known images. Raises the errors of `fit`."""
-    store, compute = Store(asked.store, asked.stores), Compute(pick_device(asked.device))
+    store, compute = Store(asked.store, asked.stores), choose_compute(ComputeSettings(device=asked.device))
     for precision in asked.precisions:
         replace(compute, precision=precision)  # refused here if this machine does not have it, before hours of work
     job = complete(asked, store, notes.say)

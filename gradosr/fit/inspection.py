@@ -16,13 +16,13 @@ from gradosr.archive.readers import every_image
 from gradosr.bundle.bundle import load_bundle
 from gradosr.classifier.build import input_size, probabilities
 from gradosr.classifier.resolve import bring, complete
-from gradosr.config import CompleteFitJob, FitJob, ScoreJob, Serving, TransformSettings
+from gradosr.config import CompleteFitJob, ComputeSettings, FitJob, ScoreJob, Serving, TransformSettings
 from gradosr.errors import InputError
 from gradosr.gradients.explain import FALLBACK
 from gradosr.gradients.forms import wait
 from gradosr.run.console import Notes
 from gradosr.run.plan import check
-from gradosr.scoring.compute import Compute, pick_device
+from gradosr.scoring.compute import choose_compute
 from gradosr.scoring.memory import forget_peak, peak, resident
 from gradosr.scoring.observer import Observed, Observer
 from gradosr.scoring.scorer import Scorer
@@ -101,7 +101,7 @@ def check_fit(job: FitJob, notes: Notes) -> Inspection:
     store = Store(job.store, job.stores)
     job = complete(job, store, notes.say)
     settings, classes = job.classifier, job.classifier.classes
-    compute = Compute(pick_device(job.device))
+    compute = choose_compute(ComputeSettings(device=job.device))
     observer = Observer(bring(job, store, notes.say), settings.transform, job.detector.signals, compute)
     observer.check(len(classes))
     images, labels = _labelled(job, store) if settings.weights else (_noise(settings.transform, job.batch_size), None)

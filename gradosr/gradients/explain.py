@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from gradosr.gradients.calls import Gradients
-from gradosr.gradients.forms import Forms, wait
+from gradosr.gradients.forms import Forms, Norms, wait
 from gradosr.gradients.plan import Plan, Use
 
 FALLBACK, NO_GRADIENT = "fallback", "no gradient"
@@ -40,13 +40,7 @@ class TimedForms(Forms):
         self.measured = chosen.measured
         self.seconds: dict[int, float] = {}
 
-    def fastest(
-        self,
-        number: int,
-        forms: Callable[[], Sequence[str]],
-        norms: Callable[[str | None], Gradients],
-        grad: Tensor,
-    ) -> Gradients:
+    def fastest(self, number: int, forms: Callable[[], Sequence[str]], norms: Norms, grad: Tensor) -> Gradients:
         """Return the norms in the form chosen earlier, and record the time."""
         wait(grad)
         start = time.perf_counter()

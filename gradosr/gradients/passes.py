@@ -196,7 +196,9 @@ class Pass(Capture):
             names |= use.fold.names
             norms_of = partial(folded_squared_norms, both=record.both, fold=use.fold)
         forms = partial(record.rule.forms, call, x, g, materialised=use.fold is not None)
-        norms = self._kept.forms.fastest(number, forms, lambda form: norms_of(replace(call, form=form), x, g), g)
+        norms = self._kept.forms.fastest(
+            number, forms, lambda form, some: norms_of(replace(call, form=form), x[some], g[some]), g
+        )
         self._norms |= {name: norms[role] for role, name in names.items()}
 
     def _per_sample(self, use: Use, record: _Record, x: Tensor, g: Tensor) -> None:

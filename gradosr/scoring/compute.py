@@ -11,6 +11,12 @@ from torch import Tensor
 
 from gradosr.config import ComputeSettings, Precision
 from gradosr.errors import ConfigError
+from gradosr.scoring import memory
+
+SHARE_OF_FREE = 0.5
+"""Share of the free memory that a batch may use by default."""
+MOST_ON_A_CPU = 2**30
+"""Most bytes that a batch may use on a CPU by default."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +69,18 @@ class Compute:
 
 def choose_compute(settings: ComputeSettings) -> Compute:
     """Resolve settings on this machine. Raises ConfigError for what it does not have: CUDA, or TF32 on a CPU."""
-    memory = settings.max_memory
-    return Compute(pick_device(settings.device), settings.precision, None if memory is None else int(memory * 2**30))
+    device, most = pick_device(settings.device), settings.max_memory
+    return Compute(device, settings.precision, _default_memory(device) if most is None else int(most * 2**30))
+
+
+def _default_memory(device: torch.device) -> int:
+    """Return the bytes that a batch may use by default.
+
+    A GPU needs large batches to be fast. A CPU does not, and other processes share its memory.
+    """
+    on_gpu = device.type == "cuda"
+    share = int(SHARE_OF_FREE * memory.free(on_gpu=on_gpu))
+    return share if on_gpu else min(share, MOST_ON_A_CPU)
 
 
 def pick_device(wanted: str) -> torch.device:

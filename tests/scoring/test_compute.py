@@ -1,10 +1,15 @@
-"""Threads of the computation."""
+"""Threads and memory of the computation."""
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from gradosr.config import ComputeSettings
+from gradosr.scoring import memory
+from gradosr.scoring.compute import choose_compute
 
 PREPARED = """
 import torch
@@ -30,3 +35,38 @@ def test_threads_that_wait_for_each_other_sleep_unless_told_otherwise(given: dic
 
 def test_there_are_no_more_threads_than_cores_allowed() -> None:
     assert run(PREPARED, LOKY_MAX_CPU_COUNT="1").stdout == "1\n"
+
+
+# --- Memory ---
+
+
+def test_what_is_free_is_what_the_container_has_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    machine = memory.free(on_gpu=False)
+    assert 0 < machine < sys.maxsize
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.free(on_gpu=False) > 5000
+    (tmp_path / "memory.max").write_text("5000\n")
+    (tmp_path / "memory.current").write_text("3000\n")
+    (tmp_path / "memory.stat").write_text("anon 2000\nfile 1000\ninactive_file 700\n")
+    assert memory.free(on_gpu=False) == 2700
+
+
+def test_the_first_version_of_cgroups_has_other_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory/memory.limit_in_bytes").write_text("5000\n")
+    (tmp_path / "memory/memory.usage_in_bytes").write_text("3000\n")
+    (tmp_path / "memory/memory.stat").write_text("inactive_file 1\ntotal_inactive_file 100\n")
+    assert memory.free(on_gpu=False) == 2100
+
+
+def test_a_batch_takes_half_of_what_is_free_or_a_gibibyte(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    settings = ComputeSettings(device="cpu")
+    assert choose_compute(settings).max_memory == 2**30
+    (tmp_path / "memory.max").write_text("5000\n")
+    (tmp_path / "memory.current").write_text("3000\n")
+    (tmp_path / "memory.stat").write_text("inactive_file 0\n")
+    assert choose_compute(settings).max_memory == 1000
+    assert choose_compute(ComputeSettings(device="cpu", max_memory=3)).max_memory == 3 * 2**30
