@@ -110,6 +110,25 @@ def bench_gpu(out: Path, seconds: float, device: str, *, small: bool) -> None:
     measure(out, seconds, device, lambda line: click.echo(line, err=True), small=small)
 
 
+@bench.command(name="cost")
+@click.option("--arch", help="torchvision:NAME or timm:NAME; default: networks of five kinds.")
+@click.option("--size", default=224, show_default=True, type=COUNT, help="Height and width in pixels, with --arch.")
+@click.option("--batch", default=32, show_default=True, type=COUNT, help="Images per batch, with --arch.")
+@click.option("--price", type=click.FloatRange(min=0), help="Price of an hour of this machine, in any currency.")
+@runs_option
+@device_option
+@json_flag
+def bench_cost(
+    arch: str | None, size: int, batch: int, price: float | None, runs: int, device: str, *, as_json: bool
+) -> None:
+    """Measure what each detector costs: in forward passes, and in hours and money for 100 million images."""
+    from gradosr.lab.benchmark import cost
+
+    networks = [cost.Network(arch, size, batch)] if arch else cost.NETWORKS
+    facts = cost.bench_cost(networks, runs, device, lambda line: click.echo(line, err=True))
+    click.echo(json.dumps(facts) if as_json else cost.cost_table(facts, price))
+
+
 @bench.command(name="driver")
 @click.option("--shards", default=100_000, show_default=True, type=COUNT)
 @click.option("--workers", default=2, show_default=True, type=COUNT)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gradosr.gradients import GradientEngine
 from gradosr.gradients.slow import slow_squared_norms
 from gradosr.lab import conformance
-from gradosr.lab.benchmark import contenders, device_facts, device_job, engine, memory, tables
+from gradosr.lab.benchmark import contenders, cost, device_facts, device_job, engine, memory, tables
 from gradosr.lab.benchmark.tables import BEGIN, END
 from gradosr.scoring import memory as process_memory
 from gradosr.store import Store
@@ -459,6 +459,24 @@ def test_a_job_is_measured_beside_what_bounds_it(
     assert [(one["batch_size"], one["actors"], one["threads"]) for one in facts["peers"]] == [(64, 1, 1)]
     table = job.job_table(facts)
     assert all(any(line.startswith(name) for line in table.splitlines()) for name in contenders)
+
+
+def test_the_cost_of_an_archive_is_told_in_forward_passes_and_money(gradosr: Command) -> None:
+    given = ("bench", "cost", "--arch", TINY, "--size", 32, "--batch", 2, "--runs", 1)
+    code, out, err = gradosr(*given, "--price", 3)
+    assert (code, err) == (0, "torchvision:squeezenet1_1, 32 pixels, batch 2\n")
+    *_, rule, forward, energy, ours, paper = out.splitlines()
+    assert rule == "|---|---|---:|---:|---:|---:|"
+    assert forward.startswith("| squeezenet1_1, 32 pixels, batch 2 | forward pass | 1.00 | ")
+    assert [line.split(" | ")[1] for line in (energy, ours, paper)] == [
+        "energy", "one_class (default)", "transfer (the paper's)",
+    ]  # fmt: skip
+    facts = json.loads(gradosr(*given, "--json")[1])
+    rates = facts["networks"][0]["images_per_second"]
+    table = cost.cost_table(facts, 3.0).splitlines()
+    hours, price = (float(cell.replace(",", "")) for cell in table[-1].strip("| ").split(" | ")[-2:])
+    assert hours == pytest.approx(1e8 / rates["transfer (the paper's)"] / 3600, abs=1)
+    assert price == pytest.approx(3 * hours, abs=3)
 
 
 def test_a_job_that_cannot_be_measured_is_one_clear_line(gradosr: Command, tmp_path: Path) -> None:
