@@ -180,7 +180,8 @@ def test_nothing_found_says_what_is_there_and_what_to_do(tmp_path, store):
     with pytest.raises(InputError) as caught:
         list_shards(TarInput(uri=f"{tmp_path}/"), store)
     assert str(caught.value) == (
-        f"{tmp_path}/: no .tar, .tar.gz, .tgz files there (3 other objects: 2 zip, 1 hidden); "
+        f"{tmp_path}/: no .tar, .tar.gz, .tgz, .tar.bz2, .tbz2, .tar.xz, .txz, .tar.zst, .tzst files there "
+        "(3 other objects: 2 zip, 1 hidden); "
         "names that begin with _ or . are hidden until the URI names them; "
         "name the folder that holds them, or a pattern such as FOLDER/train-*.tar"
     )
