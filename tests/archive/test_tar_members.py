@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import lzma
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -121,6 +122,42 @@ def test_a_label_lies_anywhere_in_the_run_of_its_key_or_is_told(shelf: Shelf, mo
     late = [("a.1.png", bytes(600)), ("a.2.png", bytes(600)), ("a.3.png", bytes(600)), ("a.cls", b"cat")]
     rows, passed_over = shelf.read(tar(late))
     assert ([label for _, label in named(rows)], passed_over) == ([None, None, "cat"], {apart: 1})
+
+
+@pytest.mark.parametrize("first", ["png", "cls"])
+def test_names_that_come_again_begin_a_sample_with_its_own_label(shelf: Shelf, first: str) -> None:
+    """Members appended by `tar -r`, or archives of one sample each put together: webdataset/webdataset issue 157."""
+    samples = [[("a.png", CAT), ("a.cls", b"cat")], [("a.png", DOG), ("a.cls", b"dog")], [("a.png", CAT)]]
+    rows, passed_over = shelf.read(
+        tar([member for sample in samples for member in sample[:: 1 if first == "png" else -1]])
+    )
+    assert named(rows) == [("a.png", "cat"), ("a.png#2", "dog"), ("a.png#3", None)]
+    assert passed_over == {}
+
+
+@pytest.mark.parametrize("name", ["s.tar", "s.tar.gz", "s.tar.xz"])
+def test_archives_put_together_with_cat_are_read_to_the_last(shelf: Shelf, name: str) -> None:
+    """An end mark lies between them, where tarfile and so webdataset stop: borgbackup/borg issue 7432."""
+    parts = [tar([("a.png", CAT), ("a.cls", b"cat")]), bytes(2**18), tar([]), tar([("b.png", DOG), ("a.png", DOG)])]
+    compress = {"s.tar": bytes, "s.tar.gz": gzip.compress, "s.tar.xz": lzma.compress}[name]
+    for data in (b"".join(map(compress, parts)), compress(b"".join(parts))):
+        rows, _ = shelf.read(data, name)
+        assert [(row.key.removeprefix(f"{name}#"), row.label, row.data) for row in rows] == [
+            ("a.png", "cat", CAT), ("b.png", None, DOG), ("a.png#2", None, DOG),
+        ]  # fmt: skip
+    rows, _ = shelf.read(with_links(("a.png", CAT)) + with_links(link("b.png", "a.png")))
+    assert [row.data for row in rows] == [CAT, CAT]
+
+
+def test_what_follows_an_end_mark_and_is_no_tar_is_a_cut(shelf: Shelf) -> None:
+    """A page of zeros within an archive looks like its end: the images behind it must not vanish without a word."""
+    data = bytearray(tar([("a.png", CAT), ("b.png", bytes(range(256)) * 40), ("c.png", CAT)]))
+    data[1024:2048] = bytes(1024)  # the header of b.png, and the beginning of its content
+    rows, _ = shelf.read(bytes(data))
+    assert [(row.key, row.fault and row.fault.error) for row in rows] == [
+        ("s.tar#a.png", None),
+        ("s.tar#truncated", "archive cut or damaged: no tar member behind an end mark: invalid header"),
+    ]
 
 
 def link(name: str, target: str, kind: bytes = tarfile.LNKTYPE) -> tarfile.TarInfo:

@@ -35,8 +35,9 @@ def read(
     """Read the image members in archive order, followed by one `truncated` row if the archive breaks off.
 
     The label is the text of `KEY.cls` in the same sample: a run of images and labels whose names agree up to the first
-    dot of the last path step, whatever else lies between. Keys are SHARD#MEMBER; a repeated name gets #2, #3 and so on
-    appended. A link is an image like any other, with the content it leads to. All other members are counted by kind.
+    dot of the last path step, whatever else lies between, up to a name that comes again. Keys are SHARD#MEMBER; a
+    repeated name gets #2, #3 and so on appended. A link is an image like any other, with the content it leads to. All
+    other members are counted by kind, as are labels that belong to no image.
     Raises ShardUnreadable if the file is not a tar archive at all.
     """
     passed_over = Counter[str]()
@@ -110,7 +111,7 @@ def _images(
     shard: Shard, entries: Iterator[_Entry], label_names: tuple[str, ...] | None, passed_over: Counter[str]
 ) -> Iterator[EncodedImage]:
     times: dict[str, int] = {}
-    for _, sample in groupby(entries, lambda entry: _key(entry.name)):
+    for _, sample in groupby(entries, _sample_numbers()):
         waiting: list[EncodedImage] = []  # images of this sample, as long as its label is not known
         label, held, missed, lost = None, 0, False, False  # lost: a label that an image, or every image, did without
         for entry in sample:
@@ -130,6 +131,21 @@ def _images(
                 waiting, held = [], 0
         yield from waiting
         count(_APART, passed_over, lost)
+
+
+def _sample_numbers() -> Callable[[_Entry], int]:
+    """Return a function that numbers samples, given their members in order; a name that comes again begins another."""
+    key, names, number = "", set[str](), 0
+
+    def number_of(entry: _Entry) -> int:
+        nonlocal key, number
+        if (other := _key(entry.name)) != key or entry.name in names:
+            key, number = other, number + 1
+            names.clear()
+        names.add(entry.name)
+        return number
+
+    return number_of
 
 
 def _key(name: str) -> str:

@@ -2,7 +2,7 @@
 
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
 from gradosr.archive.shards import as_text
@@ -26,7 +26,13 @@ def name_of(member: tarfile.TarInfo) -> str:
 
 
 def members(stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """Yield the headers of all members; reading goes on where the stream was left. Raises Cut."""
+    """Yield the headers of all members, also of archives that were put behind the first with `cat`. Raises Cut."""
+    yield from _up_to_end_mark(stream)
+    while _goes_on(stream):
+        yield from _up_to_end_mark(stream)
+
+
+def _up_to_end_mark(stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
     headers = _Headers(stream)
     with cuts():
         archive = _Archive(fileobj=headers, mode="r", encoding="utf-8")  # type: ignore[arg-type]
@@ -40,6 +46,26 @@ def members(stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
             raise Cut("a header that leads backwards")
         archive.members.clear()  # tarfile keeps them all otherwise
         yield member
+
+
+def _goes_on(stream: BinaryIO) -> bool:
+    """Skip the zeros of an end mark and tell whether a member follows. Raises Cut if something else does.
+
+    What is lost where the zeros themselves break off cannot be known: such an archive counts as whole.
+    """
+    block = b""
+    with suppress(Cut), cuts():
+        while (block := stream.read(BLOCK)) and not block.strip(b"\0"):
+            pass
+    if not block.strip(b"\0"):
+        return False
+    with cuts():
+        try:
+            _Header.frombuf(block, "utf-8", "surrogateescape")
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"no tar member behind an end mark: {error}") from error
+        stream.seek(stream.tell() - BLOCK)
+    return True
 
 
 def content(stream: BinaryIO, start: int, size: int) -> bytes:
