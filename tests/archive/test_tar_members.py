@@ -118,6 +118,10 @@ def test_a_label_lies_anywhere_in_the_run_of_its_key_or_is_told(shelf: Shelf, mo
     rows, passed_over = shelf.read(tar([("a.cls", b"1"), ("a.cls", b"2"), ("a.png", CAT), ("b.cls", b"")]))
     assert (named(rows), passed_over) == ([("a.png", "2")], {apart: 1})
 
+    # The key ends at the first dot, so that 22.05.cls is the label of none: webdataset/webdataset issue 237.
+    rows, passed_over = shelf.read(tar([("x.1/22.05.png", CAT), ("x.1/22.05.cls", b"cat"), ("x.1/2.png", CAT)]))
+    assert (named(rows), passed_over) == ([("x.1/22.05.png", None), ("x.1/2.png", None)], {apart: 1})
+
     monkeypatch.setattr(readers.tar, "_MAX_SAMPLE", 1000)
     late = [("a.1.png", bytes(600)), ("a.2.png", bytes(600)), ("a.3.png", bytes(600)), ("a.cls", b"cat")]
     rows, passed_over = shelf.read(tar(late))

@@ -31,6 +31,7 @@ from gradosr.lab.seaweedfs import SeaweedFS
 from gradosr.store import BACKENDS, Store, StoredObject, blocks, join, local, s3, scheme_of
 
 ODD_NAMES = ["a b", "a#b", "a%20b", "a+b", "a?b=c", "a&b;c", "ü/日本", "a:b", "a'b\"", "~a", "(a)*[b]", "=", "a..b"]
+ODD_NAMES += ["e\u0301", "\u00e9", "a\tb", "a\u2028b"]  # the first two look alike
 
 
 class Place(NamedTuple):

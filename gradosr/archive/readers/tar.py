@@ -202,7 +202,9 @@ def _other_kind(name: str, member: tarfile.TarInfo) -> str:
         return _SPECIAL
     if is_apple_double(name):
         return APPLE_DOUBLE
-    return "" if name.lower().endswith(IMAGE_SUFFIXES) or _is_label(name) else kind_of(name)
+    if name.lower().endswith(IMAGE_SUFFIXES) or _is_label(name):
+        return ""
+    return _APART if name.lower().endswith(".cls") else kind_of(name)  # A.B.CLS, whose key A says nothing of A.B.PNG
 
 
 def _entry(archive: _Archive, name: str, member: tarfile.TarInfo, limit: int) -> _Entry:
