@@ -28,7 +28,8 @@ def kind_of(name: str) -> str:
 
 def count(kind: str, counts: Counter[str], number: int = 1) -> None:
     """Add a number of `kind`; the counts keep MOST_KINDS kinds, and one for all others."""
-    counts[kind if kind in counts or len(counts) < MOST_KINDS else OTHER] += number
+    if number:
+        counts[kind if kind in counts or len(counts) < MOST_KINDS else OTHER] += number
 
 
 def listed(counts: Mapping[str, int], most: int = 6) -> str:

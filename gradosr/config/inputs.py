@@ -52,11 +52,12 @@ class ParquetInput(InputSettings):
 class TarInput(InputSettings):
     """Images in WebDataset tar files, one shard per file; `KEY.cls` holds a label or an index into label_names."""
 
-    suffixes = (".tar", ".tar.gz", ".tgz")
+    suffixes = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 
     kind: Literal["tar"] = "tar"
     uri: Uri
-    """Folder, prefix, glob or brace range of .tar, .tar.gz or .tgz files."""
+    """Folder, prefix, glob or brace range of .tar files, which may be compressed: .tar.gz, .tar.bz2, .tar.xz, .tar.zst
+    (.tgz, .tbz2, .txz, .tzst)."""
 
 
 class ImagesInput(InputSettings):

@@ -13,6 +13,9 @@ PREFIXES = ("s3://", "gs://")
 class S3Settings(Settings):
     """Access to one S3-compatible store. Credentials come from the standard AWS chain only."""
 
+    anonymous: bool = False
+    """Whether the store is asked without keys, as public buckets can be; keys that the AWS chain has are not sent."""
+
     endpoint_url: str | None = None
     """URL of the S3 server; none for AWS itself, or Google Cloud Storage itself."""
     region: str | None = None

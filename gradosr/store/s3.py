@@ -10,6 +10,7 @@ from operator import attrgetter
 from typing import Any, BinaryIO, TypeVar
 
 import boto3
+from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, IncompleteReadError
 from botocore.exceptions import ConnectionError as UnreachableError
@@ -49,6 +50,7 @@ class S3Backend:
 
     def __init__(self, settings: S3Settings) -> None:
         self._server = settings.endpoint_url or "AWS S3"
+        self._anonymous = settings.anonymous
         self._client = _client(settings, self._server)
         self._conditional = True  # until the store refuses a conditional write
         self._unreachable: StoreError | None = None
@@ -202,7 +204,7 @@ class S3Backend:
                 return call(*args, **kwargs)
             except FOREIGN as error:
                 if attempt == attempts or not is_transient(error):
-                    raise translated(error, uri, self._server, attempt) from error
+                    raise translated(error, uri, self._server, attempt, anonymous=self._anonymous) from error
             longest = min(MAX_BACKOFF_SECONDS, BACKOFF_SECONDS * 2 ** (attempt - 1))
             if cancelled.wait(_JITTER.uniform(0, longest)):
                 break
@@ -212,6 +214,7 @@ class S3Backend:
 def _client(settings: S3Settings, server: str) -> Any:
     """Make a client with its own session: the default session is not made for threads. Opens no socket yet."""
     config = Config(
+        signature_version=UNSIGNED if settings.anonymous else None,
         connect_timeout=CONNECT_SECONDS,
         read_timeout=settings.read_timeout,
         retries={"mode": "standard", "total_max_attempts": 1},

@@ -41,6 +41,11 @@ _NO_CREDENTIALS = (
     TokenRetrievalError,
 )
 _SET_KEYS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE (the standard AWS chain)"
+_PUBLIC = "; a public bucket is read without them with `anonymous: true` in `store` or `stores`"
+_NAMELESS = (
+    "forbidden without keys, and this store is `anonymous`: keys are not sent to it; "
+    "set `anonymous` for the prefixes of public buckets only, under `stores`"
+)
 _DENIED = {
     "InvalidAccessKeyId": f"the store does not know this access key: {_SET_KEYS}",
     "SignatureDoesNotMatch": f"the secret key does not fit the access key: {_SET_KEYS}",
@@ -64,13 +69,15 @@ def is_transient(error: Exception) -> bool:
     return code in _TRANSIENT_CODES or status == 429 or (status >= 500 and status != 501)
 
 
-def translated(error: Exception, uri: str, server: str, attempts: int) -> StoreError:
+def translated(error: Exception, uri: str, server: str, attempts: int, *, anonymous: bool = False) -> StoreError:
     """Make the error to raise for one of FOREIGN, after that many attempts at `uri`."""
     if isinstance(error, _NO_CREDENTIALS):
-        return AccessDenied(f"{uri}: no AWS credentials ({type(error).__name__}): {_SET_KEYS}")
+        return AccessDenied(f"{uri}: no AWS credentials ({type(error).__name__}): {_SET_KEYS}{_PUBLIC}")
     if isinstance(error, UnreachableError):
         advice = "check store.endpoint_url and the network"
         return StoreError(f"{uri}: cannot reach {server} in {attempts} attempts ({_reason(error)}): {advice}")
+    if anonymous and isinstance(error, ClientError) and _status(error) in (401, 403):
+        return AccessDenied(f"{uri}: {error.operation_name} is {_NAMELESS}")
     if isinstance(error, ClientError) and (known := _known_refusal(error, uri)):
         return known
     if is_transient(error):

@@ -1,6 +1,8 @@
+import bz2
 import gzip
 import io
 import json
+import lzma
 import random
 import tarfile
 from dataclasses import replace
@@ -13,7 +15,7 @@ from hostile import jpeg, noise, parquet_file, png, tar
 
 from gradosr.archive import readers
 from gradosr.archive.image import EncodedImage, Fault, resolve_names
-from gradosr.archive.readers import READERS
+from gradosr.archive.readers import READERS, compressed
 from gradosr.archive.shards import list_groups, list_shards
 from gradosr.config import ImagesInput, ParquetInput, TarInput
 from gradosr.errors import InputError, NotFound, ObjectChanged, ShardUnreadable, StoreError
@@ -149,90 +151,40 @@ def test_folders_and_devices_are_no_images(read):
     assert read(buffer.getvalue()) == []
 
 
-def linked(*members):
-    """An archive in which a member's content may be ("hard" or "symbolic", target)."""
-    kinds, buffer = {"hard": tarfile.LNKTYPE, "symbolic": tarfile.SYMTYPE}, io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:") as archive:
-        for name, content in members:
-            member = tarfile.TarInfo(name)
-            if isinstance(content, bytes):
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
-            else:
-                member.type, member.linkname = kinds[content[0]], content[1]
-                archive.addfile(member)
-    return buffer.getvalue()
-
-
-LINKED = linked(
-    ("x/a.png", CAT), ("x/a.cls", b"cat"), ("x/b.jpg", DOG),
-    ("y/hard.png", ("hard", "./x/a.png")), ("y/hard.cls", ("hard", "x/a.cls")),
-    ("y/symbolic.jpg", ("symbolic", "../x/b.jpg")), ("twice.jpg", ("symbolic", "y/symbolic.jpg")),
-)  # fmt: skip
-
-
-def test_a_link_has_the_bytes_that_it_leads_to(read, tmp_path):
-    """GNU tar writes a hard link for each further name of a file."""
-    expected = [
-        EncodedImage("s.tar#x/a.png", CAT, "cat"),
-        EncodedImage("s.tar#x/b.jpg", DOG),
-        EncodedImage("s.tar#y/hard.png", CAT, "cat"),
-        EncodedImage("s.tar#y/symbolic.jpg", DOG),
-        EncodedImage("s.tar#twice.jpg", DOG),
-    ]
-    assert read(LINKED) == expected
-    source = TarInput(uri=str(tmp_path / "s.tar"))
-    (shard,) = list_shards(source, Store())
-    keys = frozenset(("s.tar#y/hard.png", "s.tar#twice.jpg"))
-    assert [image.data for image in READERS["tar"].pick(shard, Store(), source, keys)] == [CAT, DOG]
-    assert READERS["tar"].images_in(shard, Store(), source) == len(expected)
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (("hard", "/etc/passwd"), "a hard link to /etc/passwd"),
-        (("symbolic", "../../etc/x.png"), "a symbolic link to ../../etc/x.png"),
-        (("symbolic", "b.png"), "a symbolic link to b.png"),  # which comes later
-        (("symbolic", "a.png"), "a symbolic link to a.png"),  # itself
-    ],
-)
-def test_a_link_that_leads_nowhere_is_a_row_with_its_reason(read, content, reason):
-    rows = read(linked(("a.png", content), ("a.cls", ("hard", "none.cls")), ("b.png", CAT)))
-    fault = Fault("unsupported", f"{reason}, which is no image before it in this archive")
-    assert [(row.key, row.fault) for row in rows] == [("s.tar#a.png", fault), ("s.tar#b.png", None)]
-
-
-def test_a_link_in_a_compressed_tar_is_a_row_with_its_reason(read):
-    """To go back in it means to decompress it once more from its beginning, for each link."""
-    rows = read(gzip.compress(linked(("a.png", CAT), ("b.png", ("hard", "a.png")))), "s.tar.gz")
-    reason = "a link in a compressed tar, which would be read again for it; pack without links"
-    assert [row.fault for row in rows] == [None, Fault("unsupported", reason)]
-
-
-def test_what_macos_adds_is_no_image_and_parts_none_from_its_label(read):
-    double = b"\0\x05\x16\x07" + bytes(200)
-    members = [
-        ("._1.JPG", double), ("1.JPG", DOG), ("._1.cls", double), ("1.cls", b"dog"), ("x/._2.png", double),
-        ("x/2.png", CAT), ("__MACOSX/x/2.png", double), ("x/2.cls", b"cat"), ("_.png", CAT),
-    ]  # fmt: skip
-    assert [(row.key, row.label) for row in read(tar(members))] == [
-        ("s.tar#1.JPG", "dog"), ("s.tar#x/2.png", "cat"), ("s.tar#_.png", None),
-    ]  # fmt: skip
-
-
 def test_a_tar_without_members_has_no_rows(read):
     assert read(tar([])) == []
     assert read(tar([("readme.txt", b"text")])) == []
     assert read(tar([], mode="w:gz"), "s.tgz") == []
 
 
-@pytest.mark.parametrize("name", ["s.tar.gz", "s.TGZ"])
-def test_a_compressed_tar_reads_the_same(read, name):
-    members = [("a.png", CAT), ("a.cls", b"cat"), ("b.jpg", DOG)]
-    assert read(tar(members, mode="w:gz"), name) == [
-        replace(image, key=image.key.replace("s.tar", name, 1)) for image in read(tar(members))
+def zst(data):
+    return pa.Codec("zstd").compress(data, asbytes=True)
+
+
+COMPRESS = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zst}
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize(
+    "name", ["s.tar.gz", "s.TGZ", "s.tar.bz2", "s.tbz2", "s.tar.xz", "s.TXZ", "s.tar.zst", "s.tzst"]
+)
+def test_a_compressed_tar_reads_the_same(read, name, parts):
+    """Parallel compressors write several streams, one after the other; xz may put zeros between them."""
+    members = [("a.png", CAT), ("a.cls", b"cat"), ("b.jpg", DOG), ("c.png", noise(300, 300).tobytes())]
+    data, kind = tar(members), name.lower().removeprefix("s.").removeprefix("tar.").removeprefix("t")
+    size = -(-len(data) // parts)
+    pieces = [COMPRESS[kind](data[start : start + size]) for start in range(0, len(data), size)]
+    assert read((bytes(8) if kind == "xz" else b"").join(pieces), name) == [
+        replace(image, key=image.key.replace("s.tar", name, 1)) for image in read(data)
     ]
+
+
+def test_a_compressed_tar_that_asks_for_much_memory_is_unreadable(read, monkeypatch):
+    monkeypatch.setattr(compressed, "MAX_DICTIONARY", 2**20)
+    with pytest.raises(ShardUnreadable, match="Memory usage limit exceeded"):
+        read(lzma.compress(tar([("a.png", CAT)])), "s.tar.xz")
+    with pytest.raises(ShardUnreadable, match="too much memory"):
+        read(b"\x28\xb5\x2f\xfd\x00\xa8\x09\x00\x00a" + bytes(99), "s.tar.zst")  # a window of 2 GiB
 
 
 @pytest.mark.parametrize(
@@ -245,8 +197,14 @@ def test_a_compressed_tar_reads_the_same(read, name):
         ("s.tgz", tar([("a.png", CAT)]), "Not a gzipped file"),
         ("s.tgz", gzip.compress(b"text"), "truncated header"),
         ("s.tgz", tar([("a.png", CAT)], mode="w:gz")[:20], "ended before"),
+        ("s.tar.bz2", tar([("a.png", CAT)]), "Invalid data stream"),
+        ("s.tar.bz2", b"", "empty file"),
+        ("s.tar.xz", tar([("a.png", CAT)]), "Input format not supported"),
+        ("s.tar.xz", lzma.compress(tar([("a.png", CAT)]))[:40], "ended before"),
+        ("s.tar.zst", tar([("a.png", CAT)]), "Unknown frame"),
+        ("s.tar.zst", zst(b"text"), "truncated header"),
     ],
-    ids=range(7),  # not the bytes of gzip, which hold the time
+    ids=range(13),  # not the bytes of gzip, which hold the time
 )
 def test_what_is_no_tar_is_unreadable(read, name, data, reason):
     with pytest.raises(ShardUnreadable, match=rf"{name}: not a tar archive: .*{reason}"):
@@ -290,18 +248,23 @@ def test_a_tar_cut_anywhere_gives_its_whole_images_and_one_truncated_row(read, f
         assert (rows[-1].data, rows[-1].fault.status) == (b"", "truncated")
 
 
-def test_a_compressed_tar_cut_anywhere_gives_a_beginning_and_one_truncated_row(read):
-    data = tar([(name, noise(20, 20, seed).tobytes()) for seed, (name, _) in enumerate(MEMBERS)], mode="w:gz")
-    whole = read(data, "s.tgz")
+@pytest.mark.parametrize("kind", COMPRESS)
+def test_a_compressed_tar_cut_anywhere_gives_a_beginning_and_one_truncated_row(read, kind):
+    """Bzip2, xz and Zstandard give nothing of a block before all of it is there: here each member is a stream."""
+    pieces = [tar([(name, noise(20, 20, seed).tobytes())]) for seed, (name, _) in enumerate(MEMBERS)]
+    unended = [piece[: len(piece.rstrip(b"\0")) + 511 & -512] for piece in pieces]
+    streams = [COMPRESS[kind](piece) for piece in [*unended, bytes(1024)]]
+    data = b"".join(streams)
+    whole = read(data, f"s.tar.{kind}")
     ends = set()
-    for length in range(700, len(data), 11):
-        rows = read(data[:length], "s.tgz")
+    for length in range(len(streams[0]), len(data), 41):
+        rows = read(data[:length], f"s.tar.{kind}")
         if rows != whole:
             keys = [row.key for row in whole[: len(rows) - 1]]
             assert [row.key for row in rows[:-1]] == keys
             assert [row.fault and row.fault.status for row in rows] == [None] * len(keys) + ["truncated"]
         ends.add(len(rows))
-    assert ends == set(range(1, len(whole) + 1))
+    assert ends >= set(range(2, len(whole) + 1))
 
 
 def test_garbage_between_members_is_a_cut(read):
@@ -377,15 +340,13 @@ def test_images_wait_for_their_label_only_up_to_a_bound(read, monkeypatch):
     assert [row.label for row in rows] == [None, None, "cat"]
 
 
-@pytest.mark.parametrize("name", ["s.tar", "s.tgz", "s.parquet"])
+@pytest.mark.parametrize("name", ["s.tar", "s.tar.gz", "s.tar.bz2", "s.tar.xz", "s.tar.zst", "s.parquet"])
 def test_a_store_that_fails_at_any_read_is_never_taken_for_bad_content(read, name):
     if name == "s.parquet":
         data = parquet_file({"image": [noise(20, 20, seed).tobytes() for seed in range(6)], "label": list(range(6))})
     else:
-        data = tar(
-            [(f"{seed}.png", noise(60, 60, seed).tobytes()) for seed in range(4)],
-            mode="w:gz" if name == "s.tgz" else "w:",
-        )
+        data = tar([(f"{seed}.png", noise(100, 100, seed).tobytes()) for seed in range(12)])
+        data = COMPRESS.get(name.removeprefix("s.tar."), bytes)(data)
     settings = {"label_column": "label"} if name == "s.parquet" else {}
     reads = FailingStore(10**6)
     whole = read(data, name, store=reads, **settings)

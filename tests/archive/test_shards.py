@@ -39,6 +39,14 @@ def test_a_folder_gives_its_shards_sorted_each_with_its_version(tmp_path, store)
     assert names(tmp_path, store, ParquetInput) == ["c.parquet"]
 
 
+def test_an_empty_object_of_the_folders_own_name_hides_no_shard(store):
+    """Tools mark a folder of an object store by an empty object, with or without a slash: apache/arrow issue 24093."""
+    for name, body in (("shards", b""), ("shards/0.tar", b"x")):
+        store.write(f"memory://marked/{name}", body)
+    for uri in ("memory://marked/shards", "memory://marked/shards/", "memory://marked/shards/*.tar"):
+        assert names(uri, store) == ["0.tar"]
+
+
 @pytest.mark.parametrize("kind", [TarInput, ParquetInput])
 def test_hidden_names_are_no_shards_unless_they_are_named(tmp_path, store, kind):
     end = kind.suffixes[0]
@@ -180,7 +188,8 @@ def test_nothing_found_says_what_is_there_and_what_to_do(tmp_path, store):
     with pytest.raises(InputError) as caught:
         list_shards(TarInput(uri=f"{tmp_path}/"), store)
     assert str(caught.value) == (
-        f"{tmp_path}/: no .tar, .tar.gz, .tgz files there (3 other objects: 2 zip, 1 hidden); "
+        f"{tmp_path}/: no .tar, .tar.gz, .tgz, .tar.bz2, .tbz2, .tar.xz, .txz, .tar.zst, .tzst files there "
+        "(3 other objects: 2 zip, 1 hidden); "
         "names that begin with _ or . are hidden until the URI names them; "
         "name the folder that holds them, or a pattern such as FOLDER/train-*.tar"
     )

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import io
+import json
 import random
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
+import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -29,6 +31,7 @@ from gradosr.lab.seaweedfs import SeaweedFS
 from gradosr.store import BACKENDS, Store, StoredObject, blocks, join, local, s3, scheme_of
 
 ODD_NAMES = ["a b", "a#b", "a%20b", "a+b", "a?b=c", "a&b;c", "ü/日本", "a:b", "a'b\"", "~a", "(a)*[b]", "=", "a..b"]
+ODD_NAMES += ["e\u0301", "\u00e9", "a\tb", "a\u2028b"]  # the first two look alike
 
 
 class Place(NamedTuple):
@@ -506,6 +509,7 @@ def message_of(store: Store, uri: str) -> str:
 
 
 KEYS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE (the standard AWS chain)"
+PUBLIC = "; a public bucket is read without them with `anonymous: true` in `store` or `stores`"
 
 
 @pytest.mark.parametrize(
@@ -538,13 +542,61 @@ def test_no_credentials(store: Store, bucket: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    expected = f"AccessDenied: {bucket}/x: no AWS credentials (NoCredentialsError): {KEYS}"
+    expected = f"AccessDenied: {bucket}/x: no AWS credentials (NoCredentialsError): {KEYS}{PUBLIC}"
     assert message_of(store, f"{bucket}/x") == expected
+
+
+@pytest.fixture
+def public(bucket: str, s3_settings: S3Settings) -> str:
+    """URI of a bucket that everyone may read and list, and nobody without keys may write."""
+    server = boto3.client("s3", endpoint_url=s3_settings.endpoint_url, region_name="us-east-1")
+    name = bucket.removeprefix("s3://")
+    places = [f"arn:aws:s3:::{name}", f"arn:aws:s3:::{name}/*"]
+    rule = {"Effect": "Allow", "Principal": "*", "Action": ["s3:GetObject", "s3:ListBucket"], "Resource": places}
+    server.put_bucket_policy(Bucket=name, Policy=json.dumps({"Version": "2012-10-17", "Statement": [rule]}))
+    return bucket
+
+
+def test_a_public_bucket_is_read_without_keys(
+    store: Store, public: str, s3_settings: S3Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Beside a store with keys; where keys are set that the public one does not know, they are not sent to it."""
+    store.write(f"{public}/a b+c.tar", b"body")
+    nameless = s3_settings.model_copy(update={"anonymous": True})
+    for scheme in ("s3", "gs"):
+        folder = public.replace("s3", scheme, 1)
+        both = Store(s3_settings, {folder: nameless})
+        for keys in ("right", "wrong", "none"):
+            with monkeypatch.context() as environment:
+                if keys == "none":
+                    environment.delenv("AWS_ACCESS_KEY_ID")
+                    environment.delenv("AWS_SECRET_ACCESS_KEY")
+                    environment.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+                    environment.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+                elif keys == "wrong":
+                    environment.setenv("AWS_ACCESS_KEY_ID", "wrong")
+                public_store = Store(stores={folder: nameless})
+                (found,) = public_store.list(f"{folder}/")
+                assert (found.uri, public_store.stat(found.uri).size) == (f"{folder}/a b+c.tar", 4)
+                assert public_store.read(found.uri) == public_store.open(found).read() == b"body"
+        with pytest.raises(AccessDenied) as caught:
+            both.write(f"{folder}/x", b"")
+        assert str(caught.value) == (
+            f"{folder}/x: PutObject is forbidden without keys, and this store is `anonymous`: keys are not sent to it; "
+            "set `anonymous` for the prefixes of public buckets only, under `stores`"
+        )
+
+
+def test_a_bucket_that_is_not_public_refuses_requests_without_keys(bucket: str, s3_settings: S3Settings) -> None:
+    store = Store(s3_settings.model_copy(update={"anonymous": True}))
+    for call in (store.read, store.stat, lambda uri: list(store.list(uri))):
+        with pytest.raises(AccessDenied, match="is forbidden without keys, and this store is `anonymous`"):
+            call(f"{bucket}/x")
 
 
 def test_an_unknown_profile(store: Store, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_PROFILE", "nobody")
-    assert message_of(store, f"{bucket}/x").endswith(f": no AWS credentials (ProfileNotFound): {KEYS}")
+    assert message_of(store, f"{bucket}/x").endswith(f": no AWS credentials (ProfileNotFound): {KEYS}{PUBLIC}")
 
 
 def test_a_missing_bucket(bucket_place: Place) -> None:

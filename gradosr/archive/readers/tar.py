@@ -1,45 +1,48 @@
 """Reader of WebDataset tar files with one row per image member; one sample at a time is held in memory."""
 
-import gzip
-import posixpath
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import BinaryIO, NamedTuple, TypeAlias
+from itertools import groupby
+from typing import BinaryIO, NamedTuple
 
 from gradosr.archive.image import EMPTY, MAX_ENCODED, EncodedImage, Fault, label_of, too_large
 from gradosr.archive.names import APPLE_DOUBLE, count, is_apple_double, kind_of
+from gradosr.archive.readers.compressed import decompressed
+from gradosr.archive.readers.tar_links import Links
+from gradosr.archive.readers.tar_members import Cut, check_first_block, content, cuts, members, name_of
 from gradosr.archive.shards import IMAGE_SUFFIXES, Shard, as_text
 from gradosr.config import TarInput
-from gradosr.errors import ShardUnreadable, StoreError, machine_fault
+from gradosr.errors import ShardUnreadable
 from gradosr.store import Store
-from gradosr.text import reason
+from gradosr.text import printable
 
-_BLOCK = tarfile.BLOCKSIZE
 _MAX_SAMPLE = 64 * 2**20  # bytes of images kept back until their sample's label comes
 _MAX_LABEL = 4096  # bytes; of a longer one the beginning counts
 _MAX_NAME = 4096  # letters; Linux has no longer paths
 _HEAD = 8 * 2**20  # bytes that tell how many images there are in the rest
-_MAX_HEADER = 128 * 2**10  # bytes of a member's headers: long names, pax records, maps of holes in chains without end
+_SPECIAL = "special file"
+_APART = "cls apart from their images"
+_LOST = "cls that cannot be read"
 
 
 def read(
     shard: Shard, store: Store, _source: TarInput, label_names: tuple[str, ...] | None
-) -> Generator[EncodedImage, None, Mapping[str, int]]:
+) -> Generator[EncodedImage, None, Counter[str]]:
     """Read the image members in archive order, followed by one `truncated` row if the archive breaks off.
 
-    The label is the text of `KEY.cls` in the same sample; a sample is a run of consecutive members whose names agree up
-    to the first dot of the last path step. Keys are SHARD#MEMBER; a repeated name gets #2, #3 and so on appended. A
-    link has the bytes of the earlier member that it names. What macOS adds to an archive (`._NAME`, `__MACOSX/`) is
-    left out. Returns the number of members that are no images, by kind.
+    The label is the text of `KEY.cls` in the same sample: a run of images and labels whose names agree up to the first
+    dot of the last path step, whatever else lies between, up to a name that comes again. Keys are SHARD#MEMBER; a
+    repeated name gets #2, #3 and so on appended. A link is an image like any other, with the content it leads to. All
+    other members are counted by kind, as are labels that belong to no image.
     Raises ShardUnreadable if the file is not a tar archive at all.
     """
     passed_over = Counter[str]()
-    with _opened(shard, store) as stream:
-        yield from _images(shard, _entries(stream, passed_over), label_names)
+    with _opened(shard, store) as archive:
+        yield from _images(shard, _entries(archive, passed_over), label_names, passed_over)
     return passed_over
 
 
@@ -48,8 +51,8 @@ def pick(shard: Shard, store: Store, _source: TarInput, keys: frozenset[str]) ->
     names = {_NUMBER.sub("", key) for key in keys} | keys  # a name may come again, or end so by itself
     times: dict[str, int] = {}
     left = set(keys)
-    with _opened(shard, store) as stream:
-        for entry in _entries(stream, Counter(), lambda name: f"{shard.name}#{name}" in names):
+    with _opened(shard, store) as archive:
+        for entry in _entries(archive, Counter(), lambda name: f"{shard.name}#{name}" in names):
             if _is_label(entry.name):
                 continue
             key = _unique(f"{shard.name}#{entry.name}", times)
@@ -63,16 +66,24 @@ def pick(shard: Shard, store: Store, _source: TarInput, keys: frozenset[str]) ->
 _NUMBER = re.compile(r"#[0-9]+\Z")
 
 
+class _Archive(NamedTuple):
+    file: BinaryIO
+    """Bytes as they are stored."""
+    stream: BinaryIO
+    """Bytes of the tar file."""
+    links: Links
+
+
 @contextmanager
-def _opened(shard: Shard, store: Store) -> Iterator["_Stream"]:
-    with store.open(shard.stored) as file:
-        yield _stream(shard, file)
-
-
-def _stream(shard: Shard, file: BinaryIO) -> "_Stream":
-    stream: _Stream = gzip.GzipFile(fileobj=file) if shard.uri.lower().endswith((".gz", ".tgz")) else file
-    _check_first_block(shard, stream)
-    return stream
+def _opened(shard: Shard, store: Store) -> Iterator[_Archive]:
+    with store.open(shard.stored) as file, Links(lambda: store.open(shard.stored), shard.uri) as links:
+        try:
+            with cuts():
+                stream = decompressed(file, shard.uri)
+            check_first_block(stream)
+        except Cut as error:
+            raise ShardUnreadable(f"{shard.uri}: not a tar archive: {error if shard.size else 'empty file'}") from error
+        yield _Archive(file, stream, links)
 
 
 def check(_shard: Shard, _store: Store, _source: TarInput) -> None:
@@ -82,15 +93,12 @@ def check(_shard: Shard, _store: Store, _source: TarInput) -> None:
 def images_in(shard: Shard, store: Store, _source: TarInput) -> int:
     """Count the image headers; for an archive larger than _HEAD bytes, extrapolate from its beginning."""
     images = 0
-    with store.open(shard.stored) as file:
-        for entry in _entries(_stream(shard, file), Counter(), lambda _: False):
+    with _opened(shard, store) as archive:
+        for entry in _entries(archive, Counter(), lambda _: False):
             images += not _is_label(entry.name)
-            if file.tell() > _HEAD:
-                return round(images * shard.size / file.tell())
+            if archive.file.tell() > _HEAD:
+                return round(images * shard.size / archive.file.tell())
     return images
-
-
-_Stream: TypeAlias = BinaryIO | gzip.GzipFile
 
 
 class _Entry(NamedTuple):
@@ -99,35 +107,54 @@ class _Entry(NamedTuple):
     fault: Fault | None = None
 
 
-def _images(shard: Shard, entries: Iterator[_Entry], label_names: tuple[str, ...] | None) -> Iterator[EncodedImage]:
+def _images(
+    shard: Shard, entries: Iterator[_Entry], label_names: tuple[str, ...] | None, passed_over: Counter[str]
+) -> Iterator[EncodedImage]:
     times: dict[str, int] = {}
-    waiting: list[EncodedImage] = []  # images of this sample, as long as its label is not known
-    sample, label, held = "", None, 0
-    for entry in entries:
-        if _sample(entry.name) != sample:
-            yield from waiting
-            waiting, sample, label, held = [], _sample(entry.name), None, 0
-        if entry.fault is None and _is_label(entry.name):
-            label = label_of(entry.data.decode(errors="backslashreplace").strip() or None, label_names)
-            yield from (replace(image, label=label) for image in waiting)
-            waiting = []
-            continue
-        key = _unique(f"{shard.name}#{entry.name}", times)
-        waiting.append(EncodedImage(key, entry.data, label, fault=entry.fault or (None if entry.data else EMPTY)))
-        held += len(entry.data)
-        if label is not None or held > _MAX_SAMPLE:
-            yield from waiting
-            waiting, held = [], 0
-    yield from waiting
+    for _, sample in groupby(entries, _sample_numbers()):
+        waiting: list[EncodedImage] = []  # images of this sample, as long as its label is not known
+        label, held, missed, lost = None, 0, False, False  # lost: a label that an image, or every image, did without
+        for entry in sample:
+            if entry.fault is None and _is_label(entry.name):
+                count(_APART, passed_over, lost)  # of the label before, which this one replaces
+                label = label_of(entry.data.decode(errors="backslashreplace").strip() or None, label_names)
+                lost = label is not None and (missed or not waiting)
+                yield from (replace(image, label=label) for image in waiting)
+                waiting, held = [], 0
+                continue
+            key = _unique(f"{shard.name}#{entry.name}", times)
+            waiting.append(EncodedImage(key, entry.data, label, fault=entry.fault or (None if entry.data else EMPTY)))
+            held += len(entry.data)
+            if label is not None or held > _MAX_SAMPLE:
+                lost, missed = lost and missed, missed or label is None
+                yield from waiting
+                waiting, held = [], 0
+        yield from waiting
+        count(_APART, passed_over, lost)
 
 
-def _sample(name: str) -> str:
+def _sample_numbers() -> Callable[[_Entry], int]:
+    """Return a function that numbers samples, given their members in order; a name that comes again begins another."""
+    key, names, number = "", set[str](), 0
+
+    def number_of(entry: _Entry) -> int:
+        nonlocal key, number
+        if (other := _key(entry.name)) != key or entry.name in names:
+            key, number = other, number + 1
+            names.clear()
+        names.add(entry.name)
+        return number
+
+    return number_of
+
+
+def _key(name: str) -> str:
     folder, slash, base = name.rpartition("/")
     return folder + slash + base.partition(".")[0]
 
 
 def _is_label(name: str) -> bool:
-    return name.removeprefix(_sample(name)).lower() == ".cls"
+    return name.removeprefix(_key(name)).lower() == ".cls"
 
 
 def _unique(name: str, times: dict[str, int]) -> str:
@@ -139,178 +166,74 @@ def _unique(name: str, times: dict[str, int]) -> str:
     return key
 
 
-class _Cut(Exception):
-    """The archive breaks off or continues with something that is not tar."""
-
-
 def _entries(
-    stream: _Stream, passed_over: Counter[str], wanted: Callable[[str], bool] = lambda _: True
+    archive: _Archive, passed_over: Counter[str], wanted: Callable[[str], bool] = lambda _: True
 ) -> Iterator[_Entry]:
     """Read images and labels in archive order; if the archive is cut, a last entry holds the fault.
 
-    The content of members whose names are not `wanted` is not read; other members are counted by kind in `passed_over`.
+    The content of members whose names are not `wanted` is not read.
     """
     reading = ""  # the member whose bytes are being read
-    files: dict[str, _File] = {}
     try:
-        for member in _members(stream):
-            name = _plain(member.name)
-            linked = member.islnk() or member.issym()
-            if not (member.isreg() or linked):
+        for member in members(archive.stream):
+            name = name_of(member)
+            if member.isdir():
                 continue
-            if kind := _kind_left_out(name):
+            if kind := _other_kind(name, member):
                 count(kind, passed_over)
                 continue
-            file = files.get(_target(name, member)) if linked else _File(member.offset_data, member.size)
-            if file is None or (fault := _refusal(name, member, file, stream)):
-                if not _is_label(name):
-                    yield _Entry(name[:_MAX_NAME], b"", fault if file else _dangling(name, member))
-                continue
-            files[name] = file
-            if not wanted(name):
-                yield _Entry(name, b"")
+            if not wanted(name[:_MAX_NAME]):
+                yield _Entry(name[:_MAX_NAME], b"")
                 continue
             reading = name
-            data = _content(stream, file, _MAX_LABEL if _is_label(name) else MAX_ENCODED)
+            entry = _entry(archive, name, member, _MAX_LABEL if _is_label(name) else MAX_ENCODED)
             reading = ""
-            yield _Entry(name, data)
-    except _Cut as cut:
+            if entry.fault and _is_label(name):
+                count(_LOST, passed_over)
+            else:
+                yield entry
+    except Cut as cut:
         yield _Entry(reading or "truncated", b"", Fault("truncated", f"archive cut or damaged: {cut}"))
 
 
-def _kind_left_out(name: str) -> str:
-    """Return the kind by which a member that is neither image nor label is counted; empty for one that is read."""
+def _other_kind(name: str, member: tarfile.TarInfo) -> str:
+    """Return the kind by which a member is counted that is neither an image nor a label; "" for these two."""
+    if not (member.isreg() or member.islnk() or member.issym()):
+        return _SPECIAL
     if is_apple_double(name):
         return APPLE_DOUBLE
-    return "" if name.lower().endswith(IMAGE_SUFFIXES) or _is_label(name) else kind_of(name)
+    if name.lower().endswith(IMAGE_SUFFIXES) or _is_label(name):
+        return ""
+    return _APART if name.lower().endswith(".cls") else kind_of(name)  # A.B.CLS, whose key A says nothing of A.B.PNG
 
 
-class _File(NamedTuple):
-    """Bytes of a member, to which links may lead."""
-
-    offset: int
-    size: int
-
-
-def _plain(name: str) -> str:
-    name = as_text(name)
-    while name.startswith("./"):
-        name = name[2:]
-    return name
+def _entry(archive: _Archive, name: str, member: tarfile.TarInfo, limit: int) -> _Entry:
+    if not member.isreg():
+        return _linked(archive.links, name, member, limit)
+    if fault := _refusal(name, member.size, sparse=member.issparse()):
+        return _Entry(name[:_MAX_NAME], b"", fault)
+    return _Entry(name, content(archive.stream, member.offset_data, min(member.size, limit)))
 
 
-def _target(name: str, link: tarfile.TarInfo) -> str:
-    """Return the name of the member that a link leads to: a symbolic link's is relative to its folder."""
-    target = _plain(link.linkname)
-    return target if link.islnk() else posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
+def _linked(links: Links, name: str, member: tarfile.TarInfo, limit: int) -> _Entry:
+    """Read the file that a link leads to."""
+    target = links.follow(name, member)
+    if target is None:
+        kind, where = "symbolic" if member.issym() else "hard", printable(as_text(member.linkname))[:100]
+        fault: Fault | None = Fault("unsupported", f"a {kind} link to {where}, which is no file of {links.searched}")
+    elif not (fault := _refusal(name, target.size, sparse=target.sparse)):
+        try:
+            return _Entry(name, links.read(target, limit))
+        except Cut as cut:
+            where = f"a link to {target.name[:100]}, which is cut or damaged in {links.searched}"
+            fault = Fault("truncated", f"{where}: {cut}")
+    return _Entry(name[:_MAX_NAME], b"", fault)
 
 
-def _dangling(name: str, link: tarfile.TarInfo) -> Fault:
-    kind = "a hard link" if link.islnk() else "a symbolic link"
-    return Fault("unsupported", f"{kind} to {_target(name, link)[:200]}, which is no image before it in this archive")
-
-
-def _refusal(name: str, member: tarfile.TarInfo, file: _File, stream: _Stream) -> Fault | None:
+def _refusal(name: str, size: int, *, sparse: bool) -> Fault | None:
     """Tell why a member must not be read; None if it may. Names are limited, as they stay in memory with the shard."""
-    if file.offset != member.offset_data and isinstance(stream, gzip.GzipFile):
-        return Fault("unsupported", "a link in a compressed tar, which would be read again for it; pack without links")
-    if member.issparse():
+    if sparse:
         return Fault("unsupported", "a sparse tar member")
     if len(name) > _MAX_NAME:
         return Fault("unsupported", f"a name of {len(name)} letters is longer than {_MAX_NAME}")
-    return too_large(file.size) if file.size > MAX_ENCODED and not _is_label(name) else None
-
-
-def _members(stream: _Stream) -> Iterator[tarfile.TarInfo]:
-    headers = _Headers(stream)
-    with _cuts():
-        archive = _Archive(fileobj=headers, mode="r", encoding="utf-8")  # type: ignore[arg-type]
-    while True:
-        headers.left = _MAX_HEADER
-        with _cuts():
-            member = archive.next()
-        if member is None:
-            return
-        if archive.offset <= member.offset:  # a size below zero, which tarfile of older Pythons follows for ever
-            raise _Cut("a header that leads backwards")
-        archive.members.clear()  # tarfile keeps them all otherwise
-        yield member
-
-
-def _content(stream: _Stream, file: _File, limit: int) -> bytes:
-    size = min(file.size, limit)
-    with _cuts():
-        stream.seek(file.offset)
-        data = stream.read(size)
-        if len(data) < size:
-            raise tarfile.ReadError("unexpected end of data")
-    return data
-
-
-class _Headers:
-    """File that tarfile reads headers from; after `left` more bytes, however far apart, it raises."""
-
-    left = _MAX_HEADER
-
-    def __init__(self, stream: _Stream) -> None:
-        self._stream = stream
-        self.seek, self.tell = stream.seek, stream.tell
-
-    def read(self, size: int) -> bytes:
-        self.left -= size
-        if self.left < 0:
-            raise tarfile.ReadError(f"headers of more than {_MAX_HEADER} bytes")
-        return self._stream.read(size)
-
-
-class _Header(tarfile.TarInfo):
-    """Strict header: after the first member, tarfile mistakes a cut or garbled header for the end of the archive."""
-
-    @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> "_Header":
-        try:
-            return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # a block of zeros: the end as it should be
-            raise
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"no end mark: {error}") from error
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
-        header = super().frombuf(buf, encoding, errors)
-        if header.size < 0:
-            raise tarfile.HeaderError(f"a header of {header.size} bytes")
-        return header
-
-
-class _Archive(tarfile.TarFile):
-    tarinfo = _Header
-    members: list[tarfile.TarInfo]
-
-
-def _check_first_block(shard: Shard, stream: _Stream) -> None:
-    """Raise ShardUnreadable if this is not a tar archive at all; whatever fails later counts as a cut."""
-    try:
-        with _cuts():
-            block = stream.read(_BLOCK)
-            stream.seek(0)
-            if block != bytes(_BLOCK):
-                _Header.frombuf(block, "utf-8", "surrogateescape")
-    except _Cut as error:
-        raise ShardUnreadable(f"{shard.uri}: not a tar archive: {error if shard.size else 'empty file'}") from error
-
-
-@contextmanager
-def _cuts() -> Iterator[None]:
-    """Turn whatever tarfile, gzip or zlib raise over a damaged archive into _Cut, but never the store's own errors.
-
-    Raises MachineFault for what this machine lacks.
-    """
-    try:
-        yield
-    except StoreError:
-        raise
-    except Exception as error:  # header parsing raises anything: ValueError, IndexError, RecursionError, zlib.error
-        if fault := machine_fault(error):
-            raise fault from error
-        raise _Cut(reason(error)) from error
+    return too_large(size) if size > MAX_ENCODED and not _is_label(name) else None

@@ -163,7 +163,7 @@ def _copied(job: ScoreJob, store: Store, base: str, shards: int) -> dict[str, An
     for stored in own.list(join(job.bundle, "")):
         store.write(join(base, f"bundle/{stored.uri.rpartition('/')[2]}"), own.read(stored.uri))
     for number, shard in enumerate(islice(cycle(list_shards(job.input, own)), shards)):
-        ending = next(end for end in (".parquet", ".tar", ".tar.gz", ".tgz") if shard.uri.lower().endswith(end))
+        ending = next(end for end in job.input.suffixes if shard.uri.lower().endswith(end))
         with own.open(shard.stored) as body:
             store.write(join(base, f"archive/{number:05}{ending}"), body)
     source = job.input.model_dump(mode="json") | {"uri": join(base, "archive/"), "label_names": None}
