@@ -122,11 +122,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return FAILED
     except Exception as error:
-        from gradosr.errors import GradosrError
+        from gradosr.errors import GradosrError, machine_fault
 
-        if not isinstance(error, GradosrError):
+        told = error if isinstance(error, GradosrError) else machine_fault(error)
+        if told is None:
             raise
-        message, code = str(error), _exit_code(error)
+        message, code = str(told), _exit_code(told)
     _say(message, code, as_json=_as_json(flags))
     return code
 

@@ -183,6 +183,15 @@ def test_a_platform_without_the_locks_of_unix_is_told(code: str, told: str) -> N
     assert len(ran.stderr.splitlines()) == 1 or "jobs" not in code
 
 
+def test_what_this_machine_lacks_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "huge.yaml").touch()
+    os.truncate(tmp_path / "huge.yaml", 1 << 43)  # a hole, larger than any memory
+    code, out, err = gradosr(capsys, "score", tmp_path / "huge.yaml")
+    assert (code, out) == (1, "")
+    assert err.startswith("gradosr: this machine is at fault, not the data: ")
+    assert err.count("\n") == 1
+
+
 def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert gradosr(capsys, "score")[0] == 2
     assert gradosr(capsys, "scroe")[0] == 2

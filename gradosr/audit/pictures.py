@@ -20,7 +20,7 @@ from gradosr.archive.image import MAX_ENCODED, EncodedImage, Fault, too_large
 from gradosr.archive.readers import READERS, keys_of
 from gradosr.archive.shards import Shard, locate
 from gradosr.config import Input
-from gradosr.errors import NotFound, ObjectChanged, ShardUnreadable, StoreError
+from gradosr.errors import NotFound, ObjectChanged, ShardUnreadable, StoreError, machine_fault
 from gradosr.store import Store, StoredObject
 from gradosr.text import reason as first_words
 
@@ -144,7 +144,7 @@ class _Work:
             if time.monotonic() > self.until:
                 kind, why = "not_fetched", "the time for pictures was over"
         except Exception as error:  # libraries may raise anything on foreign bytes
-            kind, why = _kind(error), first_words(error)
+            kind, why = _kind(error), first_words(machine_fault(error) or error)
         return {row["id"]: found.get(row["id"]) or _placeholder(row, kind, why) for row in rows}
 
     def _images(self, name: str, keys: frozenset[str]) -> Iterator[EncodedImage]:
@@ -168,6 +168,8 @@ class _Work:
 
 def _kind(error: Exception) -> str:
     """Return the kind of placeholder for an error."""
+    if machine_fault(error):
+        return "not_fetched"
     kinds = {NotFound: "deleted", ObjectChanged: "changed", StoreError: "unreadable", ShardUnreadable: "unreadable"}
     return next((kind for error_type, kind in kinds.items() if isinstance(error, error_type)), "unreadable")
 

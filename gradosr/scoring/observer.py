@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gradosr.classifier.build import check_logits, input_size, normalise
 from gradosr.config import Signals, TransformSettings
 from gradosr.detectors import Observation
-from gradosr.errors import ClassifierError, GradosrError, first_line
+from gradosr.errors import ClassifierError, GradosrError, first_line, machine_fault
 from gradosr.gradients import GradientEngine, Head, lay_channels_last
 from gradosr.gradients.explain import Explained
 from gradosr.representations import REPRESENTATIONS, coordinate_names, log_norms, representation
@@ -72,6 +72,8 @@ class Observer:
         except GradosrError:
             raise
         except Exception as error:  # a classifier may raise anything on images it was not made for
+            if fault := machine_fault(error):
+                raise fault from error
             size = "x".join(map(str, input_size(self.transform)))
             raise ClassifierError(
                 f"the classifier fails on a {size} image, as classifier.transform makes them: {first_line(error)}"
