@@ -9,7 +9,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +21,7 @@ from gradosr.archive.shards import Shard, locate
 from gradosr.config import Input
 from gradosr.errors import NotFound, ObjectChanged, ShardUnreadable, StoreError, machine_fault
 from gradosr.store import Store, StoredObject
+from gradosr.store.threads import threads
 from gradosr.text import reason as first_words
 
 SIDE, LARGER = 160, 480
@@ -112,7 +112,7 @@ def fetch(
     for row in wanted[:limit]:
         shards.setdefault(row["key"] if keys_of(source.kind) == "path" else row["shard"], []).append(row)
     work = _Work(store, source, parts, time.monotonic() + seconds)
-    with ThreadPoolExecutor(_THREADS, "pictures") as pool:
+    with threads(_THREADS, "pictures") as pool:
         for done, pictures in enumerate(pool.map(work, shards.items()), start=1):
             found.update(pictures)
             tell(done, len(shards))
