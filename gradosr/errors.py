@@ -90,13 +90,15 @@ class RunFailed(GradosrError):
 
 
 _LACKING = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT)
-_NO_MEMORY = re.compile(r"can(no|')t allocate|out of memory|insufficient memory|can't start new thread", re.IGNORECASE)
+_NO_MEMORY = re.compile(
+    r"can(no|')t allocate|out of memory|insufficient memory|_STATUS_ALLOC_FAILED|can't start new thread", re.IGNORECASE
+)
 
 
 def machine_fault(error: BaseException) -> MachineFault | None:
-    """Return the fault if an error of a decoder or reader tells what this machine lacks; None if it tells of the data.
+    """Return the fault if an error tells what this machine lacks; None if it tells of the data, or of anything else.
 
-    torch, libjpeg and threading raise a plain RuntimeError, which is known by its text alone.
+    torch, CUDA, libjpeg and threading raise a plain RuntimeError, which is known by its text alone.
     """
     if isinstance(error, MachineFault):
         return error

@@ -5,11 +5,12 @@ at once.
 """
 
 import importlib
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -122,11 +123,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return FAILED
     except Exception as error:
-        from gradosr.errors import GradosrError
+        from gradosr.errors import GradosrError, machine_fault
 
-        if not isinstance(error, GradosrError):
+        told = error if isinstance(error, GradosrError) else machine_fault(error)
+        if told is None:
             raise
-        message, code = str(error), _exit_code(error)
+        message, code = str(told), _exit_code(told)
     _say(message, code, as_json=_as_json(flags))
     return code
 
@@ -184,7 +186,23 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
 
 def main() -> None:
     """Run as the console script."""
-    sys.exit(run())
+    code = run()
+    if code:
+        _leave(code)
+    sys.exit(code)
+
+
+def _leave(code: int) -> None:
+    """End the process at once if threads are left, which wait for a store that does not answer; Python waits for them.
+
+    All of an ended command's own work is closed by now.
+    """
+    main = threading.main_thread()
+    if any(thread is not main and not thread.daemon for thread in threading.enumerate()):
+        with suppress(OSError):  # nobody reads them any longer
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
 
 
 if __name__ == "__main__":

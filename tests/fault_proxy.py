@@ -50,6 +50,7 @@ class FaultProxy(ThreadingHTTPServer):
         self.seen: list[str] = []  # the same of all requests so far
         self.read: Counter[str] = Counter()  # bytes of all bodies that GETs were answered with so far, by path
         self.dealt: Counter[Fault] = Counter()
+        self.stalling = 20.0  # seconds of a stall
         self.stopped = threading.Event()
         self._lock = threading.Lock()
         self._clients: set[socket.socket] = set()
@@ -144,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.server.count(self.path.partition("?")[0], len(content))
             if fault and not (content and fault in ("cut", "stall")):
                 if fault == "stall":
-                    self.server.stopped.wait(20)
+                    self.server.stopped.wait(self.server.stalling)
                 self.reset()
             else:
                 self.answer(response.status, dict(response.getheaders()), content, fault)
@@ -180,7 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body[: len(body) // 2] if fault else body)
         self.wfile.flush()
         if fault == "stall":
-            self.server.stopped.wait(20)
+            self.server.stopped.wait(self.server.stalling)
         self.close_connection = fault is not None
 
     def log_message(self, *_: object) -> None:

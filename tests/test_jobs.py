@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from fault_proxy import FaultProxy
 from gradosr.jobs.cli import COMMANDS, cli, run
 from hostile import tar
 from made_runs import calibration, rows, write_run
@@ -33,6 +35,8 @@ from tiny_net import tiny
 
 from gradosr.config import S3Settings
 from gradosr.errors import ConfigError, GradosrError, InputError, RunActive, RunFailed
+from gradosr.lab.benchmark.audit import write_results
+from gradosr.lab.seaweedfs import SeaweedFS
 from gradosr.store import Store
 
 
@@ -181,6 +185,15 @@ def test_a_platform_without_the_locks_of_unix_is_told(code: str, told: str) -> N
     assert told in last
     assert "WSL 2" in last
     assert len(ran.stderr.splitlines()) == 1 or "jobs" not in code
+
+
+def test_what_this_machine_lacks_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "huge.yaml").touch()
+    os.truncate(tmp_path / "huge.yaml", 1 << 43)  # a hole, larger than any memory
+    code, out, err = gradosr(capsys, "score", tmp_path / "huge.yaml")
+    assert (code, out) == (1, "")
+    assert err.startswith("gradosr: this machine is at fault, not the data: ")
+    assert err.count("\n") == 1
 
 
 def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -614,3 +627,32 @@ def test_score_tells_too_many_bad_images_by_its_exit_code_and_logs_json_lines(tm
         assert (again.returncode, len(lines)) == (code, 4 - len(overrides)), again.stderr
         assert lines[1] == "quarantined: no\\n\\x1b[31mtar.tar (reason in quarantine/)"
     assert again.stdout == ""
+
+
+@pytest.mark.parametrize("command", ["audit", "compact"])
+def test_an_interruption_does_not_wait_for_a_store_that_does_not_answer(
+    command: str, seaweedfs: SeaweedFS, store: Store, bucket: str, tmp_path: Path
+) -> None:
+    write_results(tmp_path / "results", 20_000)
+    for path in sorted((tmp_path / "results").rglob("*")):
+        if path.is_file():
+            store.write(f"{bucket}/{path.relative_to(tmp_path)}", path.read_bytes())
+    with FaultProxy(seaweedfs.endpoint_url) as proxy:
+        proxy.path, proxy.always, proxy.stalling = "/parts/", "stall", 3600
+        settings = {"endpoint_url": proxy.endpoint_url, "addressing_style": "path", "read_timeout": 3600}
+        sets = [word for key, value in settings.items() for word in ("--set", f"store.{key}={value}")]
+        arguments = [command, f"{bucket}/results", "--out", str(tmp_path / "out"), *sets]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gradosr.jobs.cli", *arguments], stderr=subprocess.PIPE, text=True
+        )
+        try:
+            while not proxy.dealt["stall"]:
+                assert process.poll() is None
+                time.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=300)
+        finally:
+            process.kill()
+            process.wait()
+    assert process.returncode == 130, told
+    assert told.splitlines()[-1] == "gradosr: interrupted; the same command goes on from here"

@@ -204,7 +204,10 @@ class _Queue(Generic[T]):
             self._changed.notify_all()
 
     def get(self) -> T:
-        """Wait for the next item and take it; raise what ended them, or StopIteration once this is closed."""
+        """Wait for the next item and take it; raise what ended them, or StopIteration once this is closed.
+
+        The wait ends with the making of the item: calls of a store have time limits, decoders bounds on their work.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._items or self._end is not None or self._closed)
             if not self._items:

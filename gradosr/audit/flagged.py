@@ -1,7 +1,7 @@
 """flagged.parquet: the flagged rows of a table in its order, written in a second pass with constant memory."""
 
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from gradosr.audit.rows import THREADS, OpenPart, RunTable, id_of
 from gradosr.errors import StoreError, first_line, system_reason
+from gradosr.store.threads import threads
 
 _DESCRIBED = ("key", "shard", "row", "label", "predicted_class", "confidence", "unknown_score", "p_value")
 SCHEMA = pa.schema(
@@ -59,7 +60,7 @@ def _told(path: Path) -> Iterator[None]:
 
 def _in_order(table: RunTable, cut: float | None) -> Iterator[pa.Table]:
     """Yield the flagged rows part by part while the next few parts are being read."""
-    with ThreadPoolExecutor(THREADS, "flagged") as pool:
+    with threads(THREADS, "flagged") as pool:
         ahead: list[tuple[str, Future[list[pa.Table] | None]]] = []
         for part in [*table.parts, *[""] * (2 * THREADS)]:
             if part:

@@ -67,6 +67,8 @@ class Night:
     missing: tuple[str, ...]
     """Names of shards of the night before that no longer exist."""
     verdicts: tuple[Verdict, ...]
+    receivers: tuple[str, ...] = ()
+    """Receivers that the config named that night; one that is added later is not told of it."""
 
     @property
     def tripped(self) -> list[Verdict]:
@@ -86,6 +88,7 @@ class Night:
             counts=Counts(**document["counts"]),
             missing=tuple(document["missing"]),
             verdicts=tuple(Verdict(**verdict) for verdict in document["verdicts"]),
+            receivers=tuple(document.get("receivers", ())),
         )
 
 
@@ -119,10 +122,13 @@ class History:
         self._store.write(self.path(night.night, NIGHT), json.dumps(night.document(), indent=2).encode())
         self._names.append(night.night)
 
-    def untold(self, last: int) -> list[Night]:
-        """Read those of the last nights whose tripped gates have still to be reported, oldest first."""
-        names = [name for name in self._names[-last:] if f"{name}/{TOLD}" not in self._files]
-        return [night for night in map(self._night, names) if night.tripped]
+    def unmarked(self) -> list[Night]:
+        """Read the nights that are not marked as told, oldest first."""
+        return [self._night(name) for name in self._names if f"{name}/{TOLD}" not in self._files]
+
+    def age(self, night: Night) -> int:
+        """Return the number of nights from this one to the newest, both counted."""
+        return len(self._names) - self._names.index(night.night)
 
     def has_heard(self, receiver: str, night: Night) -> bool:
         """Return whether a night that has still to be reported was reported to this receiver."""
@@ -133,7 +139,7 @@ class History:
         self._mark(night, HEARD.format(receiver))
 
     def mark_told(self, night: Night) -> None:
-        """Record that the tripped gates of a night were reported, or that there was nobody to report them to."""
+        """Record that nothing of a night has to be reported any longer."""
         self._mark(night, TOLD)
 
     def _mark(self, night: Night, mark: str) -> None:

@@ -9,7 +9,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +19,9 @@ from gradosr.archive.image import MAX_ENCODED, EncodedImage, Fault, too_large
 from gradosr.archive.readers import READERS, keys_of
 from gradosr.archive.shards import Shard, locate
 from gradosr.config import Input
-from gradosr.errors import NotFound, ObjectChanged, ShardUnreadable, StoreError
+from gradosr.errors import NotFound, ObjectChanged, ShardUnreadable, StoreError, machine_fault
 from gradosr.store import Store, StoredObject
+from gradosr.store.threads import threads
 from gradosr.text import reason as first_words
 
 SIDE, LARGER = 160, 480
@@ -112,7 +112,7 @@ def fetch(
     for row in wanted[:limit]:
         shards.setdefault(row["key"] if keys_of(source.kind) == "path" else row["shard"], []).append(row)
     work = _Work(store, source, parts, time.monotonic() + seconds)
-    with ThreadPoolExecutor(_THREADS, "pictures") as pool:
+    with threads(_THREADS, "pictures") as pool:
         for done, pictures in enumerate(pool.map(work, shards.items()), start=1):
             found.update(pictures)
             tell(done, len(shards))
@@ -144,7 +144,7 @@ class _Work:
             if time.monotonic() > self.until:
                 kind, why = "not_fetched", "the time for pictures was over"
         except Exception as error:  # libraries may raise anything on foreign bytes
-            kind, why = _kind(error), first_words(error)
+            kind, why = _kind(error), first_words(machine_fault(error) or error)
         return {row["id"]: found.get(row["id"]) or _placeholder(row, kind, why) for row in rows}
 
     def _images(self, name: str, keys: frozenset[str]) -> Iterator[EncodedImage]:
@@ -168,6 +168,8 @@ class _Work:
 
 def _kind(error: Exception) -> str:
     """Return the kind of placeholder for an error."""
+    if machine_fault(error):
+        return "not_fetched"
     kinds = {NotFound: "deleted", ObjectChanged: "changed", StoreError: "unreadable", ShardUnreadable: "unreadable"}
     return next((kind for error_type, kind in kinds.items() if isinstance(error, error_type)), "unreadable")
 

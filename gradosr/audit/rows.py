@@ -8,7 +8,6 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from gradosr.errors import EmptyTable, FingerprintMismatch, InputError, first_li
 from gradosr.results.folder import Listing, RunFolder
 from gradosr.results.part import schema
 from gradosr.store import Store
+from gradosr.store.threads import threads
 
 THREADS = 4
 SHOWN_LETTERS = 4096
@@ -92,12 +92,9 @@ class RunTable:
             with self.open(part) as opened:
                 work(part, opened)
 
-        pool = ThreadPoolExecutor(THREADS, "parts")
-        try:
+        with threads(THREADS, "parts") as pool:
             for _ in pool.map(one, self.parts if parts is None else parts):
                 pass
-        finally:
-            pool.shutdown(cancel_futures=True)
 
     @contextmanager
     def open(self, part: str) -> Iterator[OpenPart]:

@@ -3,12 +3,13 @@
 RUN/screenings/NIGHT/archive.json.gz   the shards of the archive that night: part -> name and the night it was new
 RUN/screenings/NIGHT/...               the audit of what was new
 RUN/screenings/NIGHT/screening.json    written last; its presence completes the night
-RUN/screenings/NIGHT/told.json         marks that the tripped gates were reported, or that nobody was to be told
+RUN/screenings/NIGHT/told.json         marks that nothing of the night has to be reported any longer
 RUN/screenings/NIGHT/told-*.json       marks that one of two receivers, webhook and command, was told
 RUN/screenings/index.html              the trend, and a line for each of the last nights
 
 A night that was killed has no screening.json, so the next night covers what it scored. A tripped night is reported at
-least once; a receiver recognises repetitions by the Idempotency-Key.
+least once: a screening that is killed after a receiver has heard and before that is marked reports it again, with the
+same id.
 """
 
 import tempfile
@@ -32,6 +33,7 @@ from gradosr.run.plan import Plan, Summary, finish
 from gradosr.store import Store, join
 
 SHOWN = 90  # nights shown on the index page
+TOLD_FOR = 90  # screenings that tell of a night before it is given up
 MOST_GROUPED = 20_000  # most images over the threshold that are clustered
 MOSTLY = 0.5  # share of new images above which a cluster counts as new
 
@@ -60,9 +62,8 @@ def close(job: ScreenJob, plan: Plan, outcome: Outcome, history: History) -> tup
     counts = _audited(job, store, plan.folder.uri, fresh, history.path(name))
     sizes = _new_classes(job, store, plan.folder.uri, fresh, window)
     verdicts = judge(job.gates, NightFacts(counts, before, len(missing), len(seen), sizes))
-    night = Night(
-        name, now.isoformat(timespec="seconds"), counts, len(plan.shards), len(fresh), tuple(missing), verdicts
-    )
+    made, told_to = now.isoformat(timespec="seconds"), tuple(receivers(job))
+    night = Night(name, made, counts, len(plan.shards), len(fresh), tuple(missing), verdicts, told_to)
     history.commit(night, archive)
     page = report.render_nights(job.output, [one.document() for one in history.nights(SHOWN)])
     store.write(history.path("index.html"), page.encode())
@@ -72,28 +73,41 @@ def close(job: ScreenJob, plan: Plan, outcome: Outcome, history: History) -> tup
 def tell_all(job: ScreenJob, history: History) -> None:
     """Report the nights that have still to be reported, oldest first. Raises RunFailed if one of them was not taken.
 
-    A report that fails holds up no other one. It is repeated in each screening, while its night is one of the last
-    SHOWN; those before the newest are tried once, so that a receiver that is away for weeks costs little time.
+    A report that fails holds up no other one. It is repeated in each screening, TOLD_FOR times; nights before the
+    newest are tried once each time, so that a receiver that is away for weeks costs little time.
     """
-    nights, told_to, failures = history.untold(SHOWN), receivers(job), list[RunFailed]()
-    for night in nights:
-        failed = False
-        for receiver in told_to:
-            if history.has_heard(receiver, night):
-                continue
-            try:
-                tell(job, night, receiver, None if night is nights[-1] else 1)
-            except RunFailed as error:
-                failures.append(error)
-                failed = True
-            else:
-                if len(told_to) > 1:
-                    history.mark_heard(receiver, night)
-        if not failed:  # also where there is no receiver: one that is added later is not told old news
+    owed, waiting, given_up, last_fault = list[Night](), 0, list[str](), ""
+    for night in history.unmarked():
+        if night.tripped and set(night.receivers).intersection(receivers(job)):
+            owed.append(night)
+        else:
             history.mark_told(night)
-    if failures:
-        waiting = len(history.untold(SHOWN))
-        raise RunFailed(f"{failures[-1]}; nights waiting to be told: {waiting}")
+    for night in owed:
+        if fault := _tell(job, history, night, None if night is owed[-1] else 1):
+            last_fault = fault
+            if history.age(night) < TOLD_FOR:
+                waiting += 1
+                continue
+            given_up.append(f"given up after {TOLD_FOR} screenings: {history.path(night.night, 'index.html')}")
+        history.mark_told(night)
+    if last_fault:
+        raise RunFailed("; ".join([last_fault, *given_up, f"nights waiting to be told: {waiting}"]))
+
+
+def _tell(job: ScreenJob, history: History, night: Night, attempts: int | None) -> str:
+    """Report a night to those of its receivers that have not heard of it; return the last fault, empty if none."""
+    told_to, fault = [one for one in receivers(job) if one in night.receivers], ""
+    for receiver in told_to:
+        if history.has_heard(receiver, night):
+            continue
+        try:
+            tell(job, night, receiver, attempts)
+        except RunFailed as error:
+            fault = str(error)
+        else:
+            if len(told_to) > 1:
+                history.mark_heard(receiver, night)
+    return fault
 
 
 def _audited(job: ScreenJob, store: Store, uri: str, fresh: Collection[str], out_uri: str) -> Counts:

@@ -29,9 +29,10 @@ def tell(job: ScreenJob, night: Night, receiver: str, attempts: int | None = Non
 
     Raises ConfigError if the signing key is missing, RunFailed if the receiver does not take it.
     """
-    body = json.dumps({"output": job.output, **night.document()}).encode()
+    identity = hashlib.sha256(f"{job.output}#{night.night}".encode()).hexdigest()
+    body = json.dumps({"id": identity, "output": job.output, **night.document()}).encode()
     if receiver == "webhook" and job.webhook:
-        _post(job.webhook, body, f"{job.output}#{night.night}", attempts or job.webhook.attempts)
+        _post(job.webhook, body, identity, attempts or job.webhook.attempts)
     else:
         _run(job.command, body)
 
@@ -50,7 +51,7 @@ def signing_key(webhook: Webhook) -> bytes | None:
 
 
 def _post(webhook: Webhook, body: bytes, identity: str, attempts: int) -> None:
-    headers = {"Content-Type": "application/json", "Idempotency-Key": hashlib.sha256(identity.encode()).hexdigest()}
+    headers = {"Content-Type": "application/json", "Idempotency-Key": identity}
     if key := signing_key(webhook):
         headers["X-Gradosr-Signature"] = f"sha256={hmac.new(key, body, hashlib.sha256).hexdigest()}"
     request = urllib.request.Request(webhook.url, body, headers)  # noqa: S310 - http or https by its pattern

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gradosr.classifier.architectures import LIBRARIES
 from gradosr.config import FOLDER, TransformSettings
-from gradosr.errors import ClassifierError, ConfigError, GradosrError, first_line
+from gradosr.errors import ClassifierError, ConfigError, GradosrError, MachineFault, first_line, machine_fault
 from gradosr.gradients import pick_logits
 
 REFUSED_ARGS = ("pretrained", "weights", "checkpoint_path")
@@ -46,6 +46,8 @@ def build_classifier(
     except GradosrError:
         raise
     except Exception as error:  # an architecture may raise anything for arguments it rejects
+        if fault := machine_fault(error):
+            raise MachineFault(f"{arch}: {fault}") from error
         raise ClassifierError(f"{arch} with args {dict(args)}: {first_line(error)}") from error
     if not isinstance(classifier, nn.Module):
         raise ClassifierError(f"{arch} returns {type(classifier).__name__}; expected a torch.nn.Module")
@@ -75,6 +77,8 @@ def _factory(arch: str, trusted: Collection[str]) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except Exception as error:  # importing runs the module's code
+        if fault := machine_fault(error):
+            raise MachineFault(f"{arch}: {fault}") from error
         raise ConfigError(f"{arch}: cannot be imported: {first_line(error)}; put its folder on PYTHONPATH") from error
 
 

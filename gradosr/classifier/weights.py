@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from gradosr.errors import ClassifierError
+from gradosr.errors import ClassifierError, MachineFault, machine_fault
 from gradosr.store import Store
 
 ENTRIES = ("state_dict_ema", "model_ema", "ema", "state_dict", "model_state_dict", "model")
@@ -65,7 +65,7 @@ def read_weights(store: Store, uri: str, entry: str | None = None) -> Weights:
     """Read weights from a .safetensors file, or from a torch checkpoint of plain tensors.
 
     A checkpoint holds them at top level, or in one of ENTRIES (or in `entry`). Raises ClassifierError for a file that
-    is damaged, holds objects, or has no weights.
+    is damaged, holds objects, or has no weights, MachineFault where this machine lacks memory for it.
     """
     body = store.read(uri)
     try:
@@ -79,6 +79,8 @@ def read_weights(store: Store, uri: str, entry: str | None = None) -> Weights:
     except ClassifierError:
         raise
     except Exception as error:  # a damaged or hostile file can make torch.load raise anything
+        if fault := machine_fault(error):
+            raise MachineFault(f"{uri}: {fault}") from error
         # torch's own message is not passed on: it advises to let the file run its code.
         named = _CLASS.search(str(error))
         found = f"holds objects ({named[1]}), which run code" if named else "damaged, or not a checkpoint"
@@ -175,7 +177,9 @@ def _renamed(classifier: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, 
     twin = copy.deepcopy(classifier)
     try:
         told = twin.load_state_dict(weights, strict=False)
-    except Exception:  # of another shape, which is told by the caller; or whatever a module's loader raises
+    except Exception as error:  # of another shape, which is told by the caller; or whatever a module's loader raises
+        if fault := machine_fault(error):
+            raise fault from error
         return weights
     return {
         **{name: tensor for name, tensor in twin.state_dict().items() if name not in told.missing_keys},

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gradosr.classifier.build import build_classifier
-from gradosr.errors import ClassifierError, ConfigError, first_line
+from gradosr.errors import ClassifierError, ConfigError, first_line, machine_fault
 from gradosr.gradients import GradientEngine
 from gradosr.gradients.slow import slow_squared_norms
 
@@ -179,6 +179,8 @@ def _smallest(arch: str, draw: int = 1) -> tuple[nn.Module, Tensor]:
                 with torch.no_grad():
                     classifier(images_BCHW)
             except Exception as error:  # any error that an architecture raises for an unsuitable size
+                if machine_fault(error):
+                    raise
                 fault = error
             else:
                 return classifier, images_BCHW

@@ -11,7 +11,7 @@ import re
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing
 from typing import Any, BinaryIO, cast
 
@@ -24,6 +24,7 @@ from gradosr.errors import ConfigError, InputError, NotFound, RunFailed
 from gradosr.results.folder import RunFolder
 from gradosr.results.part import ROW_GROUP, SCHEMA_VERSION, SPOOL_BYTES, spooled
 from gradosr.store import Store, join
+from gradosr.store.threads import threads
 
 MANIFEST = "_manifest.json"
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -162,7 +163,7 @@ def _tables(folder: RunFolder, parts: Sequence[str]) -> Iterator[tuple[str, pa.T
 
     running: deque[tuple[str, Future[Any]]] = deque()
     left = iter(parts)
-    with ThreadPoolExecutor(_OPEN, "parts") as pool:
+    with threads(_OPEN, "parts") as pool:
         while True:
             while len(running) < _OPEN and (part := next(left, None)) is not None:
                 running.append((part, pool.submit(opened, part)))

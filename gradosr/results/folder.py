@@ -13,7 +13,6 @@ RUN/_SUCCESS        the parts that make up the table, and their merged counts an
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, BinaryIO, TypeVar, cast
@@ -26,6 +25,7 @@ from gradosr.errors import FingerprintMismatch, InputError, NotFound
 from gradosr.results.outcome import PartStats
 from gradosr.results.part import SCHEMA_VERSION
 from gradosr.store import Store, StoredObject, join, scheme_of
+from gradosr.store.threads import threads
 
 _LOOKED_AT = ("_SUCCESS", "run.json", "parts/", "quarantine/", "groups/")
 """The parts of a run folder that are listed; audits of nights and superseded parts grow without bound beside them."""
@@ -156,7 +156,7 @@ class RunFolder:
         known = {**self._recorded_stats(), **fresh}
         wanted = sorted(parts)
         unknown = [part for part in wanted if part not in known]
-        with ThreadPoolExecutor(16, "footers") as pool:
+        with threads(16, "footers") as pool:
             known.update(zip(unknown, pool.map(self._footer_stats, unknown), strict=True))
         return {part: known[part] for part in wanted}
 
@@ -204,7 +204,7 @@ class RunFolder:
         parts = self.table_parts(listing)
         if not parts:
             raise InputError(f"{self.uri}: no finished parts yet; run `gradosr score` first")
-        with ThreadPoolExecutor(8, "parts") as pool:
+        with threads(8, "parts") as pool:
             tables = list(pool.map(lambda part: self._read_part(part, columns), parts))
         return pa.concat_tables(tables), listing.finished
 

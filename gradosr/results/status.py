@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from gradosr.results.folder import Listing, RunFolder, merged
 from gradosr.results.lease import EXPIRES, LeaseRecord, read_lease
 from gradosr.results.outcome import SHOWN
 from gradosr.store import Store
+from gradosr.store.threads import threads
 from gradosr.text import duration, printable
 
 State = Literal["finished", "running", "ended", "silent", "unknown"]
@@ -134,7 +134,7 @@ def _eta(progress: Mapping[str, Any]) -> float | None:
 
 def _marks(store: Store, folder: RunFolder, parts: Iterable[str]) -> dict[str, str]:
     """Read the reasons of quarantine marks by shard."""
-    with ThreadPoolExecutor(SHOWN, "marks") as pool:
+    with threads(SHOWN, "marks") as pool:
         marks = pool.map(lambda part: _document(store, folder.path("quarantine", f"{part}.json")), parts)
         return {str(mark.get("shard")): str(mark.get("reason")) for mark in marks}
 

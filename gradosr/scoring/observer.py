@@ -11,8 +11,13 @@ from torch import Tensor, nn
 from gradosr.classifier.build import check_logits, input_size, normalise
 from gradosr.config import Signals, TransformSettings
 from gradosr.detectors import Observation
+<<<<<<< HEAD
 from gradosr.errors import ClassifierError, GradosrError, first_line
 from gradosr.gradients import GradientEngine, Head, count_last, lay_channels_last
+=======
+from gradosr.errors import ClassifierError, GradosrError, first_line, machine_fault
+from gradosr.gradients import GradientEngine, Head, lay_channels_last
+>>>>>>> waits
 from gradosr.gradients.explain import Explained
 from gradosr.representations import REPRESENTATIONS, coordinate_names, log_norms, representation
 from gradosr.scoring.compute import Compute
@@ -79,6 +84,8 @@ class Observer:
         except GradosrError:
             raise
         except Exception as error:  # a classifier may raise anything on images it was not made for
+            if fault := machine_fault(error):
+                raise fault from error
             size = "x".join(map(str, input_size(self.transform)))
             raise ClassifierError(
                 f"the classifier fails on a {size} image, as classifier.transform makes them: {first_line(error)}"

@@ -52,8 +52,10 @@ class LocalBackend:
         return _stored(uri, status)
 
     def read(self, uri: str) -> bytes:
-        """Read the whole file."""
+        """Read the whole file. A pipe, whose writer may never come, is no object."""
         with _translated(uri):
+            if stat.S_ISFIFO(_path(uri).stat().st_mode):
+                raise NotFound(f"{uri}: not a file")
             return _path(uri).read_bytes()
 
     def open(self, stored: StoredObject) -> BinaryIO:

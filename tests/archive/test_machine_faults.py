@@ -1,14 +1,8 @@
 """What the machine lacks while it decodes or reads is never written into the table as the image's fault."""
 
-import ctypes
 import gzip
 import io
-import multiprocessing
-import os
-import resource
 import sys
-from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 from hostile import encoded, jpeg, parquet_file, png, tar
+from little_memory import in_little_memory
 from PIL import Image
 
 from gradosr.archive.decode import decode
@@ -29,36 +24,6 @@ from gradosr.store import Store, StoredObject
 
 MEGABYTE = 2**20
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
-
-
-FRESH = multiprocessing.get_context("forkserver")
-"""Processes without what earlier tests have left free in the heap of this one."""
-FRESH.set_forkserver_preload([__name__])
-
-
-def in_little_memory(work: Callable[..., str], spare: int, *args: object) -> str:
-    """What `work` answers, or what it raised, in a process of its own that gets `spare` bytes more than it has."""
-    ours, theirs = FRESH.Pipe(duplex=False)
-    with ours, theirs:
-        child = FRESH.Process(target=_answer, args=(theirs, work, spare, args))
-        child.start()
-        answer: str = ours.recv()
-        child.join()
-    return answer
-
-
-def _answer(answers: Connection, work: Callable[..., str], spare: int, args: tuple[object, ...]) -> None:
-    heap = ctypes.CDLL(None)
-    heap.mallopt(-3, 2**16)  # M_MMAP_THRESHOLD: nothing large comes out of what is free in the heap
-    heap.malloc_trim(0)
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + spare,) * 2)
-    try:
-        answer = work(*args)
-    except BaseException as error:
-        answer = f"{type(error).__name__}: {error}"
-    answers.send(answer[:4096])
-    os._exit(0)
 
 
 def fault_of(data: bytes) -> str:

@@ -1,6 +1,7 @@
 """Pictures out of little real archives, and what is shown where there is none."""
 
 import io
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from bombs import scan_bomb
 from hostile import BLUE, GREEN, RED, bomb_png, damaged_png, jpeg, noise, oriented, parquet_file, png, tar
+from little_memory import in_little_memory
 from PIL import Image
 
 from gradosr.archive.readers import READERS
@@ -285,7 +287,7 @@ def test_nothing_that_is_raised_ends_the_audit(
 
     source = tar_archive(tmp_path)
     found = fetch(Broken(), source, rows_in(source))
-    assert set(found.missing) == {"unreadable"}
+    assert set(found.missing) == {"not_fetched" if isinstance(error, MemoryError) else "unreadable"}
 
 
 def test_there_is_a_bound_on_number_and_time(tmp_path: Path) -> None:
@@ -316,3 +318,15 @@ def test_ids_are_file_names() -> None:
     for key in ("../../etc/passwd", "a\0b", "\udce9", "=1+1", "x" * 100_000):
         assert len(id_of(key)) == 16
         assert id_of(key).isalnum()
+
+
+def placeholder(folder: str) -> str:
+    source = TarInput(uri=folder)
+    (found,) = fetch(Store(), source, [row("a.tar#0.png", "a.tar", 6000, 6000)]).by_id.values()
+    return f"{found.kind}: {found.reason}"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_a_picture_that_memory_is_too_small_for_is_not_the_archives_fault(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar([("0.png", png(6000, 6000))]))
+    assert in_little_memory(placeholder, 60 << 20, str(tmp_path)).startswith("not_fetched: this machine is at fault, ")

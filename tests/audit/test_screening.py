@@ -30,7 +30,7 @@ from tiny import ARCH, labelled_tar, local_job, make_bundle, write_archive
 from gradosr.audit import screening, webhook
 from gradosr.audit.nights import Counts, History, Night, Verdict
 from gradosr.config import S3Settings, ScreenJob, Webhook, load_job
-from gradosr.errors import ConfigError, RunFailed
+from gradosr.errors import ConfigError, RunFailed, StoreError
 from gradosr.lab.seaweedfs import SeaweedFS
 from gradosr.results.outcome import Outcome
 from gradosr.run.plan import Summary, prepare
@@ -170,7 +170,8 @@ def test_a_command_that_hangs_is_bounded(tmp_path: Path, monkeypatch: pytest.Mon
 def add_night(job: ScreenJob, date: str, *, trips: bool = True) -> None:
     """Store a night as a screening does."""
     verdict = Verdict("bad_images", 0, 3, trips, "3 of 1,000 new images have no score")
-    history(job).commit(replace(night(), night=date, verdicts=(verdict,)), {})
+    alerted = replace(night(), night=date, verdicts=(verdict,), receivers=tuple(webhook.receivers(job)))
+    history(job).commit(alerted, {})
 
 
 def tell_all(job: ScreenJob) -> str:
@@ -229,8 +230,8 @@ def test_an_alert_that_is_refused_holds_up_no_newer_one(deaf: tuple[ScreenJob, i
 
 def test_a_command_that_fails_does_not_repeat_the_webhook(deaf: tuple[ScreenJob, int]) -> None:
     job, port = deaf
-    add_night(job, WEEK[0])
     failing = job.model_copy(update={"command": ("false",)})
+    add_night(failing, WEEK[0])
     with listening(port=port) as (_, heard):
         for _ in range(3):
             assert "command false" in tell_all(failing)
@@ -247,6 +248,91 @@ def test_a_receiver_that_is_added_later_is_not_told_old_news(deaf: tuple[ScreenJ
     with listening(port=port) as (_, heard):
         assert tell_all(job) == ""
     assert told_nights(heard) == WEEK[1:2]
+
+
+def test_a_receiver_hears_only_of_nights_since_it_was_added(deaf: tuple[ScreenJob, int], tmp_path: Path) -> None:
+    job, port = deaf
+    add_night(job, WEEK[0])
+    assert tell_all(job).endswith("nights waiting to be told: 1")
+    both = job.model_copy(update={"command": ("tee", "-a", f"{tmp_path}/heard")})
+    add_night(both, WEEK[1])
+    with listening(port=port) as (_, heard):
+        assert tell_all(both) == ""
+    assert told_nights(heard) == WEEK[:2]
+    assert (tmp_path / "heard").read_text().count('"night": ') == 1
+    assert WEEK[1] in (tmp_path / "heard").read_text()
+
+
+def test_nights_of_a_version_that_did_not_note_receivers_are_old_news(deaf: tuple[ScreenJob, int]) -> None:
+    job, port = deaf
+    add_night(job, WEEK[0])
+    document = Path(history(job).path(WEEK[0], "screening.json"))
+    document.write_text(json.dumps({k: v for k, v in json.loads(document.read_text()).items() if k != "receivers"}))
+    add_night(job, WEEK[1])
+    with listening(port=port) as (_, heard):
+        assert tell_all(job) == ""
+    assert told_nights(heard) == WEEK[1:2]
+
+
+def test_a_night_that_is_never_told_is_given_up_in_one_line(
+    deaf: tuple[ScreenJob, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(screening, "TOLD_FOR", 3)
+    job, port = deaf
+    for date in WEEK[:2]:
+        add_night(job, date)
+        assert "given up" not in tell_all(job)
+    add_night(job, WEEK[2])
+    told = tell_all(job)
+    assert re.search(f"; given up after 3 screenings: [^;]*/{WEEK[0]}/index.html; ", told)
+    assert told.endswith("nights waiting to be told: 2")
+    assert "\n" not in told
+    add_night(job, WEEK[3], trips=False)
+    with listening(port=port) as (_, heard):
+        assert tell_all(job) == ""
+    assert told_nights(heard) == WEEK[1:3]
+
+
+def test_nights_that_no_screening_told_of_are_still_told(
+    deaf: tuple[ScreenJob, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each screening after the first night was killed before it told anybody."""
+    monkeypatch.setattr(screening, "TOLD_FOR", 3)
+    job, port = deaf
+    for date in WEEK:
+        add_night(job, date)
+    with listening(port=port) as (_, heard):
+        assert tell_all(job) == ""
+    assert told_nights(heard) == WEEK
+
+
+def test_an_alert_repeated_after_a_crash_has_the_same_id(deaf: tuple[ScreenJob, int], tmp_path: Path) -> None:
+    job, port = deaf
+    job = job.model_copy(update={"command": ("tee", "-a", f"{tmp_path}/heard")})
+    for date in WEEK[:2]:
+        add_night(job, date)
+    mark = Path(history(job).path(WEEK[0], "told-webhook.json"))
+    mark.mkdir()  # told, and then not marked
+    with listening(port=port) as (_, heard):
+        with pytest.raises(StoreError):
+            tell_all(job)
+        mark.rmdir()
+        assert tell_all(job) == ""
+    assert told_nights(heard) == [WEEK[0], *WEEK[:2]]
+    ids = [json.loads(body)["id"] for _, body in heard]
+    assert ids[0] == ids[1] != ids[2]
+    assert ids == [headers["Idempotency-Key"] for headers, _ in heard]
+    assert [document["id"] for document in documents((tmp_path / "heard").read_text())] == ids[1:]
+
+
+def documents(text: str) -> list[dict[str, Any]]:
+    """JSON documents one after the other."""
+    found, decoder = list[dict[str, Any]](), json.JSONDecoder()
+    while text:
+        document, end = decoder.raw_decode(text)
+        found.append(document)
+        text = text[end:]
+    return found
 
 
 # --- Nights ---
@@ -345,9 +431,9 @@ def test_a_tripped_night_is_told_once(job: ScreenJob, tmp_path: Path, monkeypatc
     monkeypatch.setattr(webhook, "PAUSE", 0.01)
     one_night(job)
     (tmp_path / "archive" / "00001.tar").unlink()
-    one_night(job)
     with listening(500) as (url, heard):
         deaf = job.model_copy(update={"webhook": Webhook(url=url, attempts=1)})
+        one_night(deaf)
         with pytest.raises(RunFailed):
             screening.tell_all(deaf, history(job))
         for _ in range(2):

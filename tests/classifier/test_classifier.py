@@ -9,7 +9,7 @@ from torchvision import models
 
 from gradosr.classifier.build import build_classifier, check_logits, input_size, normalise
 from gradosr.config import TransformSettings
-from gradosr.errors import ClassifierError, ConfigError
+from gradosr.errors import ClassifierError, ConfigError, MachineFault
 
 FETCH = "would fetch or read files; give classifier.weights instead"
 
@@ -129,6 +129,7 @@ def test_arguments_an_architecture_does_not_take_are_one_clear_line(arch, args, 
 # --- Factories ---
 
 FACTORIES = """
+import torch
 from pathlib import Path
 from torch import nn
 
@@ -142,6 +143,12 @@ def number():
 
 def broken():
     raise KeyError("width")
+
+def greedy():
+    return torch.empty(1 << 46)
+
+def greedier():
+    return bytearray(1 << 60)
 
 def wordy():
     raise ZeroDivisionError("first line\\nsecond line")
@@ -160,6 +167,7 @@ def factories(tmp_path, monkeypatch):
     (tmp_path / f"{module}.py").write_text(FACTORIES)
     (tmp_path / f"{module}_bad.py").write_text("def nothing(:\n")
     (tmp_path / f"{module}_dies.py").write_text("1 / 0\n")
+    (tmp_path / f"{module}_fills.py").write_text("table = bytearray(1 << 60)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     return module
@@ -170,6 +178,13 @@ def test_a_trusted_factory_is_imported_from_the_working_directory(factories):
     net = build_classifier(arch, {"width": 3}, classes=99, trusted=[arch])
     assert net(torch.zeros(2, 3, 2, 2)).shape == (2, 3)
     assert not net.training
+
+
+@pytest.mark.parametrize("name", [":greedy", ":greedier", "_fills:small"])
+def test_what_this_machine_lacks_is_not_the_architectures_fault(factories, name):
+    arch = f"{factories}{name}"
+    message = refused(MachineFault, build_classifier, arch, {}, 3, [arch])
+    assert message.startswith(f"{arch}: this machine is at fault, not the data: ")
 
 
 def test_an_untrusted_factory_is_not_even_imported(factories, tmp_path):

@@ -5,11 +5,13 @@ import io
 import os
 import pickle
 import re
+import sys
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from little_memory import in_little_memory
 from test_classifier import refused
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -40,6 +42,19 @@ def test_weights_are_read_as_they_were_saved(tmp_path, uri):
     assert source == f"{tmp_path}/{uri}"
     assert set(found) == set(state)
     assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+def fault_of_reading(uri):
+    read_weights(Store(), uri)
+    return ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_a_checkpoint_that_memory_is_too_small_for_is_not_damaged(tmp_path):
+    uri = f"{tmp_path}/w.pt"
+    (tmp_path / "w.pt").write_bytes(saved({"a": torch.zeros(1 << 24)}))
+    answer = in_little_memory(fault_of_reading, 100 << 20, uri)  # the file is read, and no more
+    assert answer.startswith(f"MachineFault: {uri}: this machine is at fault, not the data: ")
 
 
 SAVE = "save plain tensors by torch.save(net.state_dict(), ...)"

@@ -15,7 +15,7 @@ from gradosr.bundle.calibration import Calibration
 from gradosr.classifier.build import build_classifier, normalise
 from gradosr.config import ComputeSettings, Precision, Signals, TransformSettings
 from gradosr.detectors import Observation, detector_class
-from gradosr.errors import ClassifierError, ConfigError
+from gradosr.errors import ClassifierError, ConfigError, MachineFault
 from gradosr.gradients import squared_norms
 from gradosr.representations import log_norms
 from gradosr.scoring.compute import Compute, pick_device
@@ -167,6 +167,14 @@ def test_a_classifier_without_a_linear_head_has_no_features():
     scorer = Scorer(Bundle(manifest, classifier, detector, source.calibrations), CPU)
     assert scorer.feature_count == 0
     assert scorer.score(pixels(2)).features_BF is None
+
+
+def test_what_this_machine_lacks_is_not_the_classifiers_fault():
+    classifier = build_classifier("torchvision:squeezenet1_1", {}, 3)
+    classifier.register_forward_pre_hook(lambda *_: bytearray(1 << 60))
+    observer = Observer(classifier, TransformSettings(crop=32), Signals(), Compute(torch.device("cpu")))
+    with pytest.raises(MachineFault, match=r"^this machine is at fault, not the data: MemoryError"):
+        observer.check(3)
 
 
 # --- What cannot serve is said before the first image ---

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import io
 import json
+import os
 import random
 import socket
 import subprocess
@@ -795,6 +796,12 @@ def test_a_folder_is_no_object(tmp_path: Path) -> None:
     for call in (Store().stat, Store().read, lambda uri: Store().write(uri, b"")):
         with pytest.raises(StoreError, match=f"^{tmp_path}: "):
             call(str(tmp_path))
+
+
+def test_a_pipe_without_a_writer_is_no_object(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(NotFound, match=r"pipe: not a file"):
+        Store().read(f"{tmp_path}/pipe")
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
 
 from gradosr.archive.image import EMPTY, MAX_ENCODED, EncodedImage, label_of, too_large
 from gradosr.archive.shards import Shard, as_text
 from gradosr.config import ImagesInput
 from gradosr.store import Store, StoredObject
+from gradosr.store.threads import threads
 
 _THREADS = 8  # an object store answers in tens of milliseconds whatever the size; one at a time would wait for each
 _AHEAD = 16  # images fetched or being fetched before they are asked for
@@ -23,22 +24,19 @@ def read(
     has no label. Raises ObjectChanged if an image was replaced or removed since it was listed.
     """
     folder = shard.uri.rpartition("#")[0]
-    pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="fetch")
     running: deque[tuple[StoredObject, Future[bytes]]] = deque()
 
     def next_image() -> EncodedImage:
         member, fetched = running.popleft()
         return _image(member, fetched.result(), as_text(member.uri.removeprefix(folder)), label_names)
 
-    try:
+    with threads(_THREADS, "fetch") as pool:
         for member in shard.members:
             running.append((member, pool.submit(_fetch, store, member)))
             if len(running) == _AHEAD:
                 yield next_image()
         while running:
             yield next_image()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def pick(shard: Shard, store: Store, source: ImagesInput, keys: frozenset[str]) -> Iterator[EncodedImage]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gradosr.classifier.build import build_classifier
 from gradosr.config import Precision, Signals, TransformSettings
-from gradosr.errors import ConfigError, first_line
+from gradosr.errors import ConfigError, first_line, machine_fault
 from gradosr.gradients import GradientEngine, objective
 from gradosr.gradients.calls import squared_norm
 from gradosr.lab.conformance import move
@@ -68,6 +68,8 @@ def workload(
         with torch.no_grad():
             given.classifier(given.images_BCHW[:1])
     except Exception as error:  # any error that an architecture raises for an unsuitable size
+        if fault := machine_fault(error):
+            raise fault from error
         raise ConfigError(f"{arch} does not take {size}x{size} pixels: {first_line(error)}") from error
     return given
 

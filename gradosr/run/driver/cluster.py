@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from gradosr.archive.shards import Shard
 from gradosr.config import RaySettings, ScoreJob, Workers
-from gradosr.errors import ConfigError, InputError, RunFailed, first_line
+from gradosr.errors import ConfigError, InputError, RunFailed, first_line, machine_fault
 from gradosr.run.driver.ray_errors import own, told
 from gradosr.store import is_shared, scheme_of
 
@@ -66,6 +66,8 @@ def connected(settings: RaySettings, runtime_env: Mapping[str, Any]) -> Iterator
         except Exception as error:  # what Ray raises where its processes are slow to start is no more than that
             ray.shutdown()
             if left == 1:
+                if fault := machine_fault(error):
+                    raise fault from error
                 reason = f"no Ray cluster answers there: {first_line(error)}"
                 raise InputError(f"ray.address {settings.address}: {reason}") from error
     # Ray's own handler exits with 15 and says nothing.
