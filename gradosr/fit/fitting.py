@@ -155,7 +155,7 @@ def _provenance(job: CompleteFitJob, known: KnownImages) -> dict[str, Any]:
 def observe(observer: Observer, images_NCHW: Images, batch_size: int) -> Observation:
     """Observe images batch by batch; what was observed stays in memory, pixels do not."""
     batches = torch.arange(len(images_NCHW)).split(batch_size)
-    return Observation.joined([observer(images_NCHW[rows]).observation for rows in batches])
+    return Observation.joined((observer(images_NCHW[rows]).observation for rows in batches), len(images_NCHW))
 
 
 def finite(observation: Observation, notes: Notes) -> Tensor:

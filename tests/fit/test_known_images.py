@@ -70,11 +70,11 @@ def test_training_and_observations_are_those_of_images_in_memory(tmp_path: Path)
     for use in (FITTING, CALIBRATION):
         observe(observer, known.of(use), 7)  # the first batch of a size also chooses how to compute
         batches = pixels_NCHW[use_N == use].split(7)
-        expected = Observation.joined([observer(batch).observation for batch in batches])
+        expected = Observation.joined((observer(batch).observation for batch in batches), sum(map(len, batches)))
         assert same(observe(observer, known.of(use), 7), expected)
         of_two = (use_N == use) & (labels_N > 0)
         batches = pixels_NCHW[of_two].split(7)
-        expected = Observation.joined([observer(batch).observation for batch in batches])
+        expected = Observation.joined((observer(batch).observation for batch in batches), sum(map(len, batches)))
         assert same(observe(observer, known.of(use).of_classes([1, 2]), 7), expected)
         assert torch.equal(known.of(use).of_classes([1, 2]).labels_N, labels_N[of_two] - 1)
 
