@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from gradosr.archive.pixel_file import Images
 from gradosr.classifier.build import normalise
 from gradosr.classifier.rand_augment import rand_augmented
 from gradosr.config import TrainSettings, TransformSettings
@@ -25,10 +26,13 @@ from gradosr.gradients.outputs import checked_logits
 ON_DEVICE = 4 * 2**30
 """Bytes of images up to which all of them lie on a GPU; with more, each batch is augmented on the CPU and copied."""
 
+COPIED = 256
+"""Images that are copied to a GPU at a time."""
+
 
 def train(
     classifier: nn.Module,
-    images_NCHW: Tensor,
+    images_NCHW: Images,
     labels_N: Tensor,
     recipe: TrainSettings,
     transform: TransformSettings,
@@ -43,8 +47,9 @@ def train(
     generator = torch.Generator().manual_seed(recipe.seed)
     classifier.to(device).train()
     lay_channels_last(classifier)  # makes training a fifth to a third faster
-    if images_NCHW.nbytes <= ON_DEVICE:
-        images_NCHW = images_NCHW.to(device)
+    place = torch.device("cpu")
+    if device.type != "cpu" and (on_device_NCHW := _on_device(images_NCHW, device)) is not None:
+        images_NCHW, place = on_device_NCHW, device
     labels_N = labels_N.to(device)
     # The incomplete last batch is left out, because BatchNorm cannot train on one image; each epoch has a new order.
     batch = min(recipe.batch_size, len(images_NCHW))
@@ -55,13 +60,24 @@ def train(
             total = torch.zeros((), dtype=torch.float64, device=device)
             order_N = torch.randperm(len(images_NCHW), generator=generator)
             for rows in order_N[: steps * batch].split(batch):
-                images_BCHW = augment(images_NCHW[_moved(rows, images_NCHW.device)], recipe, generator)
+                images_BCHW = augment(images_NCHW[_moved(rows, place)], recipe, generator)
                 images_BCHW = _input(images_BCHW, transform, device)
                 loss = descent.step(images_BCHW, labels_N[_moved(rows, device)])
                 total += loss.double() * len(rows)
             observe(epoch, float(total) / (steps * batch))
     descent.finish()
     classifier.eval()
+
+
+def _on_device(images_NCHW: Images, device: torch.device) -> Tensor | None:
+    """Copy the images to a device; return None if they take more than ON_DEVICE bytes."""
+    first_1CHW = images_NCHW[torch.zeros(1, dtype=torch.long)]
+    if first_1CHW.nbytes * len(images_NCHW) > ON_DEVICE:
+        return None
+    copied_NCHW = first_1CHW.new_empty((len(images_NCHW), *first_1CHW.shape[1:]), device=device)
+    for rows in torch.arange(len(images_NCHW)).split(COPIED):
+        copied_NCHW[int(rows[0]) : int(rows[-1]) + 1] = _moved(images_NCHW[rows], device)
+    return copied_NCHW
 
 
 def augment(images_BCHW: Tensor, recipe: TrainSettings, generator: torch.Generator) -> Tensor:

@@ -1,6 +1,6 @@
 """The view that a detector has of images, and the material it is fitted on."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
@@ -69,12 +69,27 @@ class Observation:
         return torch.stack([values.reshape(len(self), -1).isfinite().all(1) for values in everything]).all(0)
 
     @classmethod
-    def joined(cls, pieces: Sequence["Observation"]) -> "Observation":
-        """Join the images of all pieces, in order."""
-        first = pieces[0]
-        tensors = {name: torch.cat([getattr(piece, name) for piece in pieces]) for name in first._tensors()}
-        watched = {name: torch.cat([piece.watched[name] for piece in pieces]) for name in first.watched}
-        return cls(**tensors, watched=watched)
+    def joined(cls, pieces: Iterable["Observation"], images: int) -> "Observation":
+        """Join pieces of `images` images in all, at least one piece, in order.
+
+        Room for all is made at once. Small tensors of each piece that outlive the large ones of its pass would break up
+        the memory between them, which then grows with every pass.
+        """
+        rest = iter(pieces)
+        piece = next(rest)
+        whole = piece._with_each(lambda values: values.new_empty((images, *values.shape[1:])))
+        whole._put(0, piece)
+        first = len(piece)
+        for piece in rest:
+            whole._put(first, piece)
+            first += len(piece)
+        return whole
+
+    def _put(self, first: int, piece: "Observation") -> None:
+        """Copy a piece into the rows from `first` on."""
+        own, given = ({**one._tensors(), **one.watched} for one in (self, piece))
+        for name, values in given.items():
+            own[name][first : first + len(piece)] = values
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from tempfile import gettempdir
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gradosr.archive.decoded import DecodedImages
+from gradosr.archive.pixel_file import Images
 from gradosr.bundle.bundle import Bundle
 from gradosr.bundle.calibration import Calibration, check_enough
 from gradosr.bundle.manifest import Manifest
@@ -39,6 +41,9 @@ from gradosr.scoring.observer import Observer
 from gradosr.store import Store, join
 from gradosr.text import duration
 from gradosr.versions import software
+
+LARGE = 10**9
+"""Bytes of pixels in a temporary file from which on its place is told."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,8 @@ def prepare(asked: FitJob, notes: Notes, decoded: DecodedImages | None = None) -
     known = read_known(job, store, decoded or DecodedImages(store), classes, keep_training=keep_training)
     check_enough(known.counts()["calibration"], job.false_alarm_rate)
     notes.say(f"{len(classes)} known classes; images: {_listed(known.counts())}")
+    if (size := known.pixels.nbytes) >= LARGE:
+        notes.say(f"their pixels lie in a temporary file in {gettempdir()} until the end: {size / 1e6:,.1f} MB")
     if job.train and not job.classifier.weights:
         _train(classifier, known.of(TRAINING), job.train, job.classifier.transform, compute, notes, "classifier")
     return Ready(job, classifier, known, compute)
@@ -153,10 +160,10 @@ def _provenance(job: CompleteFitJob, known: KnownImages) -> dict[str, Any]:
     }
 
 
-def observe(observer: Observer, known: KnownImages, batch_size: int) -> Observation:
-    """Observe images batch by batch."""
-    observed = [observer(images).observation for images in known.images_NCHW.split(batch_size)]
-    return Observation.joined(observed)
+def observe(observer: Observer, images_NCHW: Images, batch_size: int) -> Observation:
+    """Observe images batch by batch; what was observed stays in memory, pixels do not."""
+    batches = torch.arange(len(images_NCHW)).split(batch_size)
+    return Observation.joined((observer(images_NCHW[rows]).observation for rows in batches), len(images_NCHW))
 
 
 def finite(observation: Observation, notes: Notes) -> Tensor:
@@ -245,6 +252,6 @@ def _train(
         notes.step(f"training {what}: epoch {epoch + 1}/{recipe.epochs}, loss {loss:.3f}")
 
     start = time.monotonic()
-    train(classifier, known.images_NCHW, known.labels_N, recipe, transform, compute.device, observe_epoch)
-    seconds, images = time.monotonic() - start, recipe.epochs * len(known.labels_N)
+    train(classifier, known, known.labels_N, recipe, transform, compute.device, observe_epoch)
+    seconds, images = time.monotonic() - start, recipe.epochs * len(known)
     notes.say(f"{what} trained: {recipe.epochs} epochs in {duration(seconds)}, {images / seconds:,.0f} images/s")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gradosr.archive.decoded import DecodedImages
 from gradosr.archive.image import EncodedImage
+from gradosr.archive.pixel_file import PixelFile
 from gradosr.config import CompleteFitJob, FitJob
 from gradosr.errors import InputError
 from gradosr.store import Store
@@ -27,10 +28,12 @@ USES = {"training": TRAINING, "fitting": FITTING, "calibration": CALIBRATION}
 
 @dataclass(frozen=True)
 class KnownImages:
-    """Labelled images of the known classes, at the classifier's input size."""
+    """Labelled images of the known classes, at the classifier's input size; [rows] reads the pixels of some."""
 
-    images_NCHW: Tensor
-    """Pixels as uint8."""
+    pixels: PixelFile
+    """Pixels of these images, and of others read with them."""
+    places_N: Tensor
+    """Row of each image in `pixels`."""
     labels_N: Tensor
     """Index of each image's class."""
     use_N: Tensor
@@ -41,13 +44,19 @@ class KnownImages:
     def of(self, *uses: int) -> "KnownImages":
         """Return the images that have one of the given uses."""
         rows = torch.isin(self.use_N, torch.tensor(uses))
-        return KnownImages(self.images_NCHW[rows], self.labels_N[rows], self.use_N[rows], self.left_out)
+        return KnownImages(self.pixels, self.places_N[rows], self.labels_N[rows], self.use_N[rows], self.left_out)
 
     def of_classes(self, classes: Sequence[int]) -> "KnownImages":
         """Return the images of the given classes (ascending indices), relabelled by their position in `classes`."""
         rows = torch.isin(self.labels_N, torch.tensor(classes))
         labels_N = torch.searchsorted(torch.tensor(classes), self.labels_N[rows])
-        return KnownImages(self.images_NCHW[rows], labels_N, self.use_N[rows], self.left_out)
+        return KnownImages(self.pixels, self.places_N[rows], labels_N, self.use_N[rows], self.left_out)
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        return self.pixels[self.places_N[rows]]
 
     def counts(self) -> dict[str, int]:
         """Return the number of images by use."""
@@ -57,7 +66,10 @@ class KnownImages:
 def read_known(
     job: CompleteFitJob, store: Store, decoded: DecodedImages, classes: Sequence[str], *, keep_training: bool
 ) -> KnownImages:
-    """Read the known images of a job's input. Raises InputError if labels, or all images of one use, are missing."""
+    """Read the known images of a job's input; their pixels go to a temporary file.
+
+    Raises InputError if labels, or all images of one use, are missing; MachineFault if the disk has no room.
+    """
     wanted = {name: index for index, name in enumerate(classes) if not job.known or name in job.known}
     split = _Split(job, store)
     left_out = {"other_classes": 0, "unlabelled": 0, "unreadable": 0}
@@ -69,7 +81,7 @@ def read_known(
             return False
         return keep_training or split.place(image) < HELD_OUT
 
-    pixels: list[Tensor] = []
+    pixels = PixelFile()
     labels: list[int] = []
     places: list[float] = []
     for image in decoded.read(job.input, job.classifier.transform, job.max_pixels, keep):
@@ -87,7 +99,7 @@ def read_known(
     for name, use in USES.items():
         if not (use_N == use).any() and (use != TRAINING or keep_training):
             raise InputError(f"{job.input.uri}: no images left for {name}; check held_out")
-    return KnownImages(torch.stack(pixels), torch.tensor(labels), use_N, left_out)
+    return KnownImages(pixels, torch.arange(len(pixels)), torch.tensor(labels), use_N, left_out)
 
 
 def fitting_share(held_out: int) -> float:

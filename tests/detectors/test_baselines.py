@@ -65,7 +65,7 @@ def fitted(kind):
 
 def both(count, seed=9):
     """Known images, then unknown ones."""
-    return Observation.joined([observed(count, seed)[0], observed(count, seed + 1, unknown=True)[0]])
+    return Observation.joined([observed(count, seed)[0], observed(count, seed + 1, unknown=True)[0]], 2 * count)
 
 
 def without_numbers(seen, row):

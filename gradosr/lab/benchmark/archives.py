@@ -111,7 +111,7 @@ def make_bundle(
     height, width = input_size(transform)
     images = torch.stack([_pixels(height, width, torch.Generator().manual_seed(i)) for i in range(FITTED_ON)])
     head = observer.check(len(classes)).head
-    seen = Observation.joined([observer(piece).observation for piece in images.split(20)])
+    seen = Observation.joined((observer(piece).observation for piece in images.split(20)), len(images))
     known = Known(seen, seen.logits_BK.argmax(1), head)
     detector = detector_class(settings.kind).fit(known, settings)
     scores = detector.score(seen).cpu().numpy()

@@ -17,15 +17,15 @@ import pyarrow.parquet as pq
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from gradosr.archive.decoded import DecodedImages
+from gradosr.archive.pixel_file import Images, PixelFile
 from gradosr.bundle.calibration import Calibration
 from gradosr.classifier.build import input_size
 from gradosr.config import BaselineSettings, Detector, Input, OsrProtocol, OsrTask, Signals, TransferSettings
 from gradosr.detectors import Observation
 from gradosr.errors import InputError, NotFound
-from gradosr.fit.fitting import Ready, fit_detector, prepare
+from gradosr.fit.fitting import Ready, fit_detector, observe, prepare
 from gradosr.fit.known_images import CALIBRATION, FITTING
 from gradosr.gradients import count_last
 from gradosr.lab.evaluation.far import make
@@ -70,7 +70,7 @@ class _Images:
     name: str
     keys: Sequence[str]
     labels: Sequence[str | None]
-    pixels_NCHW: Tensor
+    pixels_NCHW: Images
 
 
 def run_protocol(protocol: OsrProtocol, notes: Notes) -> Iterator[TaskScores]:
@@ -129,7 +129,7 @@ def _done(protocol: OsrProtocol, task: OsrTask, store: Store, decoded: DecodedIm
     coordinates: dict[str, float] = {}
     for mirror in sorted({one.signals.mirror for one in detectors.values()}):
         seen = _Seen(protocol, task, ready, mirror)
-        fitting = seen.observe(ready.known.of(FITTING).images_NCHW)
+        fitting = seen.observe(ready.known.of(FITTING))
         observed = [seen.observe(images.pixels_NCHW) for images in sets]
         for name, settings in detectors.items():
             if settings.signals.mirror == mirror:
@@ -186,10 +186,8 @@ def _is_there(store: Store, uri: str) -> bool:
 
 def _calibration(ready: Ready) -> _Images:
     known = ready.known.of(CALIBRATION)
-    names = [str(number) for number in range(len(known.labels_N))]
-    return _Images(
-        CALIBRATED, names, [ready.job.classifier.classes[k] for k in known.labels_N.tolist()], known.images_NCHW
-    )
+    names = [str(number) for number in range(len(known))]
+    return _Images(CALIBRATED, names, [ready.job.classifier.classes[k] for k in known.labels_N.tolist()], known)
 
 
 def _unseen(protocol: OsrProtocol, task: OsrTask, ready: Ready, decoded: DecodedImages) -> Iterator[_Images]:
@@ -219,12 +217,16 @@ def _read(
 ) -> _Images:
     transform = ready.job.classifier.transform
     read = decoded.read(source, transform, protocol.max_pixels, lambda image: takes(image.label))
-    images = [image for image in read if image.pixels is not None]
-    if not images or (name == TEST and any(image.encoded.label is None for image in images)):
-        wants = "no readable image" if not images else "an image without a label"
+    pixels, keys, labels = PixelFile(), list[str](), list[str | None]()
+    for image in read:
+        if image.pixels is not None:
+            pixels.append(image.pixels)
+            keys.append(image.encoded.key)
+            labels.append(image.encoded.label)
+    if not keys or (name == TEST and None in labels):
+        wants = "no readable image" if not keys else "an image without a label"
         raise InputError(f"{source.uri}: {wants}; `{name}` of the protocol needs them")
-    pixels = torch.stack([image.pixels for image in images if image.pixels is not None])
-    return _Images(name, [image.encoded.key for image in images], [image.encoded.label for image in images], pixels)
+    return _Images(name, keys, labels, pixels)
 
 
 class _Seen:
@@ -239,10 +241,9 @@ class _Seen:
         self.head = self._observer.check(len(ready.job.classifier.classes)).head
         self._batch_size = protocol.batch_size
 
-    def observe(self, images_NCHW: Tensor) -> Observation:
+    def observe(self, images_NCHW: Images) -> Observation:
         """Observe images for all detectors at once."""
-        batches = images_NCHW.split(self._batch_size)
-        return Observation.joined([self._observer(images).observation for images in batches])
+        return observe(self._observer, images_NCHW, self._batch_size)
 
     def narrowed(self, observation: Observation, signals: Signals) -> Observation:
         """Reduce the observation to the objectives and layers that a detector asks for."""
