@@ -11,13 +11,8 @@ from torch import Tensor, nn
 from gradosr.classifier.build import check_logits, input_size, normalise
 from gradosr.config import Signals, TransformSettings
 from gradosr.detectors import Observation
-<<<<<<< HEAD
-from gradosr.errors import ClassifierError, GradosrError, first_line
-from gradosr.gradients import GradientEngine, Head, count_last, lay_channels_last
-=======
 from gradosr.errors import ClassifierError, GradosrError, first_line, machine_fault
-from gradosr.gradients import GradientEngine, Head, lay_channels_last
->>>>>>> waits
+from gradosr.gradients import GradientEngine, Head, count_last, lay_channels_last
 from gradosr.gradients.explain import Explained
 from gradosr.representations import REPRESENTATIONS, coordinate_names, log_norms, representation
 from gradosr.scoring.compute import Compute
