@@ -10,7 +10,7 @@ import click
 from .cli import DONE, FAILED, json_flag, set_option
 
 if TYPE_CHECKING:
-    from gradosr.config import Precision
+    from gradosr.config import DeviceName, Precision
 
 COUNT = click.IntRange(min=1)
 device_option = click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
@@ -119,7 +119,7 @@ def bench_gpu(out: Path, seconds: float, device: str, *, small: bool) -> None:
 @device_option
 @json_flag
 def bench_cost(
-    arch: str | None, size: int, batch: int, price: float | None, runs: int, device: str, *, as_json: bool
+    arch: str | None, size: int, batch: int, price: float | None, runs: int, device: "DeviceName", *, as_json: bool
 ) -> None:
     """Measure what each detector costs: in forward passes, and in hours and money for 100 million images."""
     from gradosr.lab.benchmark import cost

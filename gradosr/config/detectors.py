@@ -68,7 +68,7 @@ class TransferSettings(DetectorSettings):
     epochs: PositiveInt = 30
     learning_rate: PositiveFloat = 1e-3
     """Learning rate of AdamW (ours)."""
-    weight_decay: float = Field(1e-2, ge=0)
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     """Weight decay of AdamW; strong, because the low-variance directions do not move between classifiers (ours)."""
     batch_size: PositiveInt = 256
     seed: int = 0

@@ -13,6 +13,7 @@ from gradosr.classifier.build import build_classifier
 from gradosr.config import (
     BaselineSettings,
     ComputeSettings,
+    DeviceName,
     OneClassSettings,
     Signals,
     TransferSettings,
@@ -53,7 +54,9 @@ NETWORKS = (
 )
 
 
-def bench_cost(networks: Sequence[Network], runs: int, device: str, say: Callable[[str], None]) -> dict[str, Any]:
+def bench_cost(
+    networks: Sequence[Network], runs: int, device: DeviceName, say: Callable[[str], None]
+) -> dict[str, Any]:
     """Return images per second of each detector on each network, and the time of each in forward passes.
 
     Both are medians over `runs` rounds, each of which runs every detector once. Raise ConfigError for an unknown
@@ -68,7 +71,7 @@ def bench_cost(networks: Sequence[Network], runs: int, device: str, say: Callabl
     return {"device": compute.name, "torch": torch.__version__, "runs": runs, "networks": rows}
 
 
-def _measured(network: Network, runs: int, device: str) -> dict[str, Any]:
+def _measured(network: Network, runs: int, device: DeviceName) -> dict[str, Any]:
     torch.manual_seed(0)
     classifier = build_classifier(network.arch, {}, CLASSES)
     images_BCHW = torch.randint(0, 256, (network.batch, 3, network.size, network.size), dtype=torch.uint8)
@@ -88,7 +91,7 @@ def _measured(network: Network, runs: int, device: str) -> dict[str, Any]:
     }
 
 
-def _ready(classifier: nn.Module, signals: Signals, images_BCHW: Tensor, device: str) -> Callable[[], Tensor]:
+def _ready(classifier: nn.Module, signals: Signals, images_BCHW: Tensor, device: DeviceName) -> Callable[[], Tensor]:
     """Return a function that observes the images and waits for the result, after its first run."""
     transform = TransformSettings(crop=(images_BCHW.shape[2], images_BCHW.shape[3]))
     observer = Observer(copy.deepcopy(classifier), transform, signals, choose_compute(ComputeSettings(device=device)))
