@@ -22,8 +22,9 @@ import pyarrow.parquet as pq
 
 from gradosr.errors import ConfigError, InputError, NotFound, RunFailed
 from gradosr.results.folder import RunFolder
-from gradosr.results.part import ROW_GROUP, SCHEMA_VERSION, SPOOL_BYTES, spooled
+from gradosr.results.part import ROW_GROUP, SCHEMA_VERSION, SPOOL_BYTES
 from gradosr.store import Store, join
+from gradosr.store.spool import spooled
 
 MANIFEST = "_manifest.json"
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

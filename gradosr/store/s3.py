@@ -6,7 +6,6 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from operator import attrgetter
 from typing import Any, BinaryIO, TypeVar
 
 import boto3
@@ -18,6 +17,7 @@ from gradosr.config import S3Settings
 from gradosr.errors import ConfigError, NoConditionalWrites, NotFound, ObjectChanged, StoreError
 from gradosr.store.backends import Backend, StoredObject
 from gradosr.store.blocks import open_blocks
+from gradosr.store.ordering import in_order
 from gradosr.store.s3_errors import FOREIGN, UnsupportedRequest, is_transient, translated
 
 ATTEMPTS = 6
@@ -54,8 +54,8 @@ class S3Backend:
         self._unreachable: StoreError | None = None
 
     def list(self, uri: str) -> Iterator[StoredObject]:
-        """Sort in memory, because not every store does: SeaweedFS lists `a/b` before `a-b`, S3 Express in any order."""
-        return iter(sorted(self._listed(uri), key=attrgetter("uri")))
+        """Sort, because not every store does: SeaweedFS lists `a/b` before `a-b`, S3 Express in any order."""
+        return in_order(self._listed(uri))
 
     def stat(self, uri: str) -> StoredObject:
         """Send one HEAD, whose answer does not tell a missing bucket from a missing object."""
