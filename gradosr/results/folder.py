@@ -17,7 +17,7 @@ import hashlib
 import io
 import json
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
@@ -183,14 +183,14 @@ class RunFolder:
         for name in sorted(names):
             self._store.move(self.path(folder, name + ending), self.path("superseded", name + ending))
 
-    def stats(self, parts: Collection[str], fresh: Mapping[str, PartStats]) -> TableStats:
+    def stats(self, parts: Set[str], fresh: Mapping[str, PartStats]) -> TableStats:
         """Return the counts and seconds of every part.
 
         They come from `fresh` (parts just reported), else from stats.parquet, else from the part's footer.
         """
-        wanted, reported = set(parts), TableStats.of({part: fresh[part] for part in fresh.keys() & set(parts)})
-        recorded = self.recorded_stats().only(wanted - fresh.keys())
-        unknown = sorted(wanted - fresh.keys() - set(recorded.parts))
+        reported, wanted = TableStats.of({part: fresh[part] for part in fresh.keys() & parts}), parts - fresh.keys()
+        recorded = self.recorded_stats().only(wanted)
+        unknown = sorted(wanted - set(recorded.parts)) if len(recorded) < len(wanted) else []
         with ThreadPoolExecutor(16, "footers") as pool:
             read = TableStats.of(dict(zip(unknown, pool.map(self._footer_stats, unknown), strict=True)))
         return recorded.plus(reported, read)

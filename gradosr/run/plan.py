@@ -246,8 +246,9 @@ def finish(plan: Plan, outcome: Outcome) -> Summary:
     _SUCCESS is written last, and only if every shard has a part or a quarantine mark.
     """
     folder, listing, current = plan.folder, plan.listing, {shard.part for shard in plan.shards}
-    stats = folder.stats((listing.parts | outcome.scored.keys()) & current, outcome.scored)
-    marks = ((listing.quarantined | set(outcome.quarantined)) - set(stats.parts)) & current
+    parts = (listing.parts | outcome.scored.keys()) & current
+    stats = folder.stats(parts, outcome.scored)
+    marks = ((listing.quarantined | set(outcome.quarantined)) & current) - parts
     outdated = {
         ("parts", PART): listing.parts - current,
         ("quarantine", MARK): listing.quarantined - marks,
