@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -34,6 +34,10 @@ class ToyBackend:
         with _transaction() as database:
             rows = database.execute("SELECT uri, length(body), version, modified FROM objects ORDER BY uri").fetchall()
         return (StoredObject(*row) for row in rows if row[0].startswith(uri))
+
+    def folders(self, uri: str) -> Sequence[str]:
+        steps = (stored.uri.removeprefix(uri).split("/") for stored in self.list(uri))
+        return sorted({first for first, *deeper in steps if deeper})
 
     def stat(self, uri: str) -> StoredObject:
         with _transaction() as database:

@@ -11,13 +11,14 @@ HIDDEN = "hidden"
 WITHOUT_ENDING = "without ending"
 OTHER = "of other kinds"
 
+_FOLDERS = ("__MACOSX/", ".AppleDouble/")
 _APPLE = re.compile(r"(?:\A|/)(?:(?:__MACOSX|\.AppleDouble)/|\._[^/]*\Z)")
 _ENDING = re.compile(r"[^/](?:(\.tar)?\.([a-z0-9_+-]{1,12}))\Z")
 
 
 def is_apple_double(name: str) -> bool:
     """Tell whether macOS made this file beside another one to keep its metadata (`._0001.JPG`, `__MACOSX/`)."""
-    return _APPLE.search(name) is not None
+    return ("._" in name or _FOLDERS[0] in name or _FOLDERS[1] in name) and _APPLE.search(name) is not None
 
 
 def kind_of(name: str) -> str:

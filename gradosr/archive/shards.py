@@ -1,10 +1,9 @@
 """Shards: which objects an archive consists of, in which version, and the name of the part that each one becomes."""
 
 import hashlib
-import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -12,7 +11,7 @@ from typing import NamedTuple
 from gradosr.archive.names import APPLE_DOUBLE, HIDDEN, count, is_apple_double, kind_of, listed
 from gradosr.config import ImagesInput
 from gradosr.config.inputs import InputSettings
-from gradosr.errors import InputError, NotFound
+from gradosr.errors import InputError, NotFound, StoreError
 from gradosr.store import Store, StoredObject, join
 
 IMAGE_SUFFIXES = ImagesInput.suffixes
@@ -29,8 +28,8 @@ class Shard:
     version: str
     size: int
     """Size in bytes."""
-    members: tuple[StoredObject, ...] = ()
-    """Images of a group, in order; empty for a shard that is one object."""
+    piece: str = field(default="", compare=False)
+    """URI of the file that lists the images of a group; empty for a shard that is one object."""
     modified: int | None = field(default=None, compare=False)
     """Time its object was last modified, in seconds since 1970; None for a group, whose images each have their own."""
     part: str = field(init=False, compare=False)
@@ -59,32 +58,52 @@ def list_shards(source: InputSettings, store: Store, passed_over: Counter[str] |
 
     Raises InputError if there are none.
     """
-    found, _ = _find(source, store, passed_over)
+    _, found = objects_of(source, store, passed_over)
     return [
         Shard(as_text(name), stored.uri, stored.version, stored.size, modified=stored.modified)
-        for name, stored in found.items()
+        for name, stored in found
     ]
 
 
-def list_groups(
-    source: ImagesInput, store: Store, recorded: Sequence[Sequence[str]], passed_over: Counter[str] | None = None
-) -> tuple[list[Shard], list[list[str]]]:
-    """List the archive's images in groups, as one shard each, and the new groups, which are not recorded yet.
+def objects_of(
+    source: InputSettings, store: Store, passed_over: Counter[str] | None
+) -> tuple[str, Iterator[tuple[str, StoredObject]]]:
+    """Return the folder that names are relative to, and the names and objects that belong to the archive, by name.
 
-    `recorded` and the new groups hold the names of their images, in order. A recorded group keeps its images and their
-    order; images that no longer exist are left out, and a group without any image left is not listed. All other images
-    form new groups, to be recorded after the existing ones: a group's number is its position in the record.
-    What else is there is counted in `passed_over`, by kind. Raises InputError if there are no images.
+    They are listed while they are iterated over, which raises InputError if there are none. What else is there is
+    counted in `passed_over`, by kind.
     """
-    found, folder = _find(source, store, passed_over)
-    known = {name for group in recorded for name in group}
-    fresh = [name for name in found if name not in known]
-    new = [fresh[start : start + source.group_size] for start in range(0, len(fresh), source.group_size)]
-    shards = []
-    for number, group in enumerate([*recorded, *new], start=1):
-        if left := [name for name in group if name in found]:
-            shards.append(_group(f"group-{number:06d}", folder, {name: found[name] for name in left}))
-    return shards, new
+    selection = _select(source, _literal(source.uri, store), store)
+    return selection.folder, _chosen(source, selection, Counter[str]() if passed_over is None else passed_over)
+
+
+def _chosen(source: InputSettings, selection: "_Selection", kinds: Counter[str]) -> Iterator[tuple[str, StoredObject]]:
+    start, last, others = len(selection.folder), "", 0
+    for stored in selection.listing():
+        name = stored.uri[start:]
+        fate = selection.fate(name)
+        if fate:
+            others += 1
+            if fate != _NOT_CHOSEN:
+                count(fate, kinds)
+            continue
+        if name < last:
+            raise StoreError(
+                f"{stored.uri}: listed after {selection.folder}{last}; a store lists in order of the names"
+            )
+        if name != last:
+            last = name
+            yield name, stored
+    if not last:
+        raise _none_found(source, others, kinds)
+
+
+def _none_found(source: InputSettings, others: int, kinds: Counter[str]) -> InputError:
+    wanted, there = ", ".join(source.suffixes), f": {listed(kinds)}" if kinds else ""
+    advice = "name the folder that holds them, or a pattern such as FOLDER/train-*" + source.suffixes[0]
+    if kinds[HIDDEN]:
+        advice = f"names that begin with {' or '.join(source.hides)} are hidden until the URI names them; {advice}"
+    return InputError(f"{source.uri}: no {wanted} files there ({others} other objects{there}); {advice}")
 
 
 def locate(source: InputSettings, name: str, store: Store) -> StoredObject:
@@ -117,39 +136,6 @@ def means(source: InputSettings, uri: str, store: Store) -> bool:
         return False
     selection = _select(source, _literal(source.uri, store), store)
     return uri.startswith(selection.folder) and selection.chosen(uri.removeprefix(selection.folder))
-
-
-def _group(name: str, folder: str, members: dict[str, StoredObject]) -> Shard:
-    versions = json.dumps([[member, stored.version] for member, stored in members.items()])
-    return Shard(
-        name=name,
-        uri=f"{folder}#{name}",
-        version=hashlib.sha256(versions.encode()).hexdigest(),
-        size=sum(stored.size for stored in members.values()),
-        members=tuple(members.values()),
-    )
-
-
-def _find(source: InputSettings, store: Store, passed_over: Counter[str] | None) -> tuple[dict[str, StoredObject], str]:
-    """Find the objects that `source` selects, sorted by name, and the folder that their names are relative to."""
-    selection = _select(source, _literal(source.uri, store), store)
-    found, others, kinds = {}, 0, Counter[str]() if passed_over is None else passed_over
-    for stored in selection.listing():
-        name = stored.uri.removeprefix(selection.folder)
-        fate = selection.fate(name)
-        if not fate:
-            found[name] = stored
-            continue
-        others += 1
-        if fate != _NOT_CHOSEN:
-            count(fate, kinds)
-    if not found:
-        wanted, there = ", ".join(source.suffixes), f": {listed(kinds)}" if kinds else ""
-        advice = "name the folder that holds them, or a pattern such as FOLDER/train-*" + source.suffixes[0]
-        if kinds[HIDDEN]:
-            advice = f"names that begin with {' or '.join(source.hides)} are hidden until the URI names them; {advice}"
-        raise InputError(f"{source.uri}: no {wanted} files there ({others} other objects{there}); {advice}")
-    return dict(sorted(found.items())), selection.folder
 
 
 _NOT_CHOSEN = "not chosen"

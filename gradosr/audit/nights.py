@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 from gradosr.errors import NotFound
 from gradosr.results.folder import RunFolder
 from gradosr.store import Store
+from gradosr.store.threads import threads
 
 FOLDER, NIGHT, ARCHIVE, TOLD = "screenings", "screening.json", "archive.json.gz", "told.json"
 HEARD = "told-{}.json"
+MARKS = "told"  # with which the names of both begin
 
 
 @dataclass(frozen=True)
@@ -93,38 +95,51 @@ class Night:
 
 
 class History:
-    """The nights of one results folder; the folder is listed once, since it holds every file of every night."""
+    """The nights of one results folder. Their names alone are listed: each night holds hundreds of pictures."""
 
     def __init__(self, store: Store, folder: RunFolder) -> None:
         self._store, self._folder = store, folder
-        self._read: dict[str, Night] = {}
+        self._read: dict[str, Night | None] = {}
+        self._marks: dict[str, set[str]] = {}
 
     def nights(self, last: int) -> list[Night]:
         """Read the last nights, oldest first; `last` is their number at most."""
-        return [self._night(name) for name in self._names[-last:]]
+        names, found = self._names, list[Night]()
+        while names and len(found) < last:
+            wanted = len(found) - last
+            names, newest = names[:wanted], names[wanted:]
+            with threads(8, "nights") as pool:
+                found = [*filter(None, pool.map(self._night, newest)), *found]
+        return found
 
     def archive(self) -> dict[str, Seen]:
         """Read the shard versions of the last night by part name; the mapping is empty before the first night."""
-        if not self._names:
+        last = self.nights(1)
+        if not last:
             return {}
-        document = json.loads(gzip.decompress(self._store.read(self.path(self._names[-1], ARCHIVE))))
+        document = json.loads(gzip.decompress(self._store.read(self.path(last[0].night, ARCHIVE))))
         return {part: Seen(*seen) for part, seen in document.items()}
 
     def next_name(self, now: datetime) -> str:
         """Return a name for a night that starts at `now`; it sorts after all existing names."""
         date = now.date().isoformat()
-        of_today = [name for name in self._names if name[: len(date)] == date]
+        of_today = [name for name in self._names if name[: len(date)] == date and self._night(name)]
         return f"{date}.{len(of_today) + 1:02}" if of_today else date
 
     def commit(self, night: Night, archive: Mapping[str, Seen]) -> None:
         """Store a night and the archive as it was then."""
         self._store.write(self.path(night.night, ARCHIVE), gzip.compress(json.dumps(archive).encode(), mtime=0))
         self._store.write(self.path(night.night, NIGHT), json.dumps(night.document(), indent=2).encode())
-        self._names.append(night.night)
+        self._names = sorted({*self._names, night.night})
+        self._read[night.night] = night
 
-    def unmarked(self) -> list[Night]:
-        """Read the nights that are not marked as told, oldest first."""
-        return [self._night(name) for name in self._names if f"{name}/{TOLD}" not in self._files]
+    def untold(self, last: int) -> list[Night]:
+        """Read those of the last nights that are not marked as told, oldest first."""
+        nights = self.nights(last)
+        with threads(8, "marks") as pool:
+            return [
+                night for night, marks in zip(nights, pool.map(self._marked, nights), strict=True) if TOLD not in marks
+            ]
 
     def age(self, night: Night) -> int:
         """Return the number of nights from this one to the newest, both counted."""
@@ -132,7 +147,7 @@ class History:
 
     def has_heard(self, receiver: str, night: Night) -> bool:
         """Return whether a night that has still to be reported was reported to this receiver."""
-        return f"{night.night}/{HEARD.format(receiver)}" in self._files
+        return HEARD.format(receiver) in self._marked(night)
 
     def mark_heard(self, receiver: str, night: Night) -> None:
         """Record that the tripped gates of a night were reported to one of several receivers."""
@@ -144,11 +159,22 @@ class History:
 
     def _mark(self, night: Night, mark: str) -> None:
         self._store.write(self.path(night.night, mark), b"{}")
-        self._files.add(f"{night.night}/{mark}")
+        self._marked(night).add(mark)
 
-    def _night(self, name: str) -> Night:
+    def _marked(self, night: Night) -> set[str]:
+        """Return the names of the marks of a night, whose names all begin alike."""
+        if night.night not in self._marks:
+            marks = self._store.list(self.path(night.night, MARKS))
+            self._marks[night.night] = {stored.uri.rpartition("/")[2] for stored in marks}
+        return self._marks[night.night]
+
+    def _night(self, name: str) -> Night | None:
+        """Read a night; None if it was killed before it was complete."""
         if name not in self._read:
-            self._read[name] = Night.of(json.loads(self._store.read(self.path(name, NIGHT))))
+            try:
+                self._read[name] = Night.of(json.loads(self._store.read(self.path(name, NIGHT))))
+            except NotFound:
+                self._read[name] = None
         return self._read[name]
 
     def path(self, *names: str) -> str:
@@ -156,14 +182,9 @@ class History:
         return self._folder.path(FOLDER, *names)
 
     @cached_property
-    def _files(self) -> set[str]:
-        """Files of all nights, as NIGHT/NAME."""
-        start = len(self.path(""))
-        try:
-            return {stored.uri[start:] for stored in self._store.list(self.path(""))}
-        except NotFound:
-            return set()  # a local folder that does not exist yet
-
-    @cached_property
     def _names(self) -> list[str]:
-        return sorted(name.removesuffix(f"/{NIGHT}") for name in self._files if name.endswith(f"/{NIGHT}"))
+        """The names of all nights in order, those that were killed included."""
+        try:
+            return list(self._store.folders(self.path("")))
+        except NotFound:
+            return []  # a local folder that does not exist yet

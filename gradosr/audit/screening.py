@@ -77,7 +77,7 @@ def tell_all(job: ScreenJob, history: History) -> None:
     newest are tried once each time, so that a receiver that is away for weeks costs little time.
     """
     owed, waiting, given_up, last_fault = list[Night](), 0, list[str](), ""
-    for night in history.unmarked():
+    for night in history.untold(2 * TOLD_FOR):
         if night.tripped and set(night.receivers).intersection(receivers(job)):
             owed.append(night)
         else:

@@ -22,8 +22,9 @@ import pyarrow.parquet as pq
 
 from gradosr.errors import ConfigError, InputError, NotFound, RunFailed
 from gradosr.results.folder import RunFolder
-from gradosr.results.part import ROW_GROUP, SCHEMA_VERSION, SPOOL_BYTES, spooled
+from gradosr.results.part import ROW_GROUP, SCHEMA_VERSION, SPOOL_BYTES
 from gradosr.store import Store, join
+from gradosr.store.spool import spooled
 from gradosr.store.threads import threads
 
 MANIFEST = "_manifest.json"

@@ -4,33 +4,42 @@ RUN/run.json        the fingerprint, written once before the first part
 RUN/parts/          one Parquet object per shard version; its presence is the completion mark
 RUN/quarantine/     PART.json: the mark of a shard version that can never be read, or kills its workers;
                     PART.images.jsonl: the bad images of a part, one JSON line each
-RUN/groups/         which single images form which shard (kind: images)
+RUN/groups/         which single images form which shard (kind: images): pieces (archive/pieces.py), and
+                    NNNNNN.json, the pieces of the groups recorded at one time; written last, its presence counts
 RUN/superseded/     parts whose shard changed or vanished, with their files from quarantine/
 RUN/screenings/     audits of nights (screening.py)
-RUN/stats.json      counts, seconds by stage and what was passed over, merged and by part
+RUN/stats.json      counts, seconds by stage and what was passed over, merged
+RUN/stats.parquet   the same by part (stats.py)
 RUN/_SUCCESS        the parts that make up the table, and their merged counts and seconds
 """
 
+import hashlib
+import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, BinaryIO, TypeVar, cast
+from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gradosr.archive.groups import Recording, Regrouped
+from gradosr.archive.pieces import damaged
 from gradosr.archive.shards import Shard
-from gradosr.errors import FingerprintMismatch, InputError, NotFound
+from gradosr.errors import FingerprintMismatch, InputError, NotFound, RunFailed
 from gradosr.results.outcome import PartStats
-from gradosr.results.part import SCHEMA_VERSION
+from gradosr.results.part import SCHEMA_VERSION, SPOOL_BYTES
+from gradosr.results.stats import TableStats
 from gradosr.store import Store, StoredObject, join, scheme_of
+from gradosr.store.spool import spooled
 from gradosr.store.threads import threads
 
 _LOOKED_AT = ("_SUCCESS", "run.json", "parts/", "quarantine/", "groups/")
 """The parts of a run folder that are listed; audits of nights and superseded parts grow without bound beside them."""
 PART, MARK, BAD_IMAGES = ".parquet", ".json", ".images.jsonl"  # endings after the name of a part
-Number = TypeVar("Number", int, float)
 
 
 @dataclass
@@ -103,7 +112,7 @@ class RunFolder:
                 listing.quarantined.add(name.removesuffix(MARK))
             elif folder == "quarantine" and name.endswith(BAD_IMAGES):
                 listing.bad_images.add(name.removesuffix(BAD_IMAGES))
-            elif folder == "groups":
+            elif folder == "groups" and name.endswith(".json"):
                 listing.groups.append(stored.uri)
             elif not folder:
                 listing.finished |= name == "_SUCCESS"
@@ -117,14 +126,40 @@ class RunFolder:
             if scheme_of(self.uri).buckets:
                 raise
 
-    def recorded_groups(self, listing: Listing) -> list[list[str]]:
-        """Return the names of the images in every group recorded so far."""
-        return [group for uri in sorted(listing.groups) for group in json.loads(self._store.read(uri))]
+    def recorded_groups(self, listing: Listing) -> list[Recording]:
+        """Return what is on record of groups so far."""
+        with threads(16, "record") as pool:
+            return list(pool.map(self._recording, sorted(listing.groups)))
 
-    def record_groups(self, listing: Listing, groups: Sequence[Sequence[str]]) -> bool:
-        """Append groups to the record; return False if another driver did so first (then list again)."""
-        body = json.dumps(groups).encode()
-        return self._store.write(self.path("groups", f"{len(listing.groups):06}.json"), body, if_absent=True)
+    def _recording(self, uri: str) -> Recording:
+        try:
+            document = json.loads(self._store.read(uri))
+            if isinstance(document, list):
+                return Recording(len(document), names=document, uri=uri)
+            return Recording(document["groups"], [self.path("groups", name) for name in document["pieces"]], uri=uri)
+        except (ValueError, KeyError, TypeError) as error:
+            raise damaged(uri, error) from error
+
+    def record_groups(self, listing: Listing, found: Regrouped) -> dict[str, str]:
+        """Write the pieces of groups and append the new groups to the record; return the pieces' URIs by path.
+
+        Raises RunFailed if another driver recorded groups since the folder was listed.
+        """
+        paths = [*found.new.pieces, *found.changed.pieces]
+        with threads(8, "pieces") as pool:
+            names = dict(zip(paths, pool.map(self._put_piece, paths), strict=True))
+        if found.groups:
+            body = json.dumps({"groups": found.groups, "pieces": [names[path] for path in found.new.pieces]}).encode()
+            if not self._store.write(self.path("groups", f"{len(listing.groups):06}.json"), body, if_absent=True):
+                raise RunFailed(f"{self.uri}: another driver recorded groups of images meanwhile; run this again")
+        return {path: self.path("groups", name) for path, name in names.items()}
+
+    def _put_piece(self, path: str) -> str:
+        """Write a piece under a name made from its content, so that it is there whole and once; return the name."""
+        body = Path(path).read_bytes()
+        name = f"piece-{hashlib.sha256(body).hexdigest()[:20]}.parquet"
+        self._store.write(self.path("groups", name), body, if_absent=True)
+        return name
 
     def put_part(self, part: str, body: BinaryIO) -> None:
         """Publish a part, which commits its shard. An existing part counts just as well: same name, same rows."""
@@ -148,27 +183,39 @@ class RunFolder:
         for name in sorted(names):
             self._store.move(self.path(folder, name + ending), self.path("superseded", name + ending))
 
-    def stats(self, parts: Iterable[str], fresh: Mapping[str, PartStats]) -> dict[str, PartStats]:
-        """Return the counts and seconds of every part, by name.
+    def stats(self, parts: Set[str], fresh: Mapping[str, PartStats]) -> TableStats:
+        """Return the counts and seconds of every part.
 
-        They come from `fresh` (parts just reported), else from stats.json, else from the part's footer.
+        They come from `fresh` (parts just reported), else from stats.parquet, else from the part's footer.
         """
-        known = {**self._recorded_stats(), **fresh}
-        wanted = sorted(parts)
-        unknown = [part for part in wanted if part not in known]
+        reported, wanted = TableStats.of({part: fresh[part] for part in fresh.keys() & parts}), parts - fresh.keys()
+        recorded = self.recorded_stats().only(wanted)
+        unknown = sorted(wanted - set(recorded.parts)) if len(recorded) < len(wanted) else []
         with threads(16, "footers") as pool:
-            known.update(zip(unknown, pool.map(self._footer_stats, unknown), strict=True))
-        return {part: known[part] for part in wanted}
+            read = TableStats.of(dict(zip(unknown, pool.map(self._footer_stats, unknown), strict=True)))
+        return recorded.plus(reported, read)
 
-    def _recorded_stats(self) -> dict[str, PartStats]:
+    def recorded_stats(self) -> TableStats:
+        """Return what drivers recorded of parts when they ended."""
+        try:
+            return TableStats.read(io.BytesIO(self._store.read(self.path("stats.parquet"))))
+        except NotFound:
+            return self._old_stats()
+        except (pa.ArrowInvalid, OSError, KeyError):  # not the only record: footers hold it too
+            return TableStats.of({})
+
+    def _old_stats(self) -> TableStats:
+        """Return what stats.json held before there was stats.parquet."""
         try:
             recorded = json.loads(self._store.read(self.path("stats.json")))["parts"]
-            return {
-                part: PartStats(entry["counts"], entry["seconds"], entry.get("passed_over", {}))
-                for part, entry in recorded.items()
-            }
-        except (NotFound, ValueError, KeyError, TypeError, AttributeError):  # not the only record: footers hold it too
-            return {}
+            return TableStats.of(
+                {
+                    part: PartStats(entry["counts"], entry["seconds"], entry.get("passed_over", {}))
+                    for part, entry in recorded.items()
+                }
+            )
+        except (NotFound, ValueError, KeyError, TypeError, AttributeError, pa.ArrowInvalid):
+            return TableStats.of({})
 
     def _footer_stats(self, part: str) -> PartStats:
         with self.open_part(part) as body:
@@ -176,12 +223,15 @@ class RunFolder:
         names = (b"gradosr.counts", b"gradosr.seconds", b"gradosr.passed_over")
         return PartStats(*(json.loads(metadata.get(name, b"{}")) for name in names))
 
-    def finish(self, summary: Mapping[str, Any], parts: Mapping[str, PartStats], *, success: bool) -> None:
-        """Write stats.json and, if the table is whole, _SUCCESS last."""
-        by_part = {part: stats._asdict() for part, stats in parts.items()}
-        self._store.write(self.path("stats.json"), json.dumps({**summary, "parts": by_part}).encode())
+    def finish(self, summary: Mapping[str, Any], stats: TableStats, *, success: bool) -> None:
+        """Write stats.parquet, stats.json and, if the table is whole, _SUCCESS last."""
+        with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as body:
+            with spooled():
+                stats.write(cast("BinaryIO", body))
+            self._store.write(self.path("stats.parquet"), cast("BinaryIO", body))
+        self._store.write(self.path("stats.json"), json.dumps(summary).encode())
         if success:
-            self._store.write(self.path("_SUCCESS"), json.dumps({**summary, "parts": sorted(parts)}).encode())
+            self._store.write(self.path("_SUCCESS"), json.dumps({**summary, "parts": stats.parts}).encode())
 
     def table_parts(self, listing: Listing) -> list[str]:
         """Return the names of the parts of the table: those in _SUCCESS, or in an unfinished run all parts so far."""
@@ -212,12 +262,3 @@ class RunFolder:
         # Without Arrow's threads: one of them could keep `body` alive and crash Python on exit.
         with self.open_part(part) as body:
             return pq.ParquetFile(body, pre_buffer=False).read(list(columns), use_threads=False)
-
-
-def merged(parts: Iterable[Mapping[str, Number]]) -> dict[str, Number]:
-    """Add up the counts or seconds of several parts."""
-    total: dict[str, Number] = {}
-    for part in parts:
-        for name, value in part.items():
-            total[name] = total.get(name, 0) + value
-    return total

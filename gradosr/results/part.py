@@ -9,8 +9,8 @@ that are no images, by kind), gradosr.worker, gradosr.software.
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gradosr.archive.shards import Shard
-from gradosr.errors import StoreError, first_line
+from gradosr.store.spool import spooled
 
 SCHEMA_VERSION = 1
 STATUSES = ("ok", "empty", "truncated", "not_an_image", "unsupported", "too_large", "non_finite")
@@ -130,13 +130,3 @@ class PartBuilder:
         for file in (self._writer, self._body, self._bad_images):
             with suppress(OSError):  # closing writes what is left, and the temporary disk may be full
                 file.close()
-
-
-@contextmanager
-def spooled() -> Iterator[None]:
-    """Raise StoreError that names the temporary disk if it is full; it is not the disk of the output."""
-    try:
-        yield
-    except OSError as error:
-        advice = "a part too large for memory grows there; make room or set TMPDIR"
-        raise StoreError(f"{tempfile.gettempdir()}: {first_line(error)}: {advice}") from error

@@ -7,9 +7,10 @@ from datetime import datetime, timezone
 from typing import Any, Literal
 
 from gradosr.errors import NotFound
-from gradosr.results.folder import Listing, RunFolder, merged
+from gradosr.results.folder import Listing, RunFolder
 from gradosr.results.lease import EXPIRES, LeaseRecord, read_lease
 from gradosr.results.outcome import SHOWN
+from gradosr.results.stats import TableStats
 from gradosr.store import Store
 from gradosr.store.threads import threads
 from gradosr.text import duration, printable
@@ -66,7 +67,7 @@ def read_status(store: Store, uri: str) -> RunStatus:
     shards = progress.get("archive_shards", stats.get("shards"))
     failed = stats.get("failed", {}) if state != "running" else {}
     done, quarantined = len(listing.parts), len(listing.quarantined)
-    images, complete = _images(listing, stats, progress)
+    images, complete = _images(listing, folder.recorded_stats(), progress)
     return RunStatus(
         output=uri,
         state=state,
@@ -110,13 +111,13 @@ def _state(listing: Listing, lease: LeaseRecord | None) -> tuple[State, float | 
     return ("running" if age <= EXPIRES else "silent"), age
 
 
-def _images(listing: Listing, stats: Mapping[str, Any], progress: Mapping[str, Any]) -> tuple[int, bool]:
+def _images(listing: Listing, stats: TableStats, progress: Mapping[str, Any]) -> tuple[int, bool]:
     """Return the number of recorded rows, and whether they cover all parts.
 
     They are the rows recorded by drivers when they ended, plus those that the last driver has done since.
     """
-    recorded = [entry["counts"] for part, entry in stats.get("parts", {}).items() if part in listing.parts]
-    rows, parts = merged(recorded).get("rows", 0), len(recorded)
+    recorded = stats.only(listing.parts)
+    rows, parts = recorded.counts().get("rows", 0), len(recorded)
     fresh = progress.get("done", 0) - progress.get("failed", 0) - progress.get("quarantined", 0)
     if fresh <= len(listing.parts) - parts:  # otherwise the driver ended and they are already recorded
         rows, parts = rows + progress.get("rows", 0), parts + fresh

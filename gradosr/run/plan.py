@@ -1,21 +1,22 @@
 """The plan of a scoring run and its conclusion, without Ray or torch: what is pending, and what remains at the end."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, TypeVar
 
+from gradosr.archive.groups import Record, Regrouped
 from gradosr.archive.image import decoder, resolve_names
-from gradosr.archive.names import count
 from gradosr.archive.readers import READERS
 from gradosr.archive.shards import Shard, means
 from gradosr.bundle.manifest import Manifest, check_precision, read_manifest
 from gradosr.config import LIBRARIES, Allowance, ScoreJob
-from gradosr.errors import ConfigError, GradosrError, InputError, RunFailed
-from gradosr.results.folder import BAD_IMAGES, MARK, PART, Listing, RunFolder, merged
-from gradosr.results.outcome import Outcome, PartStats
+from gradosr.errors import ConfigError, GradosrError, InputError
+from gradosr.results.folder import BAD_IMAGES, MARK, PART, Listing, RunFolder
+from gradosr.results.outcome import Outcome
 from gradosr.results.part import SCHEMA_VERSION
+from gradosr.results.stats import TableStats
 from gradosr.store import Store
 from gradosr.versions import software
 
@@ -33,8 +34,8 @@ class Plan:
     """Manifest of the bundle."""
     shards: Sequence[Shard]
     """All shards of the archive, in listing order."""
-    new_groups: Sequence[Sequence[str]]
-    """Groups of single images that are not recorded yet."""
+    groups: Regrouped
+    """Groups of single images that are to be recorded before they are read."""
     passed_over: Mapping[str, int]
     """Number of objects of the input that are neither shards nor images, by kind."""
     listing: Listing
@@ -48,8 +49,8 @@ class Plan:
         """
         if not self.listing.claimed:
             self.folder.claim(self.fingerprint, self._about())
-        if self.new_groups and not self.folder.record_groups(self.listing, self.new_groups):
-            raise RunFailed(f"{self.folder.uri}: another driver recorded groups of images meanwhile; run this again")
+        if pieces := self.folder.record_groups(self.listing, self.groups):
+            self.pending = [replace(one, piece=pieces.get(one.piece, one.piece)) for one in self.pending]
         if self.pending and self.listing.finished:
             self.folder.reopen()
 
@@ -118,11 +119,11 @@ def prepare(job: ScoreJob) -> Plan:
     folder = RunFolder(store, job.output)
     attempt = _Attempts(store)
     manifest, listing = _look(job, store, folder, attempt)
-    listed = attempt(job.input.uri, lambda: _shards(job, store, folder, listing))
+    skipped = listing.parts | (set() if job.retry_quarantined else listing.quarantined)
+    listed = attempt(job.input.uri, lambda: _shards(job, store, folder, listing, skipped))
     if attempt.faults or manifest is None or listed is None:
         raise attempt.fault()
     fingerprint = _checked(job, manifest, folder, listing)
-    skipped = listing.parts | (set() if job.retry_quarantined else listing.quarantined)
     pending = [shard for shard in listed[0] if shard.part not in skipped]
     return Plan(job, folder, fingerprint, manifest[0], *listed, listing, pending)
 
@@ -195,16 +196,17 @@ def _usable(job: ScoreJob, manifest: Manifest, digest: str) -> tuple[Manifest, s
 
 
 def _shards(
-    job: ScoreJob, store: Store, folder: RunFolder, listing: Listing
-) -> tuple[list[Shard], list[list[str]], dict[str, int]]:
+    job: ScoreJob, store: Store, folder: RunFolder, listing: Listing, settled: Container[str]
+) -> tuple[list[Shard], Regrouped, dict[str, int]]:
     passed_over = Counter[str]()
-    shards, new_groups = READERS[job.input.kind].find(job.input, store, folder.recorded_groups(listing), passed_over)
+    record = Record(folder.recorded_groups(listing), settled)
+    shards, groups = READERS[job.input.kind].find(job.input, store, record, passed_over)
     written = ("parts/part.parquet", "screenings/night/images/id.jpg")
     if any(means(job.input, folder.path(name), store) for name in written):
         raise ConfigError(f"output {folder.uri}: lies inside the input, so that results would be scored as images")
     if not listing.parts:  # existing parts show that the settings fit, so a night reads no old shard
         _check_samples(job, store, shards)
-    return shards, new_groups, dict(passed_over)
+    return shards, groups, dict(passed_over)
 
 
 def _check_samples(job: ScoreJob, store: Store, shards: Sequence[Shard]) -> None:
@@ -244,12 +246,13 @@ def finish(plan: Plan, outcome: Outcome) -> Summary:
     _SUCCESS is written last, and only if every shard has a part or a quarantine mark.
     """
     folder, listing, current = plan.folder, plan.listing, {shard.part for shard in plan.shards}
-    stats = folder.stats((listing.parts | outcome.scored.keys()) & current, outcome.scored)
-    marks = ((listing.quarantined | set(outcome.quarantined)) - set(stats)) & current
+    parts = (listing.parts | outcome.scored.keys()) & current
+    stats = folder.stats(parts, outcome.scored)
+    marks = ((listing.quarantined | set(outcome.quarantined)) & current) - parts
     outdated = {
         ("parts", PART): listing.parts - current,
         ("quarantine", MARK): listing.quarantined - marks,
-        ("quarantine", BAD_IMAGES): listing.bad_images - {part for part, one in stats.items() if _bad(one.counts)},
+        ("quarantine", BAD_IMAGES): listing.bad_images - stats.with_bad_images(),
     }
     whole = not (outcome.failed or outcome.interrupted)
     summary = _summary(plan, outcome, stats, marks, len(outdated["parts", PART]) if whole else 0)
@@ -271,31 +274,21 @@ def finish(plan: Plan, outcome: Outcome) -> Summary:
     return summary
 
 
-def _summary(plan: Plan, outcome: Outcome, stats: Mapping[str, PartStats], marks: set[str], superseded: int) -> Summary:
-    counts = merged(part.counts for part in stats.values())
-    seconds = merged(part.seconds for part in stats.values())
+def _summary(plan: Plan, outcome: Outcome, stats: TableStats, marks: set[str], superseded: int) -> Summary:
+    counts = stats.counts()
     return Summary(
         output=plan.folder.uri,
         shards=len(plan.shards),
         scored=len(outcome.scored),
         counts=counts,
-        seconds={stage: round(spent, 4) for stage, spent in seconds.items()},
+        seconds={stage: round(spent, 4) for stage, spent in stats.seconds().items()},
         superseded=superseded,
         quarantined=tuple(shard.name for shard in plan.shards if shard.part in marks),
         failed=outcome.failed,
         interrupted=outcome.interrupted,
         exceeded=() if outcome.failed or outcome.interrupted else _exceeded(plan, counts, len(marks)),
-        passed_over={"members": _members(stats.values()), "objects": dict(plan.passed_over)},
+        passed_over={"members": stats.passed_over(), "objects": dict(plan.passed_over)},
     )
-
-
-def _members(parts: Iterable[PartStats]) -> dict[str, int]:
-    """Return the number of members that are no images, by kind."""
-    counts = Counter[str]()
-    for part in parts:
-        for kind, number in part.passed_over.items():
-            count(kind, counts, number)
-    return dict(counts)
 
 
 def _rates(summary: Summary) -> dict[str, float]:

@@ -1,11 +1,11 @@
-"""Objects by URI, in local folders, S3-compatible stores and memory: list, stat, read, open, write, move.
+"""Objects by URI, in local folders, S3-compatible stores and memory: list, folders, stat, read, open, write, move.
 
 A URI is a local path (relative ones too) or begins with a scheme of BACKENDS, such as s3://BUCKET/KEY. It is taken
 verbatim: nothing is percent-encoded.
 """
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import BinaryIO
 
 from gradosr.config import S3Settings
@@ -32,6 +32,9 @@ class Store:
 
     def list(self, uri: str) -> Iterator[StoredObject]:
         return self._backend(uri).list(uri)
+
+    def folders(self, uri: str) -> Sequence[str]:
+        return self._backend(uri).folders(uri)
 
     def stat(self, uri: str) -> StoredObject:
         return self._backend(uri).stat(uri)

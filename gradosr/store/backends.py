@@ -1,7 +1,7 @@
 """The contract of a backend, and the table of backends by URI scheme: one per file, one line each in BACKENDS."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import BinaryIO, Literal, NamedTuple, Protocol
@@ -30,6 +30,12 @@ class Backend(Protocol):
         """Yield every object whose URI begins with `uri`, in code point order; a folder ends in `/` (see `join`).
 
         A missing local folder and a missing bucket are NotFound; a prefix that nothing begins with is empty.
+        """
+
+    def folders(self, uri: str) -> Sequence[str]:
+        """Return the names of the folders directly below the folder `uri`, which ends in `/`, in code point order.
+
+        What lies in them is not listed, however much it is. A missing local folder and a missing bucket are NotFound.
         """
 
     def stat(self, uri: str) -> StoredObject:

@@ -7,7 +7,7 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -42,6 +42,11 @@ class LocalBackend:
         """Follow links; skip what is no file (pipes, dangling links) and what a broken write left behind."""
         stem = uri.rpartition("/")[2]
         return _walk(uri.removesuffix(stem), stem, frozenset())
+
+    def folders(self, uri: str) -> Sequence[str]:
+        """Look at the folder alone; links to folders count."""
+        with _translated(uri), os.scandir(_path(uri)) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir())
 
     def stat(self, uri: str) -> StoredObject:
         """Look at the file; a folder is no object."""

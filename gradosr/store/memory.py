@@ -7,7 +7,7 @@ other process sees them: a run on Ray, whose workers are processes of their own,
 import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
 from gradosr.config import S3Settings
@@ -41,6 +41,11 @@ class MemoryBackend:
         with _LOCK:
             found = [_stored(key, kept) for key, kept in sorted(_OBJECTS.items()) if key.startswith(uri)]
         return iter(found)
+
+    def folders(self, uri: str) -> Sequence[str]:
+        """Take the first steps of longer names."""
+        steps = (stored.uri.removeprefix(uri).split("/") for stored in self.list(uri))
+        return sorted({first for first, *deeper in steps if deeper})
 
     def stat(self, uri: str) -> StoredObject:
         """Return size, version and time."""

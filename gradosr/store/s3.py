@@ -4,9 +4,8 @@ import io
 import os
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
-from operator import attrgetter
 from typing import Any, BinaryIO, TypeVar
 
 import boto3
@@ -19,6 +18,7 @@ from gradosr.config import S3Settings
 from gradosr.errors import ConfigError, NoConditionalWrites, NotFound, ObjectChanged, StoreError
 from gradosr.store.backends import Backend, StoredObject
 from gradosr.store.blocks import open_blocks
+from gradosr.store.ordering import in_order
 from gradosr.store.s3_errors import FOREIGN, UnsupportedRequest, is_transient, translated
 
 ATTEMPTS = 6
@@ -56,8 +56,16 @@ class S3Backend:
         self._unreachable: StoreError | None = None
 
     def list(self, uri: str) -> Iterator[StoredObject]:
-        """Sort in memory, because not every store does: SeaweedFS lists `a/b` before `a-b`, S3 Express in any order."""
-        return iter(sorted(self._listed(uri), key=attrgetter("uri")))
+        """Sort, because not every store does: SeaweedFS lists `a/b` before `a-b`, S3 Express in any order."""
+        return in_order(self._listed(uri))
+
+    def folders(self, uri: str) -> Sequence[str]:
+        """List with a delimiter."""
+        found = list[str]()
+        start = len(_split(uri)[2])
+        for page in self._pages(uri, Delimiter="/"):
+            found += [item["Prefix"][start:-1] for item in page.get("CommonPrefixes", ())]
+        return sorted(found)
 
     def stat(self, uri: str) -> StoredObject:
         """Send one HEAD, whose answer does not tell a missing bucket from a missing object."""
@@ -134,14 +142,20 @@ class S3Backend:
         self._try(source, self._client.delete_object, **_target(source))
 
     def _listed(self, uri: str) -> Iterator[StoredObject]:
-        scheme, bucket, prefix = _split(uri)
-        query: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
-        while True:
-            page = self._try(uri, self._client.list_objects_v2, **query)
+        scheme, bucket, _ = _split(uri)
+        for page in self._pages(uri):
             for item in page.get("Contents", ()):
                 if not item["Key"].endswith("/"):  # what consoles put to show an empty folder
                     found = f"{scheme}://{bucket}/{item['Key']}"
                     yield StoredObject(found, item["Size"], _version(item), _modified(item))
+
+    def _pages(self, uri: str, **options: str) -> Iterator[dict[str, Any]]:
+        """Yield the answers to a LIST of everything that begins with `uri`."""
+        _, bucket, prefix = _split(uri)
+        query: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix, **options}
+        while True:
+            page = self._try(uri, self._client.list_objects_v2, **query)
+            yield page
             if not page.get("IsTruncated"):
                 return
             query["ContinuationToken"] = page["NextContinuationToken"]

@@ -14,9 +14,10 @@ import pytest
 from hostile import jpeg, noise, parquet_file, png, tar
 
 from gradosr.archive import readers
+from gradosr.archive.groups import Record, list_groups
 from gradosr.archive.image import EncodedImage, Fault, resolve_names
 from gradosr.archive.readers import READERS, compressed
-from gradosr.archive.shards import list_groups, list_shards
+from gradosr.archive.shards import list_shards
 from gradosr.config import ImagesInput, ParquetInput, TarInput
 from gradosr.errors import InputError, NotFound, ObjectChanged, ShardUnreadable, StoreError
 from gradosr.store import Store
@@ -524,7 +525,7 @@ def test_a_parquet_file_reads_only_the_columns_it_needs(read):
 
 def image_rows(folder, store=None, label_names=None, change=lambda: None):
     source, store = ImagesInput(uri=str(folder), group_size=100), store or Store()
-    (shard,), _ = list_groups(source, store, [])
+    (shard,), _ = list_groups(source, store, Record())
     change()
     return list(READERS["images"].read(shard, store, source, label_names))
 
@@ -554,7 +555,7 @@ def test_many_images_come_in_order_and_few_at_a_time(tmp_path):
             return super().open(stored)
 
     source, store = ImagesInput(uri=str(tmp_path)), Watched()
-    (shard,), _ = list_groups(source, store, [])
+    (shard,), _ = list_groups(source, store, Record())
     rows = READERS["images"].read(shard, store, source, None)
     assert next(rows).data == b"0"
     assert len(opened) <= 17

@@ -1,15 +1,14 @@
 import hashlib
-import json
 import os
 from collections import Counter
 
 import pytest
 from hostile import png
 
-from gradosr.archive.shards import Shard, list_groups, list_shards, locate, means
+from gradosr.archive.shards import Shard, list_shards, locate, means, objects_of
 from gradosr.config import ImagesInput, ParquetInput, TarInput
 from gradosr.errors import InputError, NotFound
-from gradosr.store import Store, join
+from gradosr.store import Store
 
 
 @pytest.fixture
@@ -34,7 +33,7 @@ def test_a_folder_gives_its_shards_sorted_each_with_its_version(tmp_path, store)
     assert [shard.name for shard in shards] == ["a/1.TAR.GZ", "a/2.tgz", "b.tar"]
     assert shards == list_shards(TarInput(uri=f"{tmp_path}/"), store)
     last = shards[-1]
-    assert (last.uri, last.size, last.members) == (f"{tmp_path}/b.tar", 4, ())
+    assert (last.uri, last.size, last.piece) == (f"{tmp_path}/b.tar", 4, "")
     assert last.stored == store.stat(last.uri)
     assert names(tmp_path, store, ParquetInput) == ["c.parquet"]
 
@@ -75,13 +74,14 @@ def test_no_image_is_hidden_by_its_name(tmp_path, store):
     fill(tmp_path, "notes.txt", "Thumbs.DB", ".DS_Store", "LICENSE", "a.tar.lz4", "b.JSON", "x.ünï")
     counts = Counter()
     source = ImagesInput(uri=str(tmp_path))
-    _, new = list_groups(source, store, [], counts)
-    assert new == [photos]
+    _, found = objects_of(source, store, counts)
+    assert [name for name, _ in found] == photos
     assert counts == {"AppleDouble": 4, "without ending": 3, "txt": 1, "db": 1, "tar.lz4": 1, "json": 1}
     assert [locate(source, name, store).uri for name in photos] == [f"{tmp_path}/{name}" for name in photos]
     with pytest.raises(NotFound):
         locate(source, "._a.jpg", store)
-    assert list_groups(images(tmp_path / "._a.jpg"), store, [])[1] == [["._a.jpg"]]
+    _, named = objects_of(ImagesInput(uri=f"{tmp_path}/._a.jpg"), store, None)
+    assert [name for name, _ in named] == ["._a.jpg"]
 
 
 def test_kinds_without_end_are_counted_up_to_a_bound(tmp_path, store):
@@ -216,61 +216,3 @@ def test_a_part_is_named_by_uri_and_version_alone():
     digest = hashlib.sha256(b"s3://x/a/b c.tar\netag").hexdigest()[:20]
     assert shard.part == f"part-a-b-c.tar-{digest}"
     assert shard.part != Shard("a/b c.tar", "s3://x/a/b c.tar", "etag2", 5).part
-
-
-def images(folder, size=2):
-    return ImagesInput(uri=str(folder), group_size=size)
-
-
-def test_images_form_groups_in_order_of_their_names(tmp_path, store):
-    fill(tmp_path, "b.jpg", "a.PNG", "c/d.webp", "notes.txt", data=png())
-    shards, new = list_groups(images(tmp_path), store, [])
-    assert new == [["a.PNG", "b.jpg"], ["c/d.webp"]]
-    assert [shard.name for shard in shards] == ["group-000001", "group-000002"]
-    assert [shard.uri for shard in shards] == [f"{tmp_path}/#group-000001", f"{tmp_path}/#group-000002"]
-    assert shards[0].members == (store.stat(f"{tmp_path}/a.PNG"), store.stat(f"{tmp_path}/b.jpg"))
-    assert shards[0].size == 2 * len(png())
-    versions = [[name, store.stat(join(str(tmp_path), name)).version] for name in new[0]]
-    assert shards[0].version == hashlib.sha256(json.dumps(versions).encode()).hexdigest()
-    assert list_groups(images(tmp_path), store, new) == (shards, [])
-
-
-def test_images_added_later_form_new_groups(tmp_path, store):
-    fill(tmp_path, "b.jpg", "d.jpg", "f.jpg")
-    before, recorded = list_groups(images(tmp_path), store, [])
-    fill(tmp_path, "a.jpg", "c.jpg", "e.jpg")
-    after, new = list_groups(images(tmp_path, size=3), store, recorded)
-    assert new == [["a.jpg", "c.jpg", "e.jpg"]]  # the half-full group of f.jpg is not topped up
-    assert after[:2] == before
-    assert after[2].name == "group-000003"
-
-
-def test_vanished_images_leave_their_group_and_an_empty_group_is_no_shard(tmp_path, store):
-    fill(tmp_path, *(f"{name}.jpg" for name in "abcdef"))
-    before, recorded = list_groups(images(tmp_path), store, [])
-    assert recorded == [["a.jpg", "b.jpg"], ["c.jpg", "d.jpg"], ["e.jpg", "f.jpg"]]
-    for name in "bcd":
-        (tmp_path / f"{name}.jpg").unlink()
-    after, new = list_groups(images(tmp_path), store, recorded)
-    assert new == []
-    assert [shard.name for shard in after] == ["group-000001", "group-000003"]
-    assert [stored.uri for stored in after[0].members] == [f"{tmp_path}/a.jpg"]
-    assert after[0].version != before[0].version
-    assert after[1] == before[2]
-
-
-def test_a_recorded_order_is_kept(tmp_path, store):
-    fill(tmp_path, "a.jpg", "b.jpg", "c.jpg")
-    (shard,), new = list_groups(images(tmp_path), store, [["c.jpg", "a.jpg", "b.jpg"]])
-    assert [stored.uri[-5:] for stored in shard.members] == ["c.jpg", "a.jpg", "b.jpg"]
-    assert new == []
-
-
-def test_a_changed_image_changes_its_groups_version_alone(tmp_path, store):
-    fill(tmp_path, "a.jpg", "b.jpg", "c.jpg")
-    before, recorded = list_groups(images(tmp_path), store, [])
-    fill(tmp_path, "a.jpg", data=b"longer")
-    after, _ = list_groups(images(tmp_path), store, recorded)
-    assert after[0].version != before[0].version
-    assert after[0].uri == before[0].uri
-    assert after[1] == before[1]

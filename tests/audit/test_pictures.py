@@ -12,8 +12,9 @@ from hostile import BLUE, GREEN, RED, bomb_png, damaged_png, jpeg, noise, orient
 from little_memory import in_little_memory
 from PIL import Image
 
+from gradosr.archive.groups import Record
 from gradosr.archive.readers import READERS
-from gradosr.archive.shards import list_groups, list_shards, locate
+from gradosr.archive.shards import list_shards, locate
 from gradosr.audit import pictures
 from gradosr.audit.pictures import Pictures, fetch
 from gradosr.audit.rows import id_of
@@ -31,7 +32,7 @@ def row(key: str, shard: str = "", width: int | None = None, height: int | None 
 def rows_in(source: Input, store: Store | None = None) -> list[dict[str, Any]]:
     """Rows of a run's table over an archive."""
     store = store or Store()
-    shards = list_groups(source, store, [])[0] if isinstance(source, ImagesInput) else list_shards(source, store)
+    shards, _groups = READERS[source.kind].find(source, store, Record(), None)
     return [
         row(image.key, shard.name)
         for shard in shards
@@ -95,7 +96,7 @@ def test_every_row_gets_its_own_picture(tmp_path: Path, archive: Callable[[Path]
 def test_picking_gives_what_reading_gives(tmp_path: Path, archive: Callable[[Path], Input]) -> None:
     source, store = archive(tmp_path), Store()
     reader = READERS[source.kind]
-    shards = list_groups(source, store, [])[0] if isinstance(source, ImagesInput) else list_shards(source, store)
+    shards, _groups = READERS[source.kind].find(source, store, Record(), None)
     for shard in shards:
         read = {image.key: image.data for image in reader.read(shard, store, source, None)}
         for keys in (

@@ -405,6 +405,37 @@ def test_a_shard_that_is_gone_trips_its_gate_once(job: ScreenJob, tmp_path: Path
     assert third.tripped == []
 
 
+def test_no_picture_of_a_past_night_is_listed(job: ScreenJob, tmp_path: Path) -> None:
+    _, first = one_night(job)
+    (tmp_path / "archive" / "00001.tar").unlink()
+    _, second = one_night(job)
+    assert first
+    assert second
+    folder = tmp_path / "results" / "screenings"
+    for name in (first.night, "1999-01-01"):  # the latter was killed before its screening.json was written
+        (folder / name / "images").mkdir(parents=True, exist_ok=True)
+        (folder / name / "images" / "0.jpg").write_bytes(b"")
+    seen = []
+
+    class Watched(Store):
+        def list(self, uri: str) -> Iterator[StoredObject]:
+            for stored in super().list(uri):
+                seen.append(stored.uri.removeprefix(f"{folder}/"))
+                yield stored
+
+    nights = History(Watched(), prepare(job).folder)
+    assert nights.nights(9) == [first, second]
+    assert nights.nights(1) == nights.untold(9) == [second]
+    assert nights.archive().keys() == {shard.part for shard in prepare(job).shards}
+    nights.mark_heard("webhook", second)
+    again = History(Watched(), prepare(job).folder)
+    assert again.has_heard("webhook", second)
+    assert not again.has_heard("command", second)
+    again.mark_told(second)
+    assert History(Watched(), prepare(job).folder).untold(9) == []
+    assert set(seen) == {f"{second.night}/told-webhook.json", f"{second.night}/told.json"}
+
+
 def test_what_a_killed_night_scored_belongs_to_the_next(job: ScreenJob, tmp_path: Path) -> None:
     one_night(job)
     add_shard(tmp_path, "00002.tar", 2)

@@ -18,9 +18,9 @@ from tiny import local_job, picture, rows_of, run_here, write_archive
 
 from gradosr.config import RaySettings, ScoreJob, Workers
 from gradosr.errors import BundleError, ConfigError, RunFailed
-from gradosr.results.folder import merged
 from gradosr.results.outcome import Outcome, Progress
 from gradosr.results.part import schema
+from gradosr.results.stats import TableStats
 from gradosr.run.driver import Driver, check_local_uris, connected, resources
 from gradosr.run.driver.actor import MakeWorker, shard_worker
 from gradosr.run.driver.faults import LOAD_FAILURES
@@ -253,7 +253,7 @@ def test_prometheus_is_served_what_the_run_did(job: ScoreJob, tmp_path: Path) ->
 
     plan.claim()
     outcome = driver(job, plan, observe).run(plan.pending)
-    seconds = merged(stats.seconds for stats in outcome.scored.values())
+    seconds = TableStats.of(outcome.scored).seconds()
     wanted = {
         ("images_total", "ok"): 19, ("images_total", "not_an_image"): 1,
         ("shards_total", "done"): 4, ("shards_total", "quarantined"): 1,
@@ -269,6 +269,17 @@ def test_prometheus_is_served_what_the_run_did(job: ScoreJob, tmp_path: Path) ->
     last = seen[-1]
     assert (last.done, last.failed, last.quarantined) == (5, 0, 1)
     assert last.done_bytes == last.total_bytes == sum(path.stat().st_size for path in (tmp_path / "archive").iterdir())
+
+
+def test_workers_read_groups_of_images_from_their_pieces(tmp_path: Path) -> None:
+    for seed in range(5):
+        Store().write(f"{tmp_path}/archive/{seed}.png", picture(seed))
+    job = local_job(tmp_path, input={"kind": "images", "uri": f"{tmp_path}/archive/", "group_size": 2}, workers=1)
+    planned = prepare(job)
+    check_local_uris(job, planned.pending[0])
+    plan, outcome, _ = drive(job, doomed.Quick)
+    assert (finish(plan, outcome).counts["ok"], outcome.failed) == (5, {})
+    assert sorted(rows_of(tmp_path / "results")) == [f"{seed}.png" for seed in range(5)]
 
 
 def test_one_node_sees_its_own_files(job: ScoreJob) -> None:

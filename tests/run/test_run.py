@@ -18,7 +18,7 @@ from hostile import bomb_png, cmyk_jpeg, cut, encoded, grey16_png, noise, parque
 from tiny import CLASSES, labelled_tar, local_job, make_bundle, picture, plain, rows_of, run_here, write_archive
 
 from gradosr.config import ScoreJob
-from gradosr.errors import ConfigError, FingerprintMismatch, GradosrError, InputError
+from gradosr.errors import ConfigError, FingerprintMismatch, GradosrError, InputError, RunFailed
 from gradosr.lab.seaweedfs import SeaweedFS
 from gradosr.run.plan import prepare
 from gradosr.store import Store
@@ -124,6 +124,50 @@ def test_single_images_form_groups_that_never_reshuffle(tmp_path: Path) -> None:
     rows = rows_of(tmp_path / "results", ("label",))
     assert rows["cat/000.png"] == ("cat",)
     assert len(rows) == 20
+
+
+def test_a_run_over_groups_goes_on_when_images_changed_or_vanished_meanwhile(tmp_path: Path) -> None:
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    for i in range(8):
+        (folder / f"{i}.png").write_bytes(picture(i))
+    job = local_job(tmp_path, input={"kind": "images", "uri": str(folder), "group_size": 2})
+    _, first = run_here(job, only=1)
+    assert (first.scored, len(first.failed)) == (1, 3)
+    (folder / "2.png").write_bytes(picture(20))
+    (folder / "5.png").unlink()
+    plan, second = run_here(job)
+    assert ([shard.name for shard in plan.pending], second.failed) == ([f"group-00000{n}" for n in (2, 3, 4)], {})
+    assert sorted(rows_of(tmp_path / "results")) == [f"{i}.png" for i in (0, 1, 2, 3, 4, 6, 7)]
+    assert not run_here(job)[0].pending
+
+
+def test_a_folder_with_groups_recorded_by_name_goes_on(tmp_path: Path) -> None:
+    folder, record = tmp_path / "archive", tmp_path / "results" / "groups"
+    folder.mkdir()
+    record.mkdir(parents=True)
+    for i in range(6):
+        (folder / f"{i}.png").write_bytes(picture(i))
+    (record / "000000.json").write_text(json.dumps([["0.png", "2.png"], ["4.png"]]))
+    job = local_job(tmp_path, input={"kind": "images", "uri": str(folder), "group_size": 2})
+    _, summary = run_here(job)
+    assert (summary.shards, summary.scored, summary.counts["ok"]) == (4, 4, 6)
+    groups = rows_of(tmp_path / "results", ("shard",))
+    assert groups["4.png"] == ("group-000002",)
+    assert groups["5.png"] == ("group-000004",)
+    assert not run_here(job)[0].pending
+
+
+def test_of_two_drivers_that_find_the_same_new_images_one_records_them(tmp_path: Path) -> None:
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    (folder / "0.png").write_bytes(picture(0))
+    job = local_job(tmp_path, input={"kind": "images", "uri": str(folder)})
+    first, second = prepare(job), prepare(job)
+    first.claim()
+    with pytest.raises(RunFailed, match="another driver recorded groups of images meanwhile; run this again"):
+        second.claim()
+    assert not prepare(job).groups.groups
 
 
 def test_bad_images_are_rows_with_a_reason(tmp_path: Path) -> None:
@@ -236,13 +280,15 @@ def test_stats_are_merged_and_by_part_and_those_of_a_lost_driver_come_from_the_f
     _, summary = run_here(job)
     stats = json.loads((tmp_path / "results" / "stats.json").read_text())
     success = json.loads((tmp_path / "results" / "_SUCCESS").read_text())
-    assert set(stats["parts"]) == set(success["parts"])
+    by_part = pq.read_table(tmp_path / "results" / "stats.parquet")
+    assert by_part["part"].to_pylist() == success["parts"]
+    assert by_part["counts.rows"].to_pylist() == [6, 6, 6, 6]
     assert stats["counts"] == success["counts"] == summary.counts
     for stage in ("read", "decode", "score", "write"):
-        spent = sum(part["seconds"][stage] for part in stats["parts"].values())
+        spent = sum(by_part[f"seconds.{stage}"].to_pylist())
         assert stats["seconds"][stage] == summary.seconds[stage] == pytest.approx(spent, abs=1e-3)
         assert stats["images_per_second"][stage] == pytest.approx(24 / spent, rel=0.01)
-    for name in ("stats.json", "_SUCCESS"):
+    for name in ("stats.json", "stats.parquet", "_SUCCESS"):
         (tmp_path / "results" / name).unlink()
     _, again = run_here(job)
     assert again.counts == summary.counts

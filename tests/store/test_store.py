@@ -93,6 +93,14 @@ def test_a_listing_is_recursive_in_order_and_by_prefix(place: Place) -> None:
     assert names(place, "nothing") == []
 
 
+def test_folders_are_told_without_what_lies_in_them(place: Place) -> None:
+    for key in ("b", "a/b", "a/c/d", "a-b/c", "é/x", "a0"):
+        put(place, f"top/{key}", b"x")
+    assert place.store.folders(join(place.folder, "top/")) == ["a", "a-b", "é"]
+    assert place.store.folders(join(place.folder, "top/a/")) == ["c"]
+    assert place.store.folders(join(place.folder, "top/é/")) == []
+
+
 def test_a_listed_object_is_what_stat_says(place: Place) -> None:
     stored = put(place, "x/y", b"12345")
     assert list(place.store.list(join(place.folder, "x/"))) == [stored]

@@ -1,12 +1,13 @@
 """Readers: from a shard to its encoded images, in input order. One file per input kind and one line each in READERS."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
+from gradosr.archive.groups import Record, Regrouped, list_groups
 from gradosr.archive.image import EncodedImage, resolve_names
 from gradosr.archive.readers import images, parquet, tar
-from gradosr.archive.shards import Shard, list_groups, list_shards
+from gradosr.archive.shards import Shard, list_shards
 from gradosr.config import Input
 from gradosr.config.inputs import InputSettings
 from gradosr.store import Store
@@ -17,14 +18,14 @@ Keys = Literal["shard#path", "shard#row", "path"]
 shard#path: name of the shard and path within it; shard#row: name of the shard and row number; path: path of the image
 below the input URI, for an image that is an object of its own.
 """
-Listed = tuple[list[Shard], list[list[str]]]
-"""Shards of an archive, and the names of the images in each group that is not recorded yet."""
+Listed = tuple[list[Shard], Regrouped]
+"""Shards of an archive, and what is to be recorded of groups of images before they are read."""
 
 
 def _one_per_file(
-    source: InputSettings, store: Store, _recorded: Sequence[Sequence[str]], passed_over: Counter[str] | None = None
+    source: InputSettings, store: Store, _record: Record, passed_over: Counter[str] | None = None
 ) -> Listed:
-    return list_shards(source, store, passed_over), []
+    return list_shards(source, store, passed_over), Regrouped()
 
 
 class Reader(NamedTuple):
@@ -51,8 +52,8 @@ class Reader(NamedTuple):
 
     Raises the same errors as `read`.
     """
-    find: Callable[[Any, Store, Sequence[Sequence[str]], Counter[str] | None], Listed] = _one_per_file
-    """Function (settings of the input, store, groups recorded so far, counts) -> shards, and new groups to be recorded.
+    find: Callable[[Any, Store, Record, Counter[str] | None], Listed] = _one_per_file
+    """Function (settings of the input, store, groups on record, counts) -> shards, and what is to be recorded.
 
     By default, each file with one of the suffixes of the input is a shard; `list_groups` makes one shard of each
     `group_size` files instead, which are single images. What else is there is added to the counts, by kind.
@@ -79,7 +80,7 @@ def every_image(source: Input, store: Store) -> Iterator[EncodedImage]:
     """Read all images of an input, shard after shard, in this process. Raises what find, check and read raise."""
     names = resolve_names(source.label_names, store)
     reader = READERS[source.kind]
-    shards, _ = reader.find(source, store, [], None)
+    shards, _groups = reader.find(source, store, Record(), None)
     reader.check(shards[0], store, source)
     for shard in shards:
         yield from reader.read(shard, store, source, names)

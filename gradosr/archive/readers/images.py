@@ -1,11 +1,11 @@
 """Reader of single image files: a shard is a recorded group of them, and several are fetched at a time."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from dataclasses import replace
 
 from gradosr.archive.image import EMPTY, MAX_ENCODED, EncodedImage, label_of, too_large
+from gradosr.archive.pieces import members
 from gradosr.archive.shards import Shard, as_text
 from gradosr.config import ImagesInput
 from gradosr.store import Store, StoredObject
@@ -23,6 +23,12 @@ def read(
     The key of an image is its path below the input URI, its label the folder it lies in; an image directly at the URI
     has no label. Raises ObjectChanged if an image was replaced or removed since it was listed.
     """
+    yield from _read(shard, members(shard, store), store, label_names)
+
+
+def _read(
+    shard: Shard, listed: Iterable[StoredObject], store: Store, label_names: tuple[str, ...] | None
+) -> Iterator[EncodedImage]:
     folder = shard.uri.rpartition("#")[0]
     running: deque[tuple[StoredObject, Future[bytes]]] = deque()
 
@@ -31,7 +37,7 @@ def read(
         return _image(member, fetched.result(), as_text(member.uri.removeprefix(folder)), label_names)
 
     with threads(_THREADS, "fetch") as pool:
-        for member in shard.members:
+        for member in listed:
             running.append((member, pool.submit(_fetch, store, member)))
             if len(running) == _AHEAD:
                 yield next_image()
@@ -39,20 +45,20 @@ def read(
             yield next_image()
 
 
-def pick(shard: Shard, store: Store, source: ImagesInput, keys: frozenset[str]) -> Iterator[EncodedImage]:
+def pick(shard: Shard, store: Store, _source: ImagesInput, keys: frozenset[str]) -> Iterator[EncodedImage]:
     """Read the images with these keys."""
     folder = shard.uri.rpartition("#")[0]
-    chosen = tuple(member for member in shard.members if as_text(member.uri.removeprefix(folder)) in keys)
-    return read(replace(shard, members=chosen), store, source, None)
+    chosen = [member for member in members(shard, store) if as_text(member.uri.removeprefix(folder)) in keys]
+    return _read(shard, chosen, store, None)
 
 
 def check(_shard: Shard, _store: Store, _source: ImagesInput) -> None:
     """Accept any group: no setting depends on what image files contain."""
 
 
-def images_in(shard: Shard, _store: Store, _source: ImagesInput) -> int:
+def images_in(shard: Shard, store: Store, _source: ImagesInput) -> int:
     """Return the number of images in the group."""
-    return len(shard.members)
+    return len(members(shard, store))
 
 
 def _fetch(store: Store, member: StoredObject) -> bytes:

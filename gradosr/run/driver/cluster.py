@@ -15,11 +15,12 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from gradosr.archive.pieces import members
 from gradosr.archive.shards import Shard
 from gradosr.config import RaySettings, ScoreJob, Workers
 from gradosr.errors import ConfigError, InputError, RunFailed, first_line, machine_fault
 from gradosr.run.driver.ray_errors import own, told
-from gradosr.store import is_shared, scheme_of
+from gradosr.store import Store, is_shared, scheme_of
 
 LOOK_TIMEOUT = 120.0  # seconds a node may take to say whether it sees a path
 
@@ -113,7 +114,7 @@ def check_local_uris(job: ScoreJob, shard: Shard) -> None:
 
     Also for a URI that no other process sees: workers are processes of their own.
     """
-    uris = (job.bundle, shard.members[0].uri if shard.members else shard.uri, job.output)
+    uris = (job.bundle, _object_of(job, shard), job.output)
     if mine := [uri for uri in uris if scheme_of(uri).seen_from == "process"]:
         raise ConfigError(f"{mine[0]}: in the memory of this process, where no worker sees it")
     nodes, local = live_nodes(), [uri for uri in uris if not is_shared(uri)]
@@ -133,6 +134,11 @@ def check_local_uris(job: ScoreJob, shard: Shard) -> None:
             raise RunFailed(f"node {address} cannot tell whether it sees {local[0]}: {cause}") from error
         if missing:
             raise ConfigError(f"{missing[0]}: not seen by node {address}; use s3:// or a shared file system")
+
+
+def _object_of(job: ScoreJob, shard: Shard) -> str:
+    """Return the URI of an object that a shard is read from."""
+    return members(shard, Store(job.store, job.stores))[0].uri if shard.piece else shard.uri
 
 
 def _missing(paths: list[str]) -> list[str]:
