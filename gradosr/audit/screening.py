@@ -34,6 +34,7 @@ from gradosr.store import Store, join
 
 SHOWN = 90  # nights shown on the index page
 TOLD_FOR = 90  # screenings that tell of a night before it is given up
+LOOKED_AT = 2 * TOLD_FOR  # nights among which one may still have to be told, even if many screenings were killed
 MOST_GROUPED = 20_000  # most images over the threshold that are clustered
 MOSTLY = 0.5  # share of new images above which a cluster counts as new
 
@@ -77,7 +78,7 @@ def tell_all(job: ScreenJob, history: History) -> None:
     newest are tried once each time, so that a receiver that is away for weeks costs little time.
     """
     owed, waiting, given_up, last_fault = list[Night](), 0, list[str](), ""
-    for night in history.untold(2 * TOLD_FOR):
+    for night in history.untold(LOOKED_AT):
         if night.tripped and set(night.receivers).intersection(receivers(job)):
             owed.append(night)
         else:

@@ -95,9 +95,9 @@ class OneClassSettings(DetectorSettings):
     """A detector for a classifier trained elsewhere, fitted on known images alone."""
 
     kind: Literal["one_class"] = "one_class"
-    objectives: Annotated[tuple[ObjectiveName, ...], Field(min_length=1)] = ("predicted", "max_logit")
+    objectives: Annotated[tuple[ObjectiveName, ...], Field(min_length=1)] = ("predicted",)
     """Objectives, one backward pass each."""
-    layers: Annotated[float, Field(gt=0, le=1)] = 1.0
+    layers: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Share of the parameter tensors, counted from the last, whose gradient norms are seen; fewer take less time."""
     weights: OneClassWeights = OneClassWeights()
     mirror: bool = True
