@@ -98,7 +98,8 @@ class OneClassSettings(DetectorSettings):
     objectives: Annotated[tuple[ObjectiveName, ...], Field(min_length=1)] = ("predicted",)
     """Objectives, one backward pass each."""
     layers: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """Share of the parameter tensors, counted from the last, whose gradient norms are seen; fewer take less time."""
+    """Share of the parameter tensors, counted from the last, whose gradient norms are seen, at least two; fewer take
+    less time."""
     weights: OneClassWeights = OneClassWeights()
     mirror: bool = True
     """Whether each image's mirror image is seen too, which takes twice the time."""

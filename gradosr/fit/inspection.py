@@ -48,7 +48,7 @@ class Inspection:
     """Number of single parameters in all `tensors` tensors."""
     tensors: int
     rules: dict[str, int]
-    """Number of parameter tensors by the rule that computes their norms."""
+    """Number of parameter tensors by the rule that computes their norms; of those that the detector needs."""
     fallback: tuple[str, ...]
     """Parameter tensors without a rule; their norms are exact as well, but computed image by image."""
     features: int | None
@@ -183,12 +183,14 @@ def _right(observed: Observed, labels_B: Tensor) -> int:
 def report(found: Inspection) -> str:
     """Format an inspection for people."""
     rules = ", ".join(f"{count} {rule}" for rule, count in found.rules.items())
+    needed, objectives = sum(found.rules.values()), ", ".join(found.objectives) or "a forward pass alone"
+    layers = f", last {needed} of {found.tensors} tensors" if found.objectives and needed < found.tensors else ""
     memory = "" if found.peak_memory_bytes is None else f", {found.peak_memory_bytes / 2**20:,.0f} MiB at its peak"
     lines = {
         "classifier": f"{found.arch}, {found.parameters:,} parameters in {found.tensors} tensors",
         "classes": f"{len(found.classes)}: {_named(found.classes)}",
         "transform": str(found.transform),
-        "detector": f"{found.detector} of {', '.join(found.objectives) or 'a forward pass alone'}",
+        "detector": f"{found.detector} of {objectives}{layers}",
         "rules": rules,
         "slow": f"{_named(found.fallback)} (no rule: image by image)" if found.fallback else "",
         "features": "none: no linear layer makes the logits" if found.features is None else str(found.features),

@@ -58,8 +58,8 @@ class Watcher(Protocol):
 
 
 def count_last(layers: float, parameters: int) -> int:
-    """Return how many of the parameter tensors are the last `layers`, a share; at least one."""
-    return min(parameters, max(1, round(layers * parameters)))
+    """Return how many of the parameter tensors are the last `layers`, a share; at least two: a weight and a bias."""
+    return min(parameters, max(2, round(layers * parameters)))
 
 
 @dataclass

@@ -66,7 +66,7 @@ def test_a_fit_config_tells_what_fitting_would_do(fit_yaml, tmp_path, capsys):
     found = json.loads(out)
     assert code == 0
     assert (found["arch"], found["classes"], found["detector"]) == (ARCH, list(CLASSES), "one_class")
-    assert (found["tensors"], sum(found["rules"].values()), found["fallback"]) == (TENSORS, TENSORS, [])
+    assert (found["tensors"], sum(found["rules"].values()), found["fallback"]) == (TENSORS, 2, [])
     assert (found["parameters"], found["features"], found["batch"]) == (1595, 64, 6)
     assert found["transform"] == {**TRANSFORM, "crop": None, "interpolation": "bilinear"}
     assert 0 <= found["right"] <= 6
@@ -80,13 +80,14 @@ def test_the_text_says_the_same_in_a_few_lines(fit_yaml, capsys):
     assert code == 0
     assert lines["classifier"] == f"{ARCH}, 1,595 parameters in {TENSORS} tensors"
     assert lines["classes"] == "3: cat, dog, ship"
-    assert lines["detector"] == "one_class of predicted, max_logit"
+    assert lines["detector"] == f"one_class of predicted, last 2 of {TENSORS} tensors"
     assert lines["accuracy"].endswith(" of 6 images of the input are given their label")
 
 
 def test_what_takes_the_slow_fallback_is_named(fit_yaml, tmp_path, capsys):
     save_file(curved(3).state_dict(), tmp_path / "w.safetensors")
-    code, out, _ = gradosr(capsys, "check", fit_yaml, "--set", "classifier.arch=test_inspection:curved")
+    every = ("--set", "detector={kind: one_class, layers: 1}")
+    code, out, _ = gradosr(capsys, "check", fit_yaml, "--set", "classifier.arch=test_inspection:curved", *every)
     assert code == 0
     assert "body.2.weight (no rule: image by image)" in out
 

@@ -291,7 +291,7 @@ def test_tables_hold_the_first_detector_against_the_best_baseline(done: tuple[Pa
     gains = [100 * (t.detectors["one_class"].auroc - t.detectors[t.best_baseline].auroc) for t in tasks]
     text = markdown(protocol, tasks)
     assert f"| mean |  |  | {np.mean(gains):+.2f} |" in text
-    assert text.count("one_class (image and mirror; 2 backward)") == 1
+    assert text.count("one_class (image and mirror; 1 backward)") == 1
 
 
 def test_without_matplotlib_it_is_told_before_the_work(
