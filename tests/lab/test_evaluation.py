@@ -19,11 +19,13 @@ from gradosr.jobs.cli import run
 from PIL import Image
 
 from gradosr.config import OsrProtocol, TrainSettings, load_job
+from gradosr.gradients import GradientEngine
 from gradosr.lab.evaluation.far import MADE, make
 from gradosr.lab.evaluation.metrics import auroc, macro_f1
 from gradosr.lab.evaluation.protocol import run_protocol
 from gradosr.lab.evaluation.tables import bootstrap, markdown, measure
 from gradosr.run.console import Notes
+from gradosr.scoring import observer
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200), "grey": (120, 120, 120)}
 DETECTORS = {
@@ -164,6 +166,32 @@ def test_unknown_images_decide_nothing(done: tuple[Path, Any]) -> None:
         )
         assert new["key"].to_pylist() == old["key"].to_pylist()
         np.testing.assert_allclose(new["one_class"].to_numpy(), old["one_class"].to_numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_layers_that_no_detector_asks_for_are_not_computed_and_no_score_changes(
+    done: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, document = done
+    computed: list[float] = []
+    engine = observer.GradientEngine
+
+    def watched(*given: Any, **options: Any) -> GradientEngine:
+        computed.append(options["layers"])
+        return engine(*given, **options)
+
+    fewer = copy.deepcopy(document) | {"objectives": [], "far": {}, "tasks": document["tasks"][:1]}
+    fewer |= {"output": "{data}/fewer"}
+    fewer |= {"detectors": {"one_class": {"kind": "one_class"}, "energy": {"kind": "energy", "mirror": True}}}
+    shutil.copytree(folder / "out" / "warm", folder / "fewer" / "warm")  # its classifier is not trained again
+    before = pq.read_table(folder / "out" / "warm" / "scores.parquet")
+    monkeypatch.setattr(observer, "GradientEngine", watched)
+    with Notes() as notes:
+        (scores,) = run_protocol(protocol_of(folder, fewer), notes)
+    assert computed[-1] == 0.2
+    test = pc.is_in(before["set"], pa.array(["calibration", "test"]))
+    np.testing.assert_allclose(
+        scores.rows["one_class"].to_numpy(), before.filter(test)["one_class"].to_numpy(), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_of_the_other_classes_those_alone_that_a_task_names_are_unknown(

@@ -236,7 +236,11 @@ class _Seen:
         wanted = [one.signals for one in detectors_of(protocol, task).values() if one.signals.mirror == mirror]
         objectives = dict.fromkeys([*protocol.objectives, *(name for one in wanted for name in one.objectives)])
         watched = dict.fromkeys(name for one in wanted for name in one.watched)
-        self._all = Signals(objectives=tuple(objectives), watched=tuple(watched), mirror=mirror)
+        # The protocol's own objectives are reported tensor by tensor.
+        asked = [one.layers for one in wanted if one.objectives]
+        layers = 1.0 if protocol.objectives else max(asked, default=1.0)
+        self._all = Signals(objectives=tuple(objectives), watched=tuple(watched), layers=layers, mirror=mirror)
+        self._tensors = len(list(ready.classifier.parameters()))
         self._observer = Observer(ready.classifier, ready.job.classifier.transform, self._all, ready.compute)
         self.head = self._observer.check(len(ready.job.classifier.classes)).head
         self._batch_size = protocol.batch_size
@@ -247,8 +251,8 @@ class _Seen:
 
     def narrowed(self, observation: Observation, signals: Signals) -> Observation:
         """Reduce the observation to the objectives and layers that a detector asks for."""
-        parameters = len(self._observer.coordinates) // len(self._all.objectives)
-        left_out = parameters - count_last(signals.layers, parameters)
+        parameters = count_last(self._all.layers, self._tensors)
+        left_out = parameters - count_last(signals.layers, self._tensors)
         first = [self._all.objectives.index(name) * parameters for name in signals.objectives]
         columns = [start + p for start in first for p in range(left_out, parameters)]
         columns_C = torch.tensor(columns, dtype=torch.long, device=observation.log_norms_BC.device)
