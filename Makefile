@@ -20,7 +20,7 @@ test: $(STAMP)  ## set-up and the tests
 	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile --durations 15
 
 test-slow: $(STAMP)  ## the tests that take minutes
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow -n 2 --dist loadfile --durations 30
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

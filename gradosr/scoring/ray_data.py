@@ -36,7 +36,9 @@ class BatchScorer:
 
     Images are encoded bytes, Hugging Face's struct of bytes and path, or decoded uint8 arrays [height, width, 3]. The
     columns of a part from `status` on replace the image column; the path in a struct is kept as `source`. An image that
-    cannot be scored becomes a row with a status and the reason. Values that are null in a part are None.
+    cannot be scored becomes a row with a status and the reason. Values that are null in a part are None. Where Ray Data
+    writes a block of rows none of which has an error, that column has the type null: join such files by
+    pyarrow.concat_tables(..., promote_options="permissive").
     """
 
     def __init__(

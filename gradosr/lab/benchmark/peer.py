@@ -46,7 +46,8 @@ def ray_session() -> Iterator[None]:
         import ray.data
     except ImportError as error:
         raise InputError("the Ray Data peer needs pandas: pip install 'gradosr[data]'; or --no-peer") from error
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    # "local": a cluster that runs on this machine is not the one to measure on.
+    ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
