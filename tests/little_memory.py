@@ -14,7 +14,7 @@ FRESH.set_forkserver_preload(["gradosr.archive.loading", "gradosr.archive.reader
 
 
 def in_little_memory(work: Callable[..., str], spare: int, *args: object) -> str:
-    """What `work` answers, or what it raised, in a process of its own that gets `spare` bytes more than it has."""
+    """Run `work` in a process that gets `spare` bytes more than it has; return its answer, or what it raised."""
     ours, theirs = FRESH.Pipe(duplex=False)
     with ours, theirs:
         child = FRESH.Process(target=_answer, args=(theirs, work, spare, args))

@@ -44,7 +44,7 @@ def images(size: int = 2) -> ImagesInput:
 
 
 def recording(found: Regrouped) -> Recording:
-    """What a run folder would have on record afterwards."""
+    """Return the record that a run folder would have afterwards."""
     return Recording(found.groups, tuple(found.new.pieces))
 
 

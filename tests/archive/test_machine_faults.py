@@ -1,4 +1,4 @@
-"""What the machine lacks while it decodes or reads is never written into the table as the image's fault."""
+"""A lack of the machine while it decodes or reads is never written into the table as the image's fault."""
 
 import gzip
 import io

@@ -45,7 +45,7 @@ CONTENTS = (b"", b"text", b"BM", b"\0" * 1536, grey16_png([1, 2]), *(data for _,
 
 
 def packed(source: InputSettings, target: Path, **settings: object) -> Rows:
-    """What comes back from the tars that the images of `source` were packed into."""
+    """Pack the images of `source` into tars, and return the rows that come back from them."""
     job = PackJob.model_validate({"input": source, "output": str(target), **settings})
     counts = pack_shards(job, lambda _: None)
     found = rows(TarInput(uri=f"{target}/"))

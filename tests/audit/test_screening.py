@@ -522,12 +522,18 @@ def test_nights_on_an_archive_that_grows(
             return read
 
         def listed() -> list[str]:
-            """Prefixes below the results since this was last asked, but for those of a run itself and of marks."""
+            """Prefixes below the results since this was last asked, without those that a run itself needs."""
             queries = [parse_qs(seen.partition("?")[2]) for seen in proxy.seen if "list-type" in seen]
             proxy.seen.clear()
             prefixes = [query["prefix"][0].removeprefix("results/") for query in queries]
-            prefixes = [name for name in prefixes if not name.endswith("/told")]
-            return [name for name in prefixes if name not in LISTED and not name.startswith("archive/")]
+            return sorted(name for name in prefixes if name not in LISTED and not name.startswith("archive/"))
+
+        def needed() -> list[str]:
+            """Prefixes that a screening needs: the names of the nights, and the marks of each night."""
+            return [
+                "screenings/",
+                *(f"screenings/{night}/told" for night in store.folders(f"{bucket}/results/screenings/")),
+            ]
 
         def archive() -> dict[str, StoredObject]:
             return {stored.uri.rpartition("/")[2]: stored for stored in store.list(f"{bucket}/archive/")}
@@ -535,7 +541,7 @@ def test_nights_on_an_archive_that_grows(
         code, first = screen()
         assert (code, first["new_shards"], first["counts"]["rows"]) == (0, 6, 240)
         assert bytes_read().keys() == archive().keys()
-        assert listed() == ["screenings/"]  # all of it, so once
+        assert listed() == needed()  # each once
 
         store.write(f"{bucket}/archive/00006.tar", labelled_tar(6000, 40))
         store.write(f"{bucket}/archive/00005.tar", labelled_tar(99_000, 40))  # replaced
@@ -545,7 +551,7 @@ def test_nights_on_an_archive_that_grows(
         assert read.keys() == {"00005.tar", "00006.tar"}  # of unchanged shards not a byte, pictures included
         for name, size in read.items():  # once to score them, at most once more for pictures
             assert archive()[name].size <= size <= 2 * archive()[name].size
-        assert listed() == ["screenings/"]
+        assert listed() == needed()
         parts = {stored.uri: stored.version for stored in store.list(f"{bucket}/results/parts/")}
 
         for shard in range(7, 46):

@@ -1,4 +1,4 @@
-"""What Ray's exceptions mean to a run: every class of them has a meaning."""
+"""Ray's exceptions: every class of them has a meaning to a run."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

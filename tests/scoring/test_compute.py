@@ -40,33 +40,44 @@ def test_there_are_no_more_threads_than_cores_allowed() -> None:
 # --- Memory ---
 
 
-def test_what_is_free_is_what_the_container_has_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def limit(cgroup: Path, most: str, used: str, statistics: str) -> None:
+    (cgroup / most).parent.mkdir(exist_ok=True)
+    (cgroup / most).write_text("5000\n")
+    (cgroup / used).write_text("3000\n")
+    (cgroup / most).with_name("memory.stat").write_text(statistics)
+
+
+@pytest.mark.parametrize(
+    ("most", "used", "statistics", "free"),
+    [
+        ("memory.max", "memory.current", "anon 2000\nfile 1000\ninactive_file 700\n", 2700),
+        (
+            "memory/memory.limit_in_bytes",
+            "memory/memory.usage_in_bytes",
+            "inactive_file 1\ntotal_inactive_file 9\n",
+            2009,
+        ),
+    ],
+)
+def test_what_is_free_is_what_the_container_has_left(
+    most: str, used: str, statistics: str, free: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
-    machine = memory.free(on_gpu=False)
-    assert 0 < machine < sys.maxsize
+    assert 5000 < memory.free(on_gpu=False) < sys.maxsize  # of the machine
+    limit(tmp_path, most, used, statistics)
+    assert memory.free(on_gpu=False) == free
+
+
+def test_a_container_may_have_no_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
     (tmp_path / "memory.max").write_text("max\n")
     assert memory.free(on_gpu=False) > 5000
-    (tmp_path / "memory.max").write_text("5000\n")
-    (tmp_path / "memory.current").write_text("3000\n")
-    (tmp_path / "memory.stat").write_text("anon 2000\nfile 1000\ninactive_file 700\n")
-    assert memory.free(on_gpu=False) == 2700
-
-
-def test_the_first_version_of_cgroups_has_other_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(memory, "CGROUP", tmp_path)
-    (tmp_path / "memory").mkdir()
-    (tmp_path / "memory/memory.limit_in_bytes").write_text("5000\n")
-    (tmp_path / "memory/memory.usage_in_bytes").write_text("3000\n")
-    (tmp_path / "memory/memory.stat").write_text("inactive_file 1\ntotal_inactive_file 100\n")
-    assert memory.free(on_gpu=False) == 2100
 
 
 def test_a_batch_takes_half_of_what_is_free_or_a_gibibyte(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     settings = ComputeSettings(device="cpu")
     assert choose_compute(settings).max_memory == 2**30
-    (tmp_path / "memory.max").write_text("5000\n")
-    (tmp_path / "memory.current").write_text("3000\n")
-    (tmp_path / "memory.stat").write_text("inactive_file 0\n")
+    limit(tmp_path, "memory.max", "memory.current", "inactive_file 0\n")
     assert choose_compute(settings).max_memory == 1000
     assert choose_compute(ComputeSettings(device="cpu", max_memory=3)).max_memory == 3 * 2**30
