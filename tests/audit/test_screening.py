@@ -530,10 +530,8 @@ def test_nights_on_an_archive_that_grows(
 
         def needed() -> list[str]:
             """Prefixes that a screening needs: the names of the nights, and the marks of each night."""
-            return [
-                "screenings/",
-                *(f"screenings/{night}/told" for night in store.folders(f"{bucket}/results/screenings/")),
-            ]
+            nights = store.folders(f"{bucket}/results/screenings/")
+            return sorted(["screenings/", *(f"screenings/{night}/told" for night in nights)])
 
         def archive() -> dict[str, StoredObject]:
             return {stored.uri.rpartition("/")[2]: stored for stored in store.list(f"{bucket}/archive/")}
