@@ -107,6 +107,8 @@ def _remember_format(context: click.Context, _option: click.Parameter, value: st
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line, print one line per fault on stderr, and return the exit code."""
     signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background job ignores it
+        signal.signal(signal.SIGINT, _interrupt)
     flags: dict[str, str] = {}
     try:
         _check_platform()
@@ -180,8 +182,29 @@ def drained() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise Terminated
+def _terminate(number: int, frame: FrameType | None) -> None:
+    if not _postpone(number, frame):
+        raise Terminated
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    if not _postpone(number, frame):
+        raise KeyboardInterrupt
+
+
+def _postpone(number: int, frame: FrameType | None) -> bool:
+    """Send a signal that arrives during an import once more a little later, and tell whether that was so.
+
+    Libraries catch everything while they are imported: torch goes on without numpy if an exception ends numpy's import,
+    and the command goes on as if nobody had asked it to end.
+    """
+    while frame and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    if frame:
+        again = threading.Timer(0.05, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+    return frame is not None
 
 
 def main() -> None:

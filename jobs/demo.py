@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -59,6 +60,18 @@ def _run(arguments: list[str], environment: Mapping[str, str]) -> int:
     process = subprocess.Popen(command, env=dict(environment))  # noqa: S603 - our own arguments
     try:
         return process.wait()
-    finally:  # when interrupted, the command stops its own Ray
-        process.terminate()
-        process.wait()
+    finally:
+        _end(process)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """End an interrupted command, which stops its own Ray.
+
+    It is asked more than once: a signal raises an exception in Python, and libraries that catch everything while they
+    are imported lose it.
+    """
+    for ask in (process.terminate, process.terminate, process.terminate, process.kill):
+        ask()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=10)
+            return

@@ -656,3 +656,31 @@ def test_an_interruption_does_not_wait_for_a_store_that_does_not_answer(
             process.wait()
     assert process.returncode == 130, told
     assert told.splitlines()[-1] == "gradosr: interrupted; the same command goes on from here"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"])
+def test_a_signal_that_an_import_swallows_still_ends_the_command(number: int, code: int, tmp_path: Path) -> None:
+    swallowing = (
+        "import time\nprint('importing', flush=True)\n"
+        "try:\n    time.sleep(1)\nexcept BaseException:\n    pass\n"
+        "def build(num_classes):\n    time.sleep(600)\n"
+    )
+    (tmp_path / "swallowing.py").write_text(swallowing)
+    job = write(tmp_path / "fit.yaml", fit_document(tmp_path))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gradosr.jobs.cli", "fit", str(job), "--set", "classifier.arch=swallowing:build"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509 - as in a terminal
+    )
+    assert process.stdout
+    try:
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(number)
+        _, told = process.communicate(timeout=120)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == code, told
