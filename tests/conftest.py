@@ -14,6 +14,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     + [path for path in [os.environ.get("PYTHONPATH")] if path]
 )
 
+import signal
 import uuid
 from collections.abc import Iterator
 
@@ -22,6 +23,9 @@ import pytest
 from gradosr.config import S3Settings
 from gradosr.lab.seaweedfs import SeaweedFS
 from gradosr.store import Store
+
+# A shell's background job ignores SIGINT, and so would every command that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

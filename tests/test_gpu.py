@@ -44,7 +44,7 @@ from gradosr.gradients.kernels import fused_kernels
 from gradosr.gradients.rules import bind_linear, linear_forms, linear_squared_norms
 from gradosr.gradients.slow import slow_squared_norms
 from gradosr.representations import REPRESENTATIONS, represent
-from gradosr.scoring.columns import score_images
+from gradosr.scoring.columns import Kept, score_images
 from gradosr.scoring.compute import Compute
 from gradosr.scoring.observer import Observer
 from gradosr.scoring.scorer import Scorer
@@ -614,7 +614,7 @@ def test_training_in_bfloat16_leaves_weights_in_float32(bundles, known_images, t
 def test_rows_of_pinned_batches_say_what_the_scorer_says(bundles):
     scorer, pixels = Scorer(bundles("one_class"), ON_CUDA), unlike_and_like()
     prepared = [PreparedImage(EncodedImage(str(i), b""), 16, 16, one, None) for i, one in enumerate(pixels)]
-    rows = score_images(scorer, prepared, "all", "all").to_pylist()
+    rows = score_images(scorer, prepared, Kept("all", "all")).to_pylist()
     assert {row["status"] for row in rows} == {"ok"}
     scores = scorer.score(pixels)
     np.testing.assert_allclose([row["unknown_score"] for row in rows], scores.unknown_score, rtol=1e-3, atol=1e-3)
@@ -731,7 +731,7 @@ def test_a_replayed_pass_gives_what_a_launched_one_gives(name):
         for one, again in zip(before, after, strict=True):
             torch.testing.assert_close(again.values_BP, one.values_BP, rtol=1e-3, atol=1e-9)
             torch.testing.assert_close(again.logits_BK, one.logits_BK, rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(again.features_BF, one.features_BF, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(again.signals["features"], one.signals["features"], rtol=1e-4, atol=1e-5)
             assert again.watched.keys() == one.watched.keys()
 
 

@@ -629,6 +629,7 @@ def test_score_tells_too_many_bad_images_by_its_exit_code_and_logs_json_lines(tm
     assert again.stdout == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["audit", "compact"])
 def test_an_interruption_does_not_wait_for_a_store_that_does_not_answer(
     command: str, seaweedfs: SeaweedFS, store: Store, bucket: str, tmp_path: Path
@@ -642,22 +643,21 @@ def test_an_interruption_does_not_wait_for_a_store_that_does_not_answer(
         settings = {"endpoint_url": proxy.endpoint_url, "addressing_style": "path", "read_timeout": 3600}
         sets = [word for key, value in settings.items() for word in ("--set", f"store.{key}={value}")]
         arguments = [command, f"{bucket}/results", "--out", str(tmp_path / "out"), *sets]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "gradosr.jobs.cli", *arguments], stderr=subprocess.PIPE, text=True
-        )
-        try:
-            while not proxy.dealt["stall"]:
-                assert process.poll() is None
-                time.sleep(0.02)
-            process.send_signal(signal.SIGINT)
-            _, told = process.communicate(timeout=300)
-        finally:
-            process.kill()
-            process.wait()
+        words = [sys.executable, "-m", "gradosr.jobs.cli", *arguments]
+        with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                while not proxy.dealt["stall"]:
+                    assert process.poll() is None
+                    time.sleep(0.02)
+                process.send_signal(signal.SIGINT)
+                _, told = process.communicate(timeout=300)
+            finally:
+                process.kill()
     assert process.returncode == 130, told
     assert told.splitlines()[-1] == "gradosr: interrupted; the same command goes on from here"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"])
 def test_a_signal_that_an_import_swallows_still_ends_the_command(number: int, code: int, tmp_path: Path) -> None:
     swallowing = (
@@ -667,20 +667,14 @@ def test_a_signal_that_an_import_swallows_still_ends_the_command(number: int, co
     )
     (tmp_path / "swallowing.py").write_text(swallowing)
     job = write(tmp_path / "fit.yaml", fit_document(tmp_path))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gradosr.jobs.cli", "fit", str(job), "--set", "classifier.arch=swallowing:build"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509 - as in a terminal
-    )
-    assert process.stdout
-    try:
-        assert process.stdout.readline() == "importing\n"
-        process.send_signal(number)
-        _, told = process.communicate(timeout=120)
-    finally:
-        process.kill()
-        process.wait()
+    words = [sys.executable, "-m", "gradosr.jobs.cli", "fit", str(job), "--set", "classifier.arch=swallowing:build"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            assert process.stdout
+            assert process.stdout.readline() == "importing\n"
+            process.send_signal(number)
+            _, told = process.communicate(timeout=120)
+        finally:
+            process.kill()
     assert process.returncode == code, told

@@ -7,9 +7,12 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_the_wheel_works_beside_a_jobs_package(tmp_path: Path) -> None:
     source = tmp_path / "source"
     skipped = shutil.ignore_patterns(".*", "demo", "tests", "__pycache__", "build", "*.egg-info")

@@ -4,6 +4,7 @@
     classifier.safetensors    weights
     detector.safetensors      the detector's arrays
     calibration.safetensors   unknown scores of held-out known images, ascending, by precision
+    signals.safetensors       everything seen of the held-out known images, to learn from labels; scoring needs none
 
 bundle.json is written last; its presence completes the bundle. Loading a bundle runs no code from it and opens no
 network connection except to the store.
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from gradosr.bundle.calibration import Calibration
+from gradosr.bundle.held_out import HeldOut
 from gradosr.bundle.manifest import MANIFEST, CalibrationSummary, Manifest, read_manifest
 from gradosr.classifier.build import build_classifier
 from gradosr.classifier.weights import load_weights
@@ -30,6 +32,7 @@ from gradosr.errors import BundleError, NotFound
 from gradosr.store import Store, join
 
 CLASSIFIER, DETECTOR, CALIBRATION = "classifier.safetensors", "detector.safetensors", "calibration.safetensors"
+HELD_OUT = "signals.safetensors"
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Bundle:
     """Calibrations by the precision in which the images were scored; always one of float32."""
     digest: str = ""
     """SHA-256 of bundle.json, which holds the digests of the other files; it identifies the bundle."""
+    held_out: HeldOut | None = None
+    """Signals of the known images held out; None in a bundle that was loaded for scoring."""
 
     def save(self, store: Store, uri: str) -> None:
         """Write all files of the bundle, bundle.json last."""
@@ -53,6 +58,8 @@ class Bundle:
                 {_array(precision): torch.from_numpy(one.scores) for precision, one in self.calibrations.items()}
             ),
         }
+        if self.held_out:
+            bodies[HELD_OUT] = _packed(self.held_out.tensors())
         for name, body in bodies.items():
             store.write(join(uri, name), body)
         digests = {name: hashlib.sha256(body).hexdigest() for name, body in bodies.items()}
@@ -110,6 +117,17 @@ def load_bundle(store: Store, uri: str, trust: tuple[str, ...] = ()) -> Bundle:
     except KeyError as error:
         raise BundleError(f"{uri}: array {error} is missing") from error
     return Bundle(manifest, classifier, detector, calibrations, digest)
+
+
+def read_held_out(store: Store, uri: str) -> HeldOut:
+    """Read the signals of a bundle's held-out images. Raises BundleError if there are none, or they are damaged."""
+    manifest, _ = read_manifest(store, uri)
+    if HELD_OUT not in manifest.files:
+        raise BundleError(f"{uri}: no {HELD_OUT}: made by an older gradosr; fit it again to learn from labels")
+    try:
+        return HeldOut.from_tensors(_unpacked(store, uri, HELD_OUT, manifest), manifest.precisions)
+    except KeyError as error:
+        raise BundleError(f"{join(uri, HELD_OUT)}: array {error} is missing") from error
 
 
 def _unpacked(store: Store, uri: str, name: str, manifest: Manifest) -> dict[str, Tensor]:

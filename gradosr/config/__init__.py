@@ -31,7 +31,7 @@ from gradosr.config.inputs import MAX_PIXELS, ImagesInput, Input, LabelNames, Pa
 from gradosr.config.load import check_job, load_job
 from gradosr.config.pack import PackJob, pack_job
 from gradosr.config.protocol import OsrProtocol, OsrTask
-from gradosr.config.score import Allowance, ScoreJob
+from gradosr.config.score import Allowance, Sample, ScoreJob
 from gradosr.config.screening import Gates, ScreenJob, Webhook
 from gradosr.config.store import S3Settings, StoreFields
 from gradosr.config.uris import Uri
@@ -67,6 +67,7 @@ __all__ = [
     "Precision",
     "RaySettings",
     "S3Settings",
+    "Sample",
     "ScoreJob",
     "ScreenJob",
     "Serving",

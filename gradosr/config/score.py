@@ -6,10 +6,18 @@ from pydantic import Field, PositiveFloat, PositiveInt, StrictFloat, StrictInt
 
 from gradosr.config.compute import RaySettings, Serving, Workers
 from gradosr.config.inputs import MAX_PIXELS, Input
+from gradosr.config.settings import Settings
 from gradosr.config.uris import Uri
 
 Allowance = Annotated[StrictInt, Field(ge=0)] | Annotated[StrictFloat, Field(ge=0, lt=1)]
 """Part of a whole: a count (an integer) or a share (a decimal number below 1)."""
+
+
+class Sample(Settings):
+    """All unknown images and some of the others."""
+
+    sample: Annotated[StrictInt, Field(ge=2)]
+    """Number of other images of which one is drawn, by a hash of its key."""
 
 
 class ScoreJob(Serving):
@@ -26,6 +34,9 @@ class ScoreJob(Serving):
     """Rows for which the penultimate features are stored."""
     representation: Literal["none", "unknown", "all"] = "none"
     """Rows for which the gradient representation is stored."""
+    signals: Literal["none", "unknown", "all"] | Sample = "none"
+    """Rows for which everything that the detector sees is stored, so that one can learn from labels and score again
+    without the images; {sample: N} stores it for the unknown images and for one in N of the others."""
     max_pixels: PositiveInt = MAX_PIXELS
     """Largest image, in pixels according to its header, that is decoded; others get status too_large."""
     max_attempts: PositiveInt = 3

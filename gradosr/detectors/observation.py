@@ -13,6 +13,8 @@ from gradosr.gradients import Head
 if TYPE_CHECKING:
     from gradosr.config import TransferSettings
 
+SIGNALS = ("logits", "features", "middle", "log_norms")
+"""Names of what is seen of an image, in the order in which it is stored."""
 NO_HEAD = "the detector needs a linear layer that makes the logits, and this classifier has none"
 
 
@@ -52,6 +54,28 @@ class Observation:
         if self.middle_BM is None:
             raise ClassifierError("the detector needs a convolution or a linear layer, and this classifier has none")
         return self.middle_BM
+
+    def signals(self) -> dict[str, Tensor]:
+        """Return everything that was seen by name, each [B, N], in the form in which tables and bundles store it.
+
+        The names are those of SIGNALS, and of the watched coordinates.
+        """
+        own = {name: values for name, values in zip(SIGNALS, self._stored(), strict=True) if values is not None}
+        found = own | {name: values_B[:, None] for name, values_B in self.watched.items()}
+        return {name: values_BN for name, values_BN in found.items() if values_BN.shape[1]}
+
+    def _stored(self) -> tuple[Tensor | None, ...]:
+        return self.logits_BK, self.features_BF, self.middle_BM, self.log_norms_BC
+
+    @classmethod
+    def from_signals(cls, signals: Mapping[str, Tensor]) -> "Observation":
+        """Make the observation that has these `signals`. Raises KeyError without logits."""
+        own = {name: values_BN.float() for name, values_BN in signals.items()}
+        logits_BK = own.pop("logits")
+        features_BF, middle_BM = own.pop("features", None), own.pop("middle", None)
+        log_norms_BC = own.pop("log_norms", logits_BK.new_empty(len(logits_BK), 0))
+        watched = {name: values_B1.squeeze(1) for name, values_B1 in own.items()}
+        return cls(log_norms_BC, logits_BK, features_BF, middle_BM, watched)
 
     def __getitem__(self, rows: Tensor) -> "Observation":
         return self._with_each(lambda values: values[rows])

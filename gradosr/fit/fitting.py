@@ -16,6 +16,7 @@ from gradosr.archive.decoded import DecodedImages
 from gradosr.archive.pixel_file import Images
 from gradosr.bundle.bundle import Bundle
 from gradosr.bundle.calibration import Calibration, check_enough
+from gradosr.bundle.held_out import HeldOut
 from gradosr.bundle.manifest import Manifest
 from gradosr.classifier.build import probabilities
 from gradosr.classifier.resolve import bring, build, complete
@@ -90,28 +91,32 @@ def fit(asked: FitJob, notes: Notes) -> Bundle:
     if warning := probabilities(fitting.logits_BK):
         notes.warn(warning)
     detector = fit_detector(ready, job.detector, fitting, head, notes)
-    scores = detector.score(calibration).cpu().numpy()
     correct = torch.cat([_correct(fitting, known.of(FITTING)), _correct(calibration, known.of(CALIBRATION))])
     measured = {
         "held_out_accuracy": float(correct.float().mean()),
         "dropped_coordinates": list(detector.dropped(observer.coordinates)),
     }
     notes.say(f"closed-set accuracy on {len(correct)} held-out images: {measured['held_out_accuracy']:.4f}")
-    calibrations: dict[Precision, Calibration] = {"float32": Calibration.of(scores, job.false_alarm_rate)}
-    for precision in job.precisions:
-        calibrations[precision] = _calibration(ready, detector, precision)
+    observed: dict[Precision, Observation] = {"float32": calibration}
+    observed |= {precision: _observe_again(ready, precision) for precision in job.precisions}
+    calibrations = {
+        precision: Calibration.of(detector.score(seen).cpu().numpy(), job.false_alarm_rate)
+        for precision, seen in observed.items()
+    }
+    rows = fitting.finite()
+    kept = {precision: seen[seen.finite()] for precision, seen in observed.items()}
+    held_out = HeldOut(fitting[rows], known.of(FITTING).labels_N.to(rows.device)[rows], kept)
     manifest = _manifest(job, _provenance(job, known) | measured)
-    return Bundle(manifest, ready.classifier, detector, calibrations)
+    return Bundle(manifest, ready.classifier, detector, calibrations, held_out=held_out)
 
 
-def _calibration(ready: Ready, detector: Detector, precision: Precision) -> Calibration:
-    """Calibrate a detector, fitted in float32, for another precision of the classifier."""
+def _observe_again(ready: Ready, precision: Precision) -> Observation:
+    """Observe the calibration images in another precision of the classifier."""
     job, compute = ready.job, replace(ready.compute, precision=precision)
-    classifier = copy.deepcopy(ready.classifier)
-    observer = Observer(classifier, job.classifier.transform, job.detector.signals, compute)
-    scores = detector.score(observe(observer, ready.known.of(CALIBRATION), job.batch_size)).cpu().numpy()
+    observer = Observer(copy.deepcopy(ready.classifier), job.classifier.transform, job.detector.signals, compute)
+    seen = observe(observer, ready.known.of(CALIBRATION), job.batch_size)
     ready.compute.prepare()
-    return Calibration.of(scores, job.false_alarm_rate)
+    return seen
 
 
 def record_job(store: Store, job: FitJob) -> None:

@@ -11,6 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
+from types import MappingProxyType
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -52,13 +53,15 @@ _REQUIRED = ("key", "shard", "row", "status")
 _BAD_IMAGE = ("key", "source", "status", "error")
 
 
-def schema(representation: int = 0, features: int = 0) -> pa.Schema:
-    """Return the columns of a part, given the widths of the stored representation and features (0 if not stored)."""
+def schema(widths: Mapping[str, int] = MappingProxyType({})) -> pa.Schema:
+    """Return the columns of a part, given the number of values per row of each wide column by name.
+
+    The representation is float32; the signals, one of which are the features, are float16.
+    """
     fields = [pa.field(name, kind, nullable=name not in _REQUIRED) for name, kind in _COLUMNS.items()]
-    if representation:
-        fields.append(pa.field("representation", pa.list_(pa.float32(), representation)))
-    if features:
-        fields.append(pa.field("features", pa.list_(pa.float16(), features)))
+    for name, width in widths.items():
+        kind = pa.float32() if name == "representation" else pa.float16()
+        fields.append(pa.field(name, pa.list_(kind, width)))
     return pa.schema(fields)
 
 

@@ -237,6 +237,7 @@ def fingerprint_of(job: ScoreJob, manifest: Manifest, digest: str) -> dict[str, 
         "precision": job.precision,
         "features": job.features,
         "representation": job.representation,
+        **({} if job.signals == "none" else job.model_dump(mode="json", include={"signals"})),
     }
 
 

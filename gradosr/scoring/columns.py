@@ -3,7 +3,9 @@
 B images, S of them with pixels.
 """
 
+import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -12,26 +14,46 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from gradosr.archive.loading import PreparedImage
+from gradosr.config import Sample, ScoreJob
 from gradosr.results.part import schema
 from gradosr.scoring.scorer import Scorer, Scores
 
 Stored = Literal["none", "unknown", "all"]
 
+
+@dataclass(frozen=True)
+class Kept:
+    """The rows for which wide columns are stored, as in ScoreJob."""
+
+    representation: Stored = "none"
+    features: Stored = "none"
+    signals: Stored | Sample = "none"
+
+    @classmethod
+    def by(cls, job: ScoreJob) -> "Kept":
+        return cls(job.representation, job.features, job.signals)
+
+    def widths(self, scorer: Scorer) -> dict[str, int]:
+        """Return the number of values per row of each wide column that is stored at all."""
+        wanted = {} if self.representation == "none" else {"representation": len(scorer.observer.coordinates)}
+        if self.signals != "none":
+            return wanted | scorer.widths
+        if self.features != "none" and "features" in scorer.widths:
+            wanted["features"] = scorer.widths["features"]
+        return wanted
+
+
+NOTHING_WIDE = Kept()
 NON_FINITE = "a logit or a gradient norm is not a finite number"
 
 
-def score_images(
-    scorer: Scorer, images: Sequence[PreparedImage], representation: Stored = "none", features: Stored = "none"
-) -> pa.RecordBatch:
-    """Return one row per image, in order, without the columns `shard` and `row`.
-
-    `representation` and `features` say for which rows these two columns are stored, as in ScoreJob.
-    """
-    return start_scoring(scorer, images, representation, features)()
+def score_images(scorer: Scorer, images: Sequence[PreparedImage], kept: Kept = NOTHING_WIDE) -> pa.RecordBatch:
+    """Return one row per image, in order, without the columns `shard` and `row`."""
+    return start_scoring(scorer, images, kept)()
 
 
 def start_scoring(
-    scorer: Scorer, images: Sequence[PreparedImage], representation: Stored = "none", features: Stored = "none"
+    scorer: Scorer, images: Sequence[PreparedImage], kept: Kept = NOTHING_WIDE
 ) -> Callable[[], pa.RecordBatch]:
     """Start scoring a batch; return a function that waits for the scores and returns the rows of `score_images`.
 
@@ -43,7 +65,8 @@ def start_scoring(
     def rows() -> pa.RecordBatch:
         columns = _facts(images)
         if pending:
-            scored = _scored(scorer, pending.wait(), representation, features)
+            keys = [image.encoded.key for image in images if image.pixels is not None]
+            scored = _scored(scorer, pending.wait(), keys, kept)
             columns |= _spread(scored, images, columns)
         return pa.RecordBatch.from_pydict(columns)
 
@@ -77,7 +100,7 @@ def _spread(
     return columns | {name: pc.coalesce(facts[name], columns[name]) for name in ("status", "error")}
 
 
-def _scored(scorer: Scorer, scores: Scores, representation: Stored, features: Stored) -> dict[str, pa.Array]:
+def _scored(scorer: Scorer, scores: Scores, keys: Sequence[str], kept: Kept) -> dict[str, pa.Array]:
     """Return the columns of images with pixels; the scores are null where one of them is not finite."""
     missing_S = ~scores.finite
     unknown_S = pa.array(scores.is_unknown, mask=missing_S)
@@ -93,15 +116,30 @@ def _scored(scorer: Scorer, scores: Scores, representation: Stored, features: St
     }
     for name in ("confidence", "max_logit", "energy", "unknown_score", "p_value"):
         columns[name] = pa.array(getattr(scores, name), mask=missing_S)
-    if representation != "none":
-        columns["representation"] = _stored(scores.representation_BC, representation, scores)
-    if features != "none" and scores.features_BF is not None:
-        columns["features"] = _stored(scores.features_BF, features, scores)
-    return columns
+    wide: dict[str, NDArray[np.floating]] = {"representation": scores.representation_BC, **scores.signals}
+    signals_S = _wanted(kept.signals, scores, keys)
+    wanted = dict.fromkeys(scores.signals, signals_S)
+    wanted["representation"] = _wanted(kept.representation, scores, keys)
+    if "features" in wanted:
+        wanted["features"] = signals_S | _wanted(kept.features, scores, keys)
+    return columns | {name: _wide(wide[name], wanted[name]) for name in kept.widths(scorer)}
 
 
-def _stored(values_SN: NDArray[np.floating], wanted: Stored, scores: Scores) -> pa.Array:
+def _wanted(stored: Stored | Sample, scores: Scores, keys: Sequence[str]) -> NDArray[np.bool_]:
+    """Tell for which images a wide column is stored, [S]."""
+    if stored == "none":
+        return np.zeros_like(scores.finite)
+    if stored == "all":
+        return scores.finite
+    wanted_S = scores.is_unknown
+    if isinstance(stored, Sample):
+        drawn = [zlib.crc32(key.encode()) % stored.sample == 0 for key in keys]
+        wanted_S = wanted_S | np.array(drawn, bool)
+    return scores.finite & wanted_S
+
+
+def _wide(values_SN: NDArray[np.floating], wanted_S: NDArray[np.bool_]) -> pa.Array:
     """Return rows of N numbers as a column, null where they are not wanted."""
-    left_out_S = ~(scores.finite if wanted == "all" else scores.finite & scores.is_unknown)
+    left_out_S = ~wanted_S
     numbers = pa.array(values_SN.reshape(-1))
     return pa.FixedSizeListArray.from_arrays(numbers, values_SN.shape[1], mask=pa.array(left_out_S))

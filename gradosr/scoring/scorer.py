@@ -3,7 +3,7 @@
 B batch, K classes, C coordinates of the representation (objectives * parameter tensors), F features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +42,8 @@ class Scores:
     """Split-conformal p-value; small = unlike the known images."""
     is_unknown: NDArray[np.bool_]
     representation_BC: Floats
-    features_BF: NDArray[np.float16] | None
+    signals: Mapping[str, NDArray[np.float16]]
+    """Everything that the detector saw, each [B, N], by name; see Observation.signals."""
 
 
 class Scorer:
@@ -69,8 +70,8 @@ class Scorer:
         arrays = {name: array.to(self.compute.device) for name, array in bundle.detector.arrays().items()}
         self._detector = restore(manifest.detector, arrays)
         checked = self.observer.check(len(manifest.classes))
-        features = checked.observation.features_BF
-        self.feature_count = 0 if features is None else features.shape[1]
+        self.widths = {name: values.shape[1] for name, values in checked.observation.signals().items()}
+        """Number of values of each signal, by name; see Observation.signals."""
 
     def score(self, images_BCHW: Tensor) -> Scores:
         """Score uint8 images [B, 3, H, W] at the classifier's input size; B may be 0."""
@@ -79,7 +80,7 @@ class Scorer:
     def start(self, images_BCHW: Tensor) -> "Pending":
         """Start scoring uint8 images without waiting for the device, so the caller can prepare the next batch."""
         observed = self.observer(images_BCHW)
-        logits_BK, features_BF = observed.observation.logits_BK, observed.observation.features_BF
+        logits_BK, signals = observed.observation.logits_BK, observed.observation.signals()
         unknown_score_B = self._detector.score(observed.observation).float()
         confidence_B, predicted_B = logits_BK.softmax(1).max(1)
         columns = [
@@ -90,10 +91,10 @@ class Scorer:
             -logits_BK.logsumexp(1, keepdim=True),
             unknown_score_B[:, None],
             observed.representation_BC,
-            *([] if features_BF is None else [features_BF]),
+            *signals.values(),
         ]
         together_BV = torch.cat([column.float() for column in columns], 1)
-        widths = [column.shape[1] for column in columns[6:]]
+        widths = {"representation": observed.representation_BC.shape[1], **self.widths}
         if together_BV.is_cuda:
             values_BV = torch.empty(together_BV.shape, pin_memory=True).copy_(together_BV, non_blocking=True)
             copied = torch.cuda.Event()
@@ -107,9 +108,9 @@ class Pending:
     """A batch that was given to the device; its scores come back in one copy."""
 
     values_BV: Tensor
-    """Columns: finite, predicted, confidence, max logit, energy, unknown score, representation, features."""
-    widths: Sequence[int]
-    """Number of columns of the representation, and of the features if there are any."""
+    """Columns: finite, predicted, confidence, max logit, energy, unknown score, representation, each signal."""
+    widths: Mapping[str, int]
+    """Number of columns of the representation and of each signal, in order."""
     calibration: Calibration
     false_alarm_rate: float
     copied: torch.cuda.Event | None = None
@@ -118,7 +119,8 @@ class Pending:
         """Wait for the device and return the scores."""
         if self.copied is not None:
             self.copied.synchronize()
-        first_B6, representation_BC, *features = self.values_BV.split([6, *self.widths], 1)
+        first_B6, *wide = self.values_BV.split([6, *self.widths.values()], 1)
+        representation_BC, *signals = wide
         finite, predicted, confidence, max_logit, energy, unknown_score = first_B6.T.contiguous().numpy()
         finite = finite != 0
         unknown_score = np.where(finite, unknown_score, np.float32(np.nan))
@@ -133,5 +135,11 @@ class Pending:
             p_value=p_value,
             is_unknown=p_value <= self.false_alarm_rate,
             representation_BC=representation_BC.numpy(),
-            features_BF=features[0].half().numpy() if features else None,
+            signals={name: stored(values) for name, values in zip(list(self.widths)[1:], signals, strict=True)},
         )
+
+
+def stored(values_BN: Tensor) -> NDArray[np.float16]:
+    """Round values to float16; those beyond its range become its largest or smallest."""
+    most = torch.finfo(torch.float16).max
+    return values_BN.clamp(-most, most).half().numpy()

@@ -19,7 +19,7 @@ from gradosr.config import ScoreJob
 from gradosr.results.folder import RunFolder
 from gradosr.results.outcome import PartStats
 from gradosr.results.part import STAGES, PartBuilder, schema
-from gradosr.scoring.columns import start_scoring
+from gradosr.scoring.columns import Kept, start_scoring
 from gradosr.scoring.scorer import Scorer
 from gradosr.store import Store
 from gradosr.versions import software
@@ -48,8 +48,8 @@ class ShardWorker:
         self._label_names = resolve_names(job.input.label_names, self._store)
         bundle = load_bundle(self._store, job.bundle, job.trust)
         self._scorer = Scorer(bundle, job, every_norm=job.representation != "none")
-        coordinates = len(self._scorer.observer.coordinates) if job.representation != "none" else 0
-        self._schema = schema(coordinates, self._scorer.feature_count if job.features != "none" else 0)
+        self._kept = Kept.by(job)
+        self._schema = schema(self._kept.widths(self._scorer))
         return self.name
 
     def expect(self, shard: Shard) -> None:
@@ -70,7 +70,7 @@ class ShardWorker:
                 seconds["decode"] += sum(image.seconds for image in batch)
                 with _Clock(seconds, "score"):  # a GPU has the next batch while the rows of the one before are written
                     before = rows
-                    rows = start_scoring(self._scorer, batch, self._job.representation, self._job.features)
+                    rows = start_scoring(self._scorer, batch, self._kept)
                     if before:
                         part.add(before())
             with _Clock(seconds, "score"):

@@ -53,6 +53,7 @@ FORMATS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_an_image_that_memory_is_too_small_for_is_no_bad_image(name: str) -> None:
     kind, mode, options = FORMATS[name]

@@ -327,6 +327,7 @@ def placeholder(folder: str) -> str:
     return f"{found.kind}: {found.reason}"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
 def test_a_picture_that_memory_is_too_small_for_is_not_the_archives_fault(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar([("0.png", png(6000, 6000))]))

@@ -19,7 +19,7 @@ from gradosr.detectors import ClassSplit, TransferDetector
 from gradosr.errors import BundleError, ClassifierError, ConfigError
 from gradosr.scoring.compute import Compute
 from gradosr.scoring.observer import Observer
-from gradosr.scoring.scorer import Scorer
+from gradosr.scoring.scorer import Scorer, Scores
 from gradosr.store import Store
 
 FILES = {"bundle.json", "classifier.safetensors", "detector.safetensors", "calibration.safetensors"}
@@ -94,9 +94,13 @@ def replace_file(folder, name, body):
     rewrite(folder, files=files | {name: hashlib.sha256(body).hexdigest()})
 
 
+def arrays(scores: Scores) -> dict[str, object]:
+    return {**vars(scores), **scores.signals, "signals": list(scores.signals)}
+
+
 def assert_same_scores(one, other):
     """But for rounding: the form of a norm is chosen by its time."""
-    first, second = (vars(Scorer(bundle, CPU).score(pixels(5, seed=7))) for bundle in (one, other))
+    first, second = (arrays(Scorer(bundle, CPU).score(pixels(5, seed=7))) for bundle in (one, other))
     assert first.keys() == second.keys()
     for name, values in first.items():
         np.testing.assert_allclose(values, second[name], rtol=1e-5, atol=1e-7, err_msg=name)

@@ -49,6 +49,7 @@ def fault_of_reading(uri):
     return ""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
 def test_a_checkpoint_that_memory_is_too_small_for_is_not_damaged(tmp_path):
     uri = f"{tmp_path}/w.pt"

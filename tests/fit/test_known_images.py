@@ -93,6 +93,7 @@ def flat_tar(count: int) -> bytes:
     return tar(members)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (memory.PROC / "clear_refs").exists(), reason="the system keeps no peak")
 def test_memory_does_not_grow_with_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoded, "BATCH", 8)  # a batch and what is made ahead, 32 MiB otherwise, would hide little

@@ -1,7 +1,5 @@
 """Every form of every ruled call gives the same norms; the choice among them."""
 
-import time
-
 import pytest
 import torch
 from torch import nn
@@ -80,19 +78,24 @@ def test_every_form_of_a_linear_layer_is_exact(form: str, positions: int) -> Non
     torch.testing.assert_close(norms["weight"], expected, rtol=1e-10, atol=0)
 
 
-def waiting(seconds: dict[str, float]):
-    """Norms whose forms take the given time, whatever the number of samples."""
+@pytest.fixture
+def waiting(monkeypatch: pytest.MonkeyPatch):
+    """Norms whose forms take the given time, whatever the number of samples, by a clock that nothing else moves."""
+    now = 0.0
+    monkeypatch.setattr("gradosr.gradients.forms.time.perf_counter", lambda: now)
 
-    def norms(form: str | None, _samples: slice):
-        start = time.perf_counter()
-        while time.perf_counter() - start < seconds[form]:
-            pass
-        return {}
+    def of(seconds: dict[str, float]):
+        def norms(form: str | None, _samples: slice):
+            nonlocal now
+            now += seconds[form]
+            return {}
 
-    return norms
+        return norms
+
+    return of
 
 
-def test_the_fastest_form_is_measured_once_and_again_for_a_much_larger_batch() -> None:
+def test_the_fastest_form_is_measured_once_and_again_for_a_much_larger_batch(waiting) -> None:
     forms, seconds = Forms(), {"favoured": 30 * WORTH_SAVING, "fast": 2 * WORTH_SAVING}
     for batch, expected in ((4, 4), (8, 4), (9, 9), (2, 9)):
         forms.fastest(0, lambda: list(seconds), waiting(seconds), torch.zeros(batch))
@@ -100,7 +103,7 @@ def test_the_fastest_form_is_measured_once_and_again_for_a_much_larger_batch() -
         assert forms.measured[0].fastest == "fast"
 
 
-def test_where_there_is_nothing_to_save_counted_work_decides() -> None:
+def test_where_there_is_nothing_to_save_counted_work_decides(waiting) -> None:
     forms, seconds = Forms(), {"favoured": WORTH_SAVING / 10, "fast": 0.0}
     forms.fastest(0, lambda: list(seconds), waiting(seconds), torch.zeros(4))
     assert set(forms.measured[0].seconds) == {"favoured"}
@@ -111,7 +114,7 @@ def test_a_form_must_be_clearly_faster() -> None:
     assert Measured(4, {"favoured": 1.0, "other": 0.5}).fastest == "other"
 
 
-def test_unmeasured_forms_are_those_of_counted_work() -> None:
+def test_unmeasured_forms_are_those_of_counted_work(waiting) -> None:
     forms = Forms(measure=False)
     forms.fastest(0, lambda: ["favoured", "fast"], waiting({"favoured": 0.0}), torch.zeros(4))
     assert forms.measured[0].fastest == "favoured"

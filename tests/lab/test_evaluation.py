@@ -121,6 +121,7 @@ def test_metrics_are_those_of_the_rows(done: tuple[Path, Any]) -> None:
         assert (folder / "out" / f"{name}.svg").read_bytes().startswith(b"<?xml")
 
 
+@pytest.mark.slow
 def test_the_same_command_does_nothing_again_and_another_detector_scores_without_training(
     done: tuple[Path, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

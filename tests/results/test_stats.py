@@ -44,6 +44,7 @@ def test_columns_add_up_to_what_dictionaries_do() -> None:
     assert stats.parts == sorted(PARTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["older", "cut", "no part column", "gone"])
 def test_figures_come_from_wherever_they_are_recorded(tmp_path: Path, damage: str) -> None:
     write_archive(Store(), f"{tmp_path}/archive")

@@ -79,6 +79,7 @@ def assert_same(rows: dict[str, tuple[object, ...]], clean: dict[str, tuple[obje
         assert score == pytest.approx(clean[key][0], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_two_workers_make_the_same_table(job: ScoreJob, tmp_path: Path) -> None:
     run_here(local_job(tmp_path, output=f"{tmp_path}/here"))
     plan, outcome, seen = drive(job.model_copy(update={"workers": 2}))

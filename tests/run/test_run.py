@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+import zlib
 from dataclasses import astuple
 from pathlib import Path
 
@@ -359,6 +360,31 @@ def test_representation_and_features_are_stored_as_asked(tmp_path: Path, wanted:
         values = [value for value in table[name].to_pylist() if value is not None]
         assert len(values) == (unknown if stored is None else stored)
         assert all(len(value) == width for value in values)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "drawn"), [("none", False), ("unknown", False), ("all", True), ({"sample": 2}, None)]
+)
+def test_signals_are_stored_as_asked(tmp_path: Path, wanted: object, drawn: bool | None) -> None:
+    write_archive(Store(), f"{tmp_path}/archive", shards=4)
+    run_here(local_job(tmp_path, signals=wanted))
+    table = pa.concat_tables(map(pq.read_table, sorted((tmp_path / "results" / "parts").iterdir())))
+    widths = {"logits": 3, "features": 64, "middle": 8, "log_norms": 2 * 7}
+    assert {name: table.schema.field(name).type.list_size for name in set(widths) & set(table.column_names)} == (
+        {} if wanted == "none" else widths
+    )
+    if wanted == "none":
+        return
+    stored = {tuple(table[name].is_valid().to_pylist()) for name in widths}
+    assert len(stored) == 1
+    expected = [
+        unknown or (zlib.crc32(key.encode()) % 2 == 0 if drawn is None else drawn)
+        for key, unknown in zip(table["key"].to_pylist(), table["is_unknown"].to_pylist(), strict=True)
+    ]
+    assert list(stored.pop()) == expected
+    if wanted != "unknown":
+        assert any(expected)
+    assert all(expected) == (wanted == "all")
 
 
 @pytest.mark.slow

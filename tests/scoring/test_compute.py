@@ -27,12 +27,14 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("given", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
 def test_threads_that_wait_for_each_other_sleep_unless_told_otherwise(given: dict[str, str], policy: str) -> None:
     told = run("import gradosr, torch; torch.ones(9).sum()", OMP_DISPLAY_ENV="TRUE", **given).stderr
     assert f"OMP_WAIT_POLICY = '{policy}'" in told
 
 
+@pytest.mark.slow
 def test_there_are_no_more_threads_than_cores_allowed() -> None:
     assert run(PREPARED, LOKY_MAX_CPU_COUNT="1").stdout == "1\n"
 

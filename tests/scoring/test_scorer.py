@@ -20,7 +20,7 @@ from gradosr.gradients import squared_norms
 from gradosr.representations import log_norms
 from gradosr.scoring.compute import Compute, pick_device
 from gradosr.scoring.observer import Observer
-from gradosr.scoring.scorer import Scorer
+from gradosr.scoring.scorer import Scorer, stored
 
 FEATURES = 1024  # of shufflenet_v2_x0_5
 
@@ -60,12 +60,29 @@ def test_every_array_has_one_row_per_image_and_its_type(scorer, bundle, count):
         "p_value": ((count,), np.float32),
         "is_unknown": ((count,), np.bool_),
         "representation_BC": ((count, coordinates), np.float32),
-        "features_BF": ((count, FEATURES), np.float16),
     }
-    assert {name: (value.shape, value.dtype) for name, value in vars(scores).items()} == expected
-    assert scorer.feature_count == FEATURES
+    found = {name: value for name, value in vars(scores).items() if name != "signals"}
+    assert {name: (value.shape, value.dtype) for name, value in found.items()} == expected
+    assert {name: value.shape for name, value in scores.signals.items()} == {
+        name: (count, width) for name, width in scorer.widths.items()
+    }
+    assert {value.dtype for value in scores.signals.values()} == {np.dtype(np.float16)}
+    assert scorer.widths["features"] == FEATURES
     assert len(scorer.observer.coordinates) == coordinates
     assert scores.finite.all()
+
+
+def test_the_detector_gives_the_same_scores_from_the_signals_alone(scorer, bundle, mixed):
+    observation = scorer.observer(mixed).observation
+    seen = Observation.from_signals(observation.signals())
+    assert torch.equal(bundle.detector.score(seen), bundle.detector.score(observation))
+    stored_too = scorer.score(mixed).signals
+    for name, values in observation.signals().items():
+        np.testing.assert_allclose(stored_too[name], values.numpy(), rtol=1e-3, atol=1e-3)
+
+
+def test_a_signal_beyond_float16_is_its_largest_number():
+    assert stored(torch.tensor([[1e6, -1e6, 1.5]])).tolist() == [[65504.0, -65504.0, 1.5]]
 
 
 def test_logit_columns_are_their_formulas(scorer, bundle, mixed):
@@ -123,7 +140,7 @@ def test_the_representation_is_the_squared_norms_themselves(scorer, bundle, mixe
 
 
 def test_features_are_the_input_of_the_last_layer(scorer, bundle, mixed):
-    features = torch.from_numpy(scorer.score(mixed).features_BF).float()
+    features = torch.from_numpy(scorer.score(mixed).signals["features"]).float()
     with torch.no_grad():
         logits, expected = bundle.classifier.fc(features), bundle.classifier(normalise(mixed, TRANSFORM))
     torch.testing.assert_close(logits, expected, rtol=0.02, atol=0.02)  # float16
@@ -165,8 +182,8 @@ def test_a_classifier_without_a_linear_head_has_no_features():
     source = made()
     manifest = source.manifest.model_copy(update={"arch": "torchvision:squeezenet1_1", "objectives": ("all_hot",)})
     scorer = Scorer(Bundle(manifest, classifier, detector, source.calibrations), CPU)
-    assert scorer.feature_count == 0
-    assert scorer.score(pixels(2)).features_BF is None
+    assert "features" not in scorer.widths
+    assert "features" not in scorer.score(pixels(2)).signals
 
 
 def test_what_this_machine_lacks_is_not_the_classifiers_fault():

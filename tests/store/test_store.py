@@ -330,6 +330,7 @@ def test_a_fault_costs_time_not_bytes(faulty: Place, proxy: FaultProxy, small_bl
     assert not proxy.faults
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "last"),
     [

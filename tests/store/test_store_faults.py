@@ -72,6 +72,7 @@ def objects(store: Store, job: ScoreJob, folder: str) -> list[str]:
     return [stored.uri for stored in store.list(f"{job.output}/{folder}")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", TRANSIENT)
 def test_what_passes_costs_time_only(fault: Fault, job: ScoreJob, proxy: FaultProxy, store: Store, clean: Rows) -> None:
     proxy.chaos(random.Random(7), 0.15, [fault])

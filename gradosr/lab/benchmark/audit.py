@@ -78,7 +78,7 @@ def write_results(folder: Path, rows: int) -> None:
     about = {"classes": CLASSES, "false_alarm_rate": 0.05, "calibration": recorded}
     run = {"schema_version": SCHEMA_VERSION, "fingerprint": fingerprint, **about}
     (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
-    columns = schema(features=FEATURES).with_metadata({"gradosr.fingerprint": json.dumps(fingerprint)})
+    columns = schema({"features": FEATURES}).with_metadata({"gradosr.fingerprint": json.dumps(fingerprint)})
     names = []
     for number, start in enumerate(range(0, rows, PART_ROWS)):
         table = _part(rng, calibration, number, min(PART_ROWS, rows - start), columns)
