@@ -26,7 +26,7 @@ from gradosr.bundle.held_out import HeldOut
 from gradosr.bundle.manifest import MANIFEST, CalibrationSummary, Manifest, read_manifest
 from gradosr.classifier.build import build_classifier
 from gradosr.classifier.weights import load_weights
-from gradosr.config import DETECTORS, Precision
+from gradosr.config import PLACES, Precision
 from gradosr.detectors import Detector, restore
 from gradosr.errors import BundleError, NotFound
 from gradosr.store import Store, join
@@ -106,8 +106,8 @@ def load_bundle(store: Store, uri: str, trust: tuple[str, ...] = ()) -> Bundle:
     `trust` names the factories from which its architecture may be imported.
     """
     manifest, digest = read_manifest(store, uri)
-    if manifest.detector not in DETECTORS:
-        raise BundleError(f"{uri}: unknown detector {manifest.detector!r} (valid: {', '.join(DETECTORS)})")
+    if manifest.detector not in PLACES:
+        raise BundleError(f"{uri}: unknown detector {manifest.detector!r} (valid: {', '.join(PLACES)})")
     arrays = {name: _unpacked(store, uri, name, manifest) for name in (CLASSIFIER, DETECTOR, CALIBRATION)}
     classifier = build_classifier(manifest.arch, manifest.args, len(manifest.classes), trust, manifest.logits)
     load_weights(classifier, arrays[CLASSIFIER], join(uri, CLASSIFIER))

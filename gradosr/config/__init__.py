@@ -18,6 +18,7 @@ from gradosr.config.compute import ComputeSettings, DeviceName, Precision, RaySe
 from gradosr.config.detectors import (
     BASELINES,
     DETECTORS,
+    PLACES,
     BaselineSettings,
     Detector,
     ObjectiveName,
@@ -42,6 +43,7 @@ __all__ = [
     "FOLDER",
     "LIBRARIES",
     "MAX_PIXELS",
+    "PLACES",
     "Allowance",
     "AuditSettings",
     "BaselineSettings",

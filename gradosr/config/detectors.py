@@ -151,7 +151,9 @@ BASELINES = {
 """Published detectors, by kind."""
 
 DETECTORS: dict[str, Configured | Baseline] = {**CONFIGURED, **BASELINES}
-"""All detectors, by kind."""
+"""All detectors that a fit job can ask for, by kind."""
+PLACES = {kind: line.place for kind, line in DETECTORS.items()} | {"learned": "learned:LearnedDetector"}
+"""The class of every detector that a bundle can hold, as MODULE:CLASS below gradosr.detectors, by kind."""
 
 if TYPE_CHECKING:
     BaselineKind = str

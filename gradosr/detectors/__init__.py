@@ -19,14 +19,6 @@ from gradosr.detectors.transfer import TransferDetector
 class Detector(Protocol):
     """Scores observations; higher = more unknown."""
 
-    @classmethod
-    def fit(cls, known: Known, settings: Any) -> "Detector":
-        """Fit to images of known classes; `settings` are the detector's own, of gradosr.config.
-
-        Raises ClassifierError where the classifier cannot give what the detector needs.
-        """
-        ...
-
     def score(self, observation: Observation) -> Tensor:
         """Return unknown scores [B], float32, finite for finite observations."""
         ...
@@ -45,23 +37,43 @@ class Detector(Protocol):
         ...
 
 
-def detector_class(kind: str) -> type[Detector]:
-    """Import the class of a kind. Raises KeyError for a kind that no table lists."""
+class FittedToKnown(Detector, Protocol):
+    """A detector that a fit job can ask for."""
+
+    @classmethod
+    def fit(cls, known: Known, settings: Any) -> "FittedToKnown":
+        """Fit to images of known classes; `settings` are the detector's own, of gradosr.config.
+
+        Raises ClassifierError where the classifier cannot give what the detector needs.
+        """
+        ...
+
+
+def detector_class(kind: str) -> type[FittedToKnown]:
+    """Import the class of a kind that a fit job can ask for. Raises KeyError for a kind that no table lists."""
     from gradosr.config import DETECTORS  # needs pydantic, which detectors do not
 
-    module, _, name = DETECTORS[kind].place.partition(":")
-    found: type[Detector] = getattr(import_module(f"{__name__}.{module}"), name)
+    found: type[FittedToKnown] = _imported(DETECTORS[kind].place)
     return found
 
 
 def restore(kind: str, arrays: Mapping[str, Tensor]) -> Detector:
     """Make the detector of a bundle. Raises KeyError for a kind or an array that is not there."""
-    return detector_class(kind).from_arrays(arrays)
+    from gradosr.config import PLACES
+
+    found: type[Detector] = _imported(PLACES[kind])
+    return found.from_arrays(arrays)
+
+
+def _imported(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(f"{__name__}.{module}"), name)
 
 
 __all__ = [
     "ClassSplit",
     "Detector",
+    "FittedToKnown",
     "Known",
     "Observation",
     "OneClassDetector",

@@ -34,7 +34,8 @@ SCHEMA = pa.schema(
 """Columns of labels, one row per opinion.
 
 `label` is the name of a known class or of a new one, `known` or `unknown`; `source` is csv, page, label_studio,
-fiftyone or table; `drawn` is the probability with which the image was chosen for labelling, null if it was chosen otherwise.
+fiftyone or table; `drawn` is the probability with which the image was chosen for labelling, null if it was
+chosen otherwise.
 """
 
 

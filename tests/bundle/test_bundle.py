@@ -95,7 +95,8 @@ def replace_file(folder, name, body):
 
 
 def arrays(scores: Scores) -> dict[str, object]:
-    return {**vars(scores), **scores.signals, "signals": list(scores.signals)}
+    own = {name: values for name, values in vars(scores).items() if name != "signals"}
+    return own | dict(scores.signals)
 
 
 def assert_same_scores(one, other):
