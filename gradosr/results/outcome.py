@@ -70,7 +70,7 @@ class PartStats(NamedTuple):
     """Seconds by stage: read, decode, score, write.
 
     Decoding adds up its threads; writing includes the PUT of a part just published. Reading and decoding run ahead of
-    scoring.
+    scoring, and writing goes on while the next shard is scored.
     """
     passed_over: Mapping[str, int] = {}
     """Number of members of the shard that are no images, by kind."""
