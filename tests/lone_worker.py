@@ -46,7 +46,7 @@ def score(folder: Path, kind: str) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
         before = memory("VmRSS")
         try:
-            outcome.scored[shard.part] = worker.process(shard)
+            outcome.scored[shard.part] = worker.score(shard)()
         except ShardUnreadable as error:
             plan.folder.quarantine(shard, str(error), 1)
             outcome.quarantined[shard.part] = str(error)

@@ -126,7 +126,7 @@ def run_here(
                 outcome.failed[shard.name] = "left for later"
                 continue
             try:
-                outcome.scored[shard.part] = worker.process(shard)
+                outcome.scored[shard.part] = worker.score(shard)()
             except ShardUnreadable as error:
                 plan.folder.quarantine(shard, str(error), 1)
                 outcome.quarantined[shard.part] = str(error)

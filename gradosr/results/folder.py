@@ -188,7 +188,7 @@ class RunFolder:
 
         They come from `fresh` (parts just reported), else from stats.parquet, else from the part's footer.
         """
-        reported, wanted = TableStats.of({part: fresh[part] for part in fresh.keys() & parts}), parts - fresh.keys()
+        reported, wanted = TableStats.of(fresh).only(parts), parts - fresh.keys() if fresh else parts
         recorded = self.recorded_stats().only(wanted)
         unknown = sorted(wanted - set(recorded.parts)) if len(recorded) < len(wanted) else []
         with threads(16, "footers") as pool:

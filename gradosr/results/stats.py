@@ -6,7 +6,8 @@ also the content of stats.parquet.
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
+from itertools import islice
 from typing import BinaryIO, cast
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ from gradosr.archive.names import count
 from gradosr.results.outcome import PartStats
 
 _COUNTS, _SECONDS = "counts.", "seconds."
+_AT_ONCE = 10_000  # parts that are Python objects at a time
 
 
 class TableStats:
@@ -28,12 +30,11 @@ class TableStats:
     @classmethod
     def of(cls, parts: Mapping[str, PartStats]) -> "TableStats":
         """Put the figures of parts into columns."""
-        columns: dict[str, pa.Array] = {"part": pa.array(parts, pa.string())}
-        for prefix, place, kind in ((_COUNTS, 0, pa.int64()), (_SECONDS, 1, pa.float64())):
-            for name in dict.fromkeys(name for stats in parts.values() for name in stats[place]):
-                columns[prefix + name] = pa.array((stats[place].get(name) for stats in parts.values()), kind)
-        others = (json.dumps(stats.passed_over) if stats.passed_over else None for stats in parts.values())
-        return cls(pa.table({**columns, "passed_over": pa.array(others, pa.string())}))
+        left = iter(parts.items())
+        tables = [_table({})]
+        while some := dict(islice(left, _AT_ONCE)):
+            tables.append(_table(some))
+        return cls(pa.concat_tables(tables, promote_options="default"))
 
     @classmethod
     def read(cls, file: BinaryIO) -> "TableStats":
@@ -53,14 +54,18 @@ class TableStats:
         """The names of the parts."""
         return cast("list[str]", self._table["part"].to_pylist())
 
-    def only(self, parts: Collection[str]) -> "TableStats":
+    def only(self, parts: Set[str]) -> "TableStats":
         """Keep the parts with these names."""
-        return TableStats(self._table.filter(pc.is_in(self._table["part"], pa.array(parts, pa.string()))))
+        starts, names = range(0, len(self), _AT_ONCE), self._table["part"]
+        kept = [name in parts for start in starts for name in names.slice(start, _AT_ONCE).to_pylist()]
+        return self if all(kept) else TableStats(self._table.filter(pa.array(kept, pa.bool_())))
 
     def plus(self, *others: "TableStats") -> "TableStats":
         """Add other parts, and sort all by name."""
-        tables = (self._table, *(other._table for other in others))
-        return TableStats(pa.concat_tables(tables, promote_options="default").sort_by("part"))
+        table = pa.concat_tables((self._table, *(other._table for other in others)), promote_options="default")
+        names = table["part"]
+        in_order = pc.all(pc.less_equal(names[:-1], names[1:])).as_py()
+        return TableStats(table if in_order else table.sort_by("part"))
 
     def counts(self) -> dict[str, int]:
         """Add up the counts: rows, unknown, and one per status."""
@@ -93,3 +98,12 @@ class TableStats:
         for column in self._table.column_names:
             if column.startswith(prefix) and (total := pc.sum(self._table[column]).as_py()) is not None:
                 yield column.removeprefix(prefix), total
+
+
+def _table(parts: Mapping[str, PartStats]) -> pa.Table:
+    columns: dict[str, pa.Array] = {"part": pa.array(parts, pa.string())}
+    for prefix, place, kind in ((_COUNTS, 0, pa.int64()), (_SECONDS, 1, pa.float64())):
+        for name in dict.fromkeys(name for stats in parts.values() for name in stats[place]):
+            columns[prefix + name] = pa.array((stats[place].get(name) for stats in parts.values()), kind)
+    others = (json.dumps(stats.passed_over) if stats.passed_over else None for stats in parts.values())
+    return pa.table({**columns, "passed_over": pa.array(others, pa.string())})

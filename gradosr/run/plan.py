@@ -247,7 +247,7 @@ def finish(plan: Plan, outcome: Outcome) -> Summary:
     _SUCCESS is written last, and only if every shard has a part or a quarantine mark.
     """
     folder, listing, current = plan.folder, plan.listing, {shard.part for shard in plan.shards}
-    parts = (listing.parts | outcome.scored.keys()) & current
+    parts = {part for part in current if part in listing.parts or part in outcome.scored}
     stats = folder.stats(parts, outcome.scored)
     marks = ((listing.quarantined | set(outcome.quarantined)) & current) - parts
     outdated = {

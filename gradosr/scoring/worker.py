@@ -1,10 +1,14 @@
-"""Turns shards into parts, one at a time, and prefetches the next. Plain classes: they run without Ray."""
+"""Turns shards into parts: reads the next shard while one is scored, and publishes the last one meanwhile.
+
+Plain classes: they run without Ray.
+"""
 
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
@@ -28,7 +32,7 @@ T = TypeVar("T")
 
 
 class ShardWorker:
-    """Scores one shard at a time: reads it, scores it, publishes one part."""
+    """Scores one shard at a time: reads it, scores it, and lets its part be published while the next one is scored."""
 
     def __init__(self, job: ScoreJob, fingerprint: Mapping[str, Any], threads: int) -> None:
         self._job, self._fingerprint, self._threads = job, dict(fingerprint), threads
@@ -53,14 +57,14 @@ class ShardWorker:
         return self.name
 
     def expect(self, shard: Shard) -> None:
-        """Prefetch this shard during the next `process`, once all of that call's shard is read."""
+        """Prefetch this shard during the next `score`, once all of that call's shard is read."""
         self._prefetch.announce(shard)
 
-    def process(self, shard: Shard) -> PartStats:
-        """Publish the shard's part.
+    def score(self, shard: Shard) -> Callable[[], PartStats]:
+        """Score a shard, and return the function that publishes its part, to be called once and on any thread.
 
-        Raises ShardUnreadable when nothing of it can ever be read, StoreError when the store failed, and MachineFault
-        when this machine did.
+        The next shard may be scored meanwhile. Raises ShardUnreadable when nothing of it can ever be read, and, as the
+        returned function does, StoreError when the store failed and MachineFault when this machine did.
         """
         loading, part = self._take(shard), PartBuilder(shard, self._schema)
         seconds = loading.seconds
@@ -76,16 +80,26 @@ class ShardWorker:
             with _Clock(seconds, "score"):
                 if rows:
                     part.add(rows())
+        except BaseException:
+            part.close()
+            raise
+        finally:
+            loading.batches.close()
+            self._prefetch.end_turn()
+        return partial(self._publish, loading, part)
+
+    def _publish(self, loading: "Loading", part: PartBuilder) -> PartStats:
+        """Encode and put a part whose rows are complete."""
+        name, seconds = loading.shard.part, loading.seconds
+        try:
             with _Clock(seconds, "write"):
                 part.flush()
                 if bad_images := part.bad_images():  # first, so that they are there when the part is
-                    self._folder.put_bad_images(shard.part, bad_images)
+                    self._folder.put_bad_images(name, bad_images)
             with _Clock(seconds, "write"):  # again: the footer cannot tell how long its own PUT took
-                self._folder.put_part(shard.part, part.finish(self._footer(loading)))
+                self._folder.put_part(name, part.finish(self._footer(loading)))
         finally:
             part.close()
-            loading.batches.close()
-            self._prefetch.end_turn()
         return PartStats(dict(part.counts), _rounded(seconds), loading.passed_over)
 
     def _take(self, shard: Shard) -> "Loading":

@@ -18,6 +18,7 @@ from gradosr.config import S3Settings
 from gradosr.errors import ConfigError, NoConditionalWrites, NotFound, ObjectChanged, StoreError
 from gradosr.store.backends import Backend, StoredObject
 from gradosr.store.blocks import open_blocks
+from gradosr.store.listing import Page, listed
 from gradosr.store.ordering import in_order
 from gradosr.store.s3_errors import FOREIGN, UnsupportedRequest, is_transient, translated
 
@@ -27,6 +28,7 @@ BACKOFF_SECONDS = 0.5  # doubled with each attempt; the wait is drawn between no
 MAX_BACKOFF_SECONDS = 10.0
 CONNECT_SECONDS = 5.0
 PART_BYTES = 64 * 2**20  # one PUT up to here, a multipart upload beyond
+PAGE = 1000  # entries of a listing that one request brings, the most that S3 does
 READ_BYTES = 2**20
 CONNECTIONS = 32  # kept open; more threads than these reconnect
 
@@ -57,15 +59,11 @@ class S3Backend:
 
     def list(self, uri: str) -> Iterator[StoredObject]:
         """Sort, because not every store does: SeaweedFS lists `a/b` before `a-b`, S3 Express in any order."""
-        return in_order(self._listed(uri))
+        return in_order(listed(uri, self._pages))
 
     def folders(self, uri: str) -> Sequence[str]:
         """List with a delimiter."""
-        found = list[str]()
-        start = len(_split(uri)[2])
-        for page in self._pages(uri, Delimiter="/"):
-            found += [item["Prefix"][start:-1] for item in page.get("CommonPrefixes", ())]
-        return sorted(found)
+        return sorted(folder[len(uri) : -1] for page in self._pages(uri, "/") for folder in page.folders)
 
     def stat(self, uri: str) -> StoredObject:
         """Send one HEAD, whose answer does not tell a missing bucket from a missing object."""
@@ -141,24 +139,25 @@ class S3Backend:
         self._try(source, self._client.copy_object, CopySource=_target(source), **_target(target))
         self._try(source, self._client.delete_object, **_target(source))
 
-    def _listed(self, uri: str) -> Iterator[StoredObject]:
-        scheme, bucket, _ = _split(uri)
-        for page in self._pages(uri):
-            for item in page.get("Contents", ()):
-                if not item["Key"].endswith("/"):  # what consoles put to show an empty folder
-                    found = f"{scheme}://{bucket}/{item['Key']}"
-                    yield StoredObject(found, item["Size"], _version(item), _modified(item))
-
-    def _pages(self, uri: str, **options: str) -> Iterator[dict[str, Any]]:
-        """Yield the answers to a LIST of everything that begins with `uri`."""
-        _, bucket, prefix = _split(uri)
-        query: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix, **options}
+    def _pages(self, uri: str, delimiter: str) -> Iterator[Page]:
+        """Yield the answers to a LIST of everything that begins with `uri`, and stop at folders by a delimiter."""
+        scheme, bucket, prefix = _split(uri)
+        query: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": PAGE}
+        if delimiter:
+            query["Delimiter"] = delimiter
         while True:
-            page = self._try(uri, self._client.list_objects_v2, **query)
-            yield page
-            if not page.get("IsTruncated"):
+            answer = self._try(uri, self._client.list_objects_v2, **query)
+            objects = [
+                StoredObject(f"{scheme}://{bucket}/{item['Key']}", item["Size"], _version(item), _modified(item))
+                for item in answer.get("Contents", ())
+                if not item["Key"].endswith("/")  # what consoles put to show an empty folder
+            ]
+            folders = [f"{scheme}://{bucket}/{item['Prefix']}" for item in answer.get("CommonPrefixes", ())]
+            last = not answer.get("IsTruncated")
+            yield Page(objects, folders, last)
+            if last:
                 return
-            query["ContinuationToken"] = page["NextContinuationToken"]
+            query["ContinuationToken"] = answer["NextContinuationToken"]
 
     def _get_range(self, stored: StoredObject, start: int, stop: int, cancelled: threading.Event) -> bytearray:
         """Get bytes [start, stop) of the listed version, in one attempt."""

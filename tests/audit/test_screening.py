@@ -358,7 +358,7 @@ def one_night(job: ScreenJob) -> tuple[Summary, Night | None]:
     if plan.pending:
         worker = ShardWorker(job, plan.fingerprint, threads=1)
         worker.ready()
-        outcome.scored = {shard.part: worker.process(shard) for shard in plan.pending}
+        outcome.scored = {shard.part: worker.score(shard)() for shard in plan.pending}
     return screening.close(job, plan, outcome, History(Store(), plan.folder))
 
 
@@ -444,7 +444,7 @@ def test_what_a_killed_night_scored_belongs_to_the_next(job: ScreenJob, tmp_path
     plan.claim()
     worker = ShardWorker(job, plan.fingerprint, threads=1)
     worker.ready()
-    worker.process(plan.pending[0])  # and no more
+    worker.score(plan.pending[0])()  # and no more
     summary, night = one_night(job)
     assert night is not None
     assert (summary.scored, night.new_shards, night.counts.rows) == (1, 2, 12)

@@ -2,14 +2,18 @@
 
 import io
 import json
+import tracemalloc
 from collections import Counter
+from collections.abc import MutableMapping
 from pathlib import Path
 
 import pytest
 from tiny import local_job, run_here, write_archive
 
+from gradosr.results import stats as stats_module
 from gradosr.results.folder import RunFolder
-from gradosr.results.outcome import PartStats
+from gradosr.results.outcome import PackedStats, PartStats
+from gradosr.results.part import STAGES
 from gradosr.results.stats import TableStats
 from gradosr.store import Store
 
@@ -66,3 +70,38 @@ def test_figures_come_from_wherever_they_are_recorded(tmp_path: Path, damage: st
     assert (again.seconds == {"read": 4.0}) == (damage == "older")
     assert again.scored == 0
     assert first.counts["rows"] == 24
+
+
+def test_packed_figures_are_those_that_were_put_in() -> None:
+    packed = PackedStats()
+    packed.update(PARTS)
+    assert dict(packed) == PARTS
+    assert (len(packed), "part-a" in packed, "part-x" in packed) == (4, True, False)
+    packed["part-a"] = PARTS["part-b"]
+    del packed["part-c"]
+    assert dict(packed) == {"part-a": PARTS["part-b"], "part-b": PARTS["part-b"], "part-d": PARTS["part-d"]}
+
+
+def test_packed_figures_take_a_third_of_what_dictionaries_do() -> None:
+    def figures(number: int) -> PartStats:
+        counts = {"rows": 1000 + number, "unknown": 500 + number, "ok": 900 + number}
+        return PartStats(counts, dict.fromkeys(STAGES, number / 7), {"json": 1000})
+
+    def peak_bytes(kept: MutableMapping[str, PartStats]) -> int:
+        tracemalloc.start()
+        try:
+            kept.update((str(number), figures(number)) for number in range(2000))
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak_bytes(PackedStats()) < peak_bytes({}) / 3
+
+
+def test_figures_of_many_parts_are_put_into_columns_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = TableStats.of(PARTS)
+    monkeypatch.setattr(stats_module, "_AT_ONCE", 2)
+    assert TableStats.of(PARTS).counts() == whole.counts()
+    assert TableStats.of(PARTS).parts == whole.parts
+    some = whole.only({"part-a", "part-b"})
+    assert (sorted(some.parts), some.counts()["rows"]) == (["part-a", "part-b"], 3)

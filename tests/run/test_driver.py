@@ -127,6 +127,44 @@ def test_a_lost_worker_costs_time_not_shards(
     assert_same(rows_of(tmp_path / "results"), clean)
 
 
+def test_a_part_is_put_while_the_next_shard_is_scored_and_before_the_one_after_is_begun(
+    job: ScoreJob, tmp_path: Path, clean: dict[str, tuple[object, ...]]
+) -> None:
+    plan, reported = prepare(job), []
+    plan.claim()
+
+    def observe(progress: Progress) -> None:
+        reported.append((progress.done, len(list((tmp_path / "results" / "parts").glob("*.parquet")))))
+
+    outcome = driver(job, plan, observe, doomed.Overlapping).run(plan.pending)
+    assert outcome.failed == {}
+    assert all(done <= there for done, there in reported), "a shard is done only once its part is there"
+    finish(plan, outcome)
+    assert_same(rows_of(tmp_path / "results"), clean)
+
+
+@pytest.mark.slow
+def test_a_put_that_fails_fails_its_shard_alone(job: ScoreJob, tmp_path: Path) -> None:
+    plan, outcome, _ = drive(job, doomed.FailingPut)
+    assert list(outcome.failed) == ["00000.tar"]
+    assert "the store is away" in outcome.failed["00000.tar"]
+    assert len(outcome.scored) == 3
+    finish(plan, outcome)
+    plan, outcome, _ = drive(job, doomed.Quick)
+    assert [shard.name for shard in plan.pending] == ["00000.tar"]
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_over_a_put_loses_it_and_the_next_shard_and_neither_is_blamed(
+    job: ScoreJob, tmp_path: Path, clean: dict[str, tuple[object, ...]]
+) -> None:
+    plan, outcome, _ = drive(job.model_copy(update={"max_attempts": 1}), doomed.KilledWithTwo)
+    assert (tmp_path / "killed").exists()
+    assert (outcome.quarantined, outcome.failed) == ({}, {})
+    finish(plan, outcome)
+    assert_same(rows_of(tmp_path / "results"), clean)
+
+
 @pytest.mark.slow
 def test_a_poison_shard_is_reported_not_retried_for_ever(job: ScoreJob, tmp_path: Path) -> None:
     plan, outcome, _ = drive(job, doomed.Poisoned)

@@ -16,9 +16,9 @@ Fact = Callable[[FaultLedger], str]
 # Facts, each with a short word for what the ledger decides: first about the shard, then about the worker and its node.
 
 
-def fails(part: str, node: str = "a", beside: str | None = None, nodes: set[str] = TWO) -> Fact:
-    """Let a worker on a node fail over a shard, perhaps with another one prefetched."""
-    return lambda ledger: _said(*ledger.worker_failed(part, node, "killed", nodes, prefetched=beside))
+def fails(part: str, node: str = "a", beside: str = "", nodes: set[str] = TWO) -> Fact:
+    """Let a worker on a node fail over a shard, perhaps with others open."""
+    return lambda ledger: _said(*ledger.worker_failed(part, node, "killed", nodes, beside=beside))
 
 
 def evicted(part: str, node: str = "a") -> Fact:
@@ -80,6 +80,7 @@ SEQUENCES: dict[str, list[tuple[Fact, str]]] = {
         (may("x", "a", "b"), "yes"),
         (may("y", "a", "b"), "yes"),
     ],
+    "nor with three": [(fails("x", beside="yz"), AGAIN), (suspects("x", "y", "z"), "yes"), (fails("y"), AGAIN)],
     "and each is judged when it is tried alone": [
         (fails("x", beside="y"), AGAIN),
         (fails("y", "b"), AGAIN),

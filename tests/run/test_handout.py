@@ -8,10 +8,11 @@ from gradosr.archive.shards import Shard
 from gradosr.run.driver import handout
 from gradosr.run.driver.cluster import gpu_share
 from gradosr.run.driver.faults import FaultLedger
-from gradosr.run.driver.handout import HandOut, WorkerHandle
+from gradosr.run.driver.handout import HandOut, Turn, WorkerHandle
 
 A, B, C, D = SHARDS = tuple(Shard(name, f"/{name}", "1", 10) for name in "ABCD")
 NODES = {"a", "b"}
+NOW = 100.0
 
 
 def worker(node: str = "a") -> WorkerHandle:
@@ -19,8 +20,15 @@ def worker(node: str = "a") -> WorkerHandle:
 
 
 def holds(worker: WorkerHandle) -> str:
-    """Name the shard a worker is working on, and the one it prefetches."""
-    return "".join(shard.name if shard else "-" for shard in (worker.current, worker.prefetched))
+    """Name the shards a worker is working on, and the one it prefetches."""
+    shards = [*(turn.shard for turn in worker.turns), worker.prefetched]
+    return "".join(shard.name if shard else "-" for shard in shards)
+
+
+def publish(worker: WorkerHandle) -> WorkerHandle:
+    """Let what a worker has be published."""
+    worker.turns.clear()
+    return worker
 
 
 def waiting(handout: HandOut) -> str:
@@ -29,32 +37,54 @@ def waiting(handout: HandOut) -> str:
 
 def test_shards_go_out_in_order_and_no_two_workers_prefetch_the_same() -> None:
     handout, workers = HandOut(SHARDS, FaultLedger(1)), [worker(), worker()]
-    assert all(handout.assign(one, workers) for one in workers)
+    assert all(handout.assign(one, workers, NOW) for one in workers)
     assert [holds(one) for one in workers] == ["AB", "CD"]
     assert waiting(handout) == "BD"  # a prefetched shard waits until its turn
-    assert handout.assign(workers[0], workers)
+    assert handout.assign(publish(workers[0]), workers, NOW)
     assert [holds(one) for one in workers] == ["B-", "CD"]
 
 
 def test_a_prefetched_shard_is_taken_by_another_worker_where_nothing_else_waits() -> None:
     handout, workers = HandOut((A, B), FaultLedger(1)), [worker(), worker()]
-    assert all(handout.assign(one, workers) for one in workers)
+    assert all(handout.assign(one, workers, NOW) for one in workers)
     assert [holds(one) for one in workers] == ["A-", "B-"]
-    assert not handout.assign(workers[0], workers)
+    assert not handout.assign(publish(workers[0]), workers, NOW)
+
+
+def test_a_worker_scores_one_shard_while_the_part_of_another_is_published() -> None:
+    handout, one = HandOut(SHARDS, FaultLedger(1)), worker()
+    assert one.free
+    first = handout.assign(one, [one], NOW)
+    assert first
+    assert not one.free
+    first.scored = True
+    assert one.free
+    second = handout.assign(one, [one], NOW)
+    assert second
+    assert holds(one) == "ABC"
+    second.scored = True
+    assert not one.free, "a second part would wait, and a third be made"
+    one.turns.remove(first)
+    assert one.free
 
 
 def test_suspects_are_worked_on_alone() -> None:
     faults = FaultLedger(9)
-    faults.worker_failed("other", "b", "killed", NODES, prefetched=A.part)
+    faults.worker_failed("other", "b", "killed", NODES, beside=[A.part])
     handout, one = HandOut((B, A, C), faults), worker()
-    assert handout.assign(one, [one])
+    assert handout.assign(one, [one], NOW)
     assert holds(one) == "BC"
-    assert handout.assign(one, [one])
+    assert handout.assign(publish(one), [one], NOW)
     assert holds(one) == "C-"
-    assert handout.assign(one, [one])
+    one.turns[0].scored = True
+    assert not handout.assign(one, [one], NOW), "C is still to be published"
+    assert handout.assign(publish(one), [one], NOW)
     assert holds(one) == "A-"
+    handout.put_back(B)
+    one.turns[0].scored = True
+    assert not handout.assign(one, [one], NOW), "A is still to be published"
     handout, one = HandOut((A, B), faults), worker()
-    assert handout.assign(one, [one])
+    assert handout.assign(one, [one], NOW)
     assert holds(one) == "A-"
 
 
@@ -62,31 +92,26 @@ def test_a_shard_waits_for_a_node_it_has_not_failed_on() -> None:
     faults = FaultLedger(9)
     faults.worker_failed(A.part, "a", "killed", NODES)
     handout, here, there = HandOut((A,), faults), worker("a"), worker("b")
-    assert not handout.assign(here, [here, there])
-    assert handout.assign(there, [here, there])
+    assert not handout.assign(here, [here, there], NOW)
+    assert handout.assign(there, [here, there], NOW)
     handout.put_back(A)
-    assert handout.assign(here, [here]), "nowhere else"
+    assert handout.assign(here, [here], NOW), "nowhere else"
 
 
 def test_a_shard_that_is_put_back_waits_behind_all_others() -> None:
     handout, one = HandOut((A, B), FaultLedger(1)), worker()
-    handout.assign(one, [one])
+    handout.assign(one, [one], NOW)
     handout.put_back(A)
     assert waiting(handout) == "BA"
 
 
 def test_the_most_overdue_shard_is_a_straggler_unless_it_has_a_copy() -> None:
-    fair, late, later, copied = (worker() for _ in range(4))
     hand_out = HandOut(SHARDS, FaultLedger(1))
-    for one, shard, since in ((fair, A, 99.0), (late, B, 20.0), (later, C, 10.0), (copied, D, 0.0)):
-        one.current, one.since = shard, since
-    twin = worker()
-    twin.current = D
-    running = [fair, late, later, copied, twin]
+    running = [Turn(A, 99.0), Turn(B, 20.0), Turn(C, 10.0, scored=True), Turn(D, 0.0), Turn(D, 100.0)]
     assert hand_out.straggler(running, 100.0) is None, "the usual pace is not known yet"
     hand_out.note_pace(A, seconds=10.0)
     assert hand_out.straggler(running, 100.0) == (C, 90.0)
-    assert hand_out.straggler([fair], 99.0 + handout.STRAGGLER_SECONDS) is None
+    assert hand_out.straggler(running[:1], 99.0 + handout.STRAGGLER_SECONDS) is None
 
 
 @pytest.mark.parametrize(("workers", "gpus"), [(1, 1), (8, 8), (12, 8), (3, 2), (1, 4), (7, 2), (100, 8)])

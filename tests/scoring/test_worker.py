@@ -7,7 +7,9 @@ import sys
 import tarfile
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pytest
@@ -66,7 +68,7 @@ def test_a_prefetched_shard_is_opened_before_this_one_is_put(plan: Plan, tmp_pat
     for shard, prefetched in zip(plan.pending, following, strict=True):
         if prefetched:
             worker.expect(prefetched)
-        outcome.scored[shard.part] = worker.process(shard)
+        outcome.scored[shard.part] = worker.score(shard)()
     assert opened == ["00000", "00001", "put", "00002", "put", "00003", "put", "put"]
     assert all(stats.seconds["read"] > 0 for stats in outcome.scored.values())
     finish(plan, outcome)
@@ -75,13 +77,36 @@ def test_a_prefetched_shard_is_opened_before_this_one_is_put(plan: Plan, tmp_pat
     assert [score for (score,) in found.values()] == pytest.approx([score for (score,) in alone.values()], abs=1e-5)
 
 
+def test_a_part_that_is_put_while_the_next_shard_is_scored_is_the_same(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, scored, put = ready(plan), threading.Event(), RunFolder.put_part
+
+    def held(self: RunFolder, part: str, body: BinaryIO) -> None:
+        assert scored.wait(60), "the next shard is not scored meanwhile"
+        put(self, part, body)
+
+    monkeypatch.setattr(RunFolder, "put_part", held)
+    first, second, *_ = plan.pending
+    with ThreadPoolExecutor(1) as pool:
+        publishing = pool.submit(worker.score(first))
+        publish = worker.score(second)
+        scored.set()
+        assert (publishing.result().counts["rows"], publish().counts["rows"]) == (6, 6)
+    for shard in (first, second):
+        here, alone = (
+            parquet.read_table(tmp_path / run / f"parts/{shard.part}.parquet") for run in ("results", "alone")
+        )
+        assert here.equals(alone)
+
+
 def test_another_shard_than_the_prefetched_one_is_read_from_its_beginning(plan: Plan, opened: list[str]) -> None:
     worker = ready(plan)
     first, prefetched, other, _ = plan.pending
     worker.expect(prefetched)
-    worker.process(first)
-    assert worker.process(other).counts["rows"] == 6
-    assert worker.process(prefetched).counts["rows"] == 6
+    worker.score(first)()
+    assert worker.score(other)().counts["rows"] == 6
+    assert worker.score(prefetched)().counts["rows"] == 6
     assert opened == ["00000", "00001", "put", "00002", "put", "00001", "put"]
 
 
@@ -90,10 +115,10 @@ def test_what_is_wrong_with_a_prefetched_shard_is_told_in_its_turn(plan: Plan, t
     (tmp_path / "archive" / "00001.tar").write_bytes(b"not a tar" * 100)
     plan = prepare(plan.job)
     worker.expect(plan.pending[1])
-    assert worker.process(plan.pending[0]).counts["rows"] == 6
+    assert worker.score(plan.pending[0])().counts["rows"] == 6
     with pytest.raises(ShardUnreadable, match="not a tar archive"):
-        worker.process(plan.pending[1])
-    assert worker.process(plan.pending[2]).counts["rows"] == 6
+        worker.score(plan.pending[1])()
+    assert worker.score(plan.pending[2])().counts["rows"] == 6
 
 
 def test_a_shard_whose_put_fails_leaves_the_prefetched_one_and_no_other_open(
@@ -108,8 +133,8 @@ def test_a_shard_whose_put_fails_leaves_the_prefetched_one_and_no_other_open(
     with monkeypatch.context() as patched:
         patched.setattr(RunFolder, "put_part", fail)
         with pytest.raises(OSError, match="no room"):
-            worker.process(first)
-    assert worker.process(prefetched).counts["rows"] == 6
+            worker.score(first)()
+    assert worker.score(prefetched)().counts["rows"] == 6
     assert opened == ["00000", "00001", "put"]
 
 

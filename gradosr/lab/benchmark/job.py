@@ -44,8 +44,8 @@ class EngineWorker(ShardWorker):
     def expect(self, shard: Shard) -> None:
         """Ignore the next shard, so that nothing is read during scoring."""
 
-    def process(self, shard: Shard) -> PartStats:
-        """Score the shard; its `score` seconds are the whole measured time."""
+    def score(self, shard: Shard) -> Callable[[], PartStats]:
+        """Score the shard and publish nothing; its `score` seconds are the whole measured time."""
         batches = [
             torch.stack([image.pixels for image in batch if image.pixels is not None])
             for batch in self._take(shard).batches
@@ -53,16 +53,17 @@ class EngineWorker(ShardWorker):
         start = time.perf_counter()
         for images_BCHW in batches:
             self._scorer.score(images_BCHW)
-        spent = time.perf_counter() - start
-        return PartStats({"rows": sum(map(len, batches))}, {"score": spent})
+        spent, rows = time.perf_counter() - start, sum(map(len, batches))
+        return lambda: PartStats({"rows": rows}, {"score": spent})
 
 
 class LoadingWorker(ShardWorker):
     """A worker that reads and decodes, but does not score."""
 
-    def process(self, shard: Shard) -> PartStats:
-        """Read the shard and count its rows."""
-        return PartStats({"rows": sum(map(len, self._take(shard).batches))}, {})
+    def score(self, shard: Shard) -> Callable[[], PartStats]:
+        """Read the shard and count its rows; publish nothing."""
+        rows = sum(map(len, self._take(shard).batches))
+        return lambda: PartStats({"rows": rows}, {})
 
 
 class MadeUpArchive(NamedTuple):

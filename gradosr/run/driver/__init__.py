@@ -1,14 +1,14 @@
 """Hands shards to workers on Ray, and accounts for worker failures, poison shards, faults and delay.
 
 A failed worker is replaced, never restarted: a Ray actor that restarts fails every call while it reloads. A worker gets
-a shard only after `ready` answered. An exception of our own code is a verdict on the shard and is not retried. The
-rules stand beside this loop: ray_errors.py (what an exception of Ray means), faults.py (what a failure leads to),
+a shard only after `ready` answered, and the next one while it publishes the part of the last; a shard is done once its
+part is published. An exception of our own code is a verdict on the shard and is not retried. The rules stand beside
+this loop: ray_errors.py (what an exception of Ray means), faults.py (what a failure leads to),
 handout.py (which worker gets which shard) and verdicts.py (what became of the shards).
 """
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -31,10 +31,10 @@ from gradosr.errors import (
 )
 from gradosr.results.folder import RunFolder
 from gradosr.results.outcome import Outcome, PartStats, Progress
-from gradosr.run.driver.actor import MakeWorker, WorkerActor, shard_worker
+from gradosr.run.driver.actor import PUBLISHING, MakeWorker, WorkerActor, shard_worker
 from gradosr.run.driver.cluster import Resources, address_of, check_local_uris, connected, live_nodes, resources
 from gradosr.run.driver.faults import FaultLedger, ShardDecision, WorkerDecision
-from gradosr.run.driver.handout import HandOut, WorkerHandle
+from gradosr.run.driver.handout import HandOut, Turn, WorkerHandle
 from gradosr.run.driver.prometheus import RunMetrics
 from gradosr.run.driver.ray_errors import meaning, own, told
 from gradosr.run.driver.verdicts import Notes, Verdicts
@@ -68,8 +68,8 @@ class Driver:
         self._job, self._folder, self._fingerprint = job, folder, fingerprint
         self._observe, self._notes, self._stop, self._make_worker = observe, notes, stop, make_worker
         self._clock = clock
-        self._calls: dict[Any, WorkerHandle] = {}  # reference -> the worker that owes its answer
-        self._idle = deque[WorkerHandle]()
+        self._workers: list[WorkerHandle] = []
+        self._calls: dict[Any, tuple[WorkerHandle, Turn | None]] = {}  # reference -> who owes it, over what
         self._faults = FaultLedger(job.max_attempts)
         self._metrics = RunMetrics(folder.uri)
         self._said = 0.0
@@ -88,12 +88,12 @@ class Driver:
                 self._assign()
                 done, _ = ray.wait(list(self._calls), num_returns=1, timeout=TICK)
                 for reference in done:
-                    self._settle(reference, self._calls.pop(reference))
+                    self._settle(reference, *self._calls.pop(reference))
                 self._check_workers()
                 self._check_enough()
                 self._report()
         finally:
-            for worker in [*self._calls.values(), *self._idle]:
+            for worker in self._workers:
                 ray.kill(worker.actor)
         self._verdicts.outcome.interrupted = bool(self._verdicts.open)
         return self._verdicts.outcome
@@ -111,12 +111,12 @@ class Driver:
         return not running or self._clock() > self._drain_until
 
     def _ready(self) -> list[WorkerHandle]:
-        return [*self._idle, *(worker for worker in self._calls.values() if worker.ready)]
+        return [worker for worker in self._workers if worker.ready]
 
-    def _running(self) -> list[WorkerHandle]:
-        """Return the workers at work on a shard that has no verdict yet."""
-        open_shards = self._verdicts.open
-        return [worker for worker in self._calls.values() if worker.current and worker.current.part in open_shards]
+    def _running(self) -> list[Turn]:
+        """Return the turns over shards that have no verdict yet."""
+        turns = (turn for worker in self._workers for turn in worker.turns)
+        return [turn for turn in turns if turn.shard.part in self._verdicts.open]
 
     # A worker starts: placed on a node, loading, ready.
 
@@ -132,13 +132,21 @@ class Driver:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(avoided)})"}
         threads = max(1, int(share.cpus))
         job = self._job.model_copy(update={"runtime_env": {}})
-        kind: Any = ray.remote(WorkerActor).options(**options)
-        actor = kind.remote(self._make_worker, job, self._fingerprint, threads)
-        self._calls[actor.node.remote()] = WorkerHandle(actor, self._clock())
+        remote: Any = ray.remote  # whose types do not know all options
+        kind = remote(concurrency_groups={PUBLISHING: 1})(WorkerActor)
+        actor = kind.options(**options).remote(self._make_worker, job, self._fingerprint, threads)
+        self._workers.append(worker := WorkerHandle(actor, self._clock()))
+        self._calls[actor.node.remote()] = worker, None
 
-    def _settle(self, reference: Any, worker: WorkerHandle) -> None:
-        if worker.current is not None:
-            self._settle_shard(reference, worker, worker.current)
+    def _kill(self, worker: WorkerHandle) -> None:
+        """End a worker, whatever it still owes."""
+        ray.kill(worker.actor)
+        self._workers.remove(worker)
+        self._calls = {reference: owed for reference, owed in self._calls.items() if owed[0] is not worker}
+
+    def _settle(self, reference: Any, worker: WorkerHandle, turn: Turn | None) -> None:
+        if turn:
+            self._settle_turn(reference, worker, turn)
         elif worker.node:
             self._settle_load(reference, worker)
         else:
@@ -151,11 +159,11 @@ class Driver:
             self._lose_start(worker, error)
             return
         if worker.node in self._faults.avoided:
-            ray.kill(worker.actor)
+            self._kill(worker)
             self._start_worker()
         else:
             worker.since = self._clock()
-            self._calls[worker.actor.ready.remote()] = worker
+            self._calls[worker.actor.ready.remote()] = worker, None
 
     def _settle_load(self, reference: Any, worker: WorkerHandle) -> None:
         try:
@@ -163,7 +171,7 @@ class Driver:
         except ConfigError as error:  # every worker would meet it
             raise own(error) from error
         except (NotFound, AccessDenied, BundleError, ClassifierError) as error:  # perhaps on this node alone
-            ray.kill(worker.actor)
+            self._kill(worker)
             ready = bool(self._ready())
             self._replace(worker, self._faults.cannot_load(worker.node, own(error), self._nodes(), ready=ready))
         except (RayError, GradosrError) as error:  # may not happen again: a preemption, an outage of the store
@@ -173,11 +181,10 @@ class Driver:
             worker.ready = True
             progress = self._verdicts.progress
             progress.first_ready = progress.first_ready or time.monotonic()
-            self._idle.append(worker)
 
     def _lose_start(self, worker: WorkerHandle, error: Exception) -> None:
         """Count a worker that failed before it was ready."""
-        ray.kill(worker.actor)
+        self._kill(worker)
         ready, reason = bool(self._ready()), told(own(error))
         self._replace(worker, self._faults.load_failed(worker.node, reason, self._nodes(), ready=ready))
 
@@ -196,104 +203,116 @@ class Driver:
         if decision.replace:
             self._start_worker()
         if decision.evict:
-            for idle in [other for other in self._idle if other.node == worker.node]:
-                self._idle.remove(idle)
-                ray.kill(idle.actor)
+            for idle in [other for other in self._ready() if other.node == worker.node and not other.turns]:
+                self._kill(idle)
                 self._start_worker()
 
-    def _lose(self, worker: WorkerHandle, shard: Shard, fate: ShardDecision, place: WorkerDecision) -> None:
-        """Do with a failed worker and its shard what the ledger decided; a retry waits behind all other shards."""
-        ray.kill(worker.actor)
-        if fate.action == "quarantine":
-            self._verdicts.quarantine(shard, fate.reason, fate.attempts)
-        elif fate.action == "fail":
-            self._verdicts.fail(shard, fate.reason)
-        elif shard.part in self._verdicts.open and not self._has_copy(shard):
-            self._handout.put_back(shard)
+    def _lose(self, worker: WorkerHandle, fates: Mapping[str, ShardDecision], place: WorkerDecision) -> None:
+        """Do with a failed worker and its shards, by part, what the ledger decided.
+
+        What it decided nothing of is tried again, behind all other shards.
+        """
+        self._kill(worker)
+        for shard in [turn.shard for turn in worker.turns]:
+            fate = fates.get(shard.part, ShardDecision("retry"))
+            if fate.action == "quarantine":
+                self._verdicts.quarantine(shard, fate.reason, fate.attempts)
+            elif fate.action == "fail":
+                self._verdicts.fail(shard, fate.reason)
+            elif shard.part in self._verdicts.open and not self._has_copy(shard, worker):
+                self._handout.put_back(shard)
         self._replace(worker, place)
 
-    def _has_copy(self, shard: Shard) -> bool:
-        """Tell whether another worker is working on the same shard."""
-        return any(other.current and other.current.part == shard.part for other in self._calls.values())
+    def _has_copy(self, shard: Shard, worker: WorkerHandle) -> bool:
+        """Tell whether a worker other than this one is working on the same shard."""
+        others = (other for other in self._workers if other is not worker)
+        return any(turn.shard.part == shard.part for other in others for turn in other.turns)
 
     # Shards go out, verdicts come back.
 
     def _assign(self) -> None:
-        """Give idle workers shards: the waiting ones, and where none waits, a straggler."""
+        """Give free workers shards: the waiting ones, and where none waits, a straggler to one that is idle."""
         if self._stop.is_set():
             return
         ready = self._ready()
-        for _ in range(len(self._idle)):
-            worker = self._idle.popleft()
-            waiting = bool(self._handout.waiting)
-            if self._handout.assign(worker, ready) if waiting else self._assign_straggler(worker):
-                worker.since = self._clock()
-                self._calls[worker.actor.process.remote(worker.current, worker.prefetched)] = worker
-            else:
-                self._idle.append(worker)
-                if not waiting:
-                    return
+        for worker in sorted((one for one in ready if one.free), key=lambda one: len(one.turns)):
+            if self._handout.waiting:
+                turn = self._handout.assign(worker, ready, self._clock())
+            elif worker.turns or not (turn := self._assign_straggler(worker)):
+                return
+            if turn:
+                self._calls[worker.actor.score.remote(turn.shard, worker.prefetched)] = worker, turn
 
-    def _assign_straggler(self, worker: WorkerHandle) -> bool:
+    def _assign_straggler(self, worker: WorkerHandle) -> Turn | None:
         """Give a worker the shard that is most overdue, if one is."""
         found = self._handout.straggler(self._running(), self._clock())
         if found is None:
-            return False
-        worker.current, took = found
-        name = worker.current.name
-        self._notes.warn(f"{name}: {took:.0f} s at work, much longer than usual; another worker is trying it as well")
-        return True
+            return None
+        shard, took = found
+        worker.turns.append(turn := Turn(shard, self._clock()))
+        self._notes.warn(
+            f"{shard.name}: {took:.0f} s at work, much longer than usual; another worker is trying it as well"
+        )
+        return turn
 
-    def _settle_shard(self, reference: Any, worker: WorkerHandle, shard: Shard) -> None:
+    def _settle_turn(self, reference: Any, worker: WorkerHandle, turn: Turn) -> None:
+        shard = turn.shard
         try:
             stats: PartStats = ray.get(reference, timeout=ANSWER_TIMEOUT)
         except ShardUnreadable as error:
             self._verdicts.quarantine(shard, told(own(error)), attempts=1)
         except (RayError, GradosrError) as error:
             if isinstance(error, RayError) and meaning(error) != "shard":
-                self._settle_failure(error, worker, shard)
+                self._settle_failure(error, worker)
                 return
-            if not self._has_copy(shard):  # else its copy may succeed
+            if not self._has_copy(shard, worker):  # else its copy may succeed
                 self._verdicts.fail(shard, told(own(error)))
         else:
+            if not turn.scored:
+                turn.scored = True
+                publish = worker.actor.publish.options(concurrency_group=PUBLISHING)
+                self._calls[publish.remote(shard.part)] = worker, turn
+                return
             self._faults.shard_scored(worker.node)
-            self._handout.note_pace(shard, self._clock() - worker.since)
+            self._handout.note_pace(shard, self._clock() - turn.since)
             self._verdicts.score(shard, stats)
-        worker.current = None
-        self._idle.append(worker)
+        worker.turns.remove(turn)
 
-    def _settle_failure(self, error: RayError, worker: WorkerHandle, shard: Shard) -> None:
-        """Count a worker that failed over a shard, or the loss of its node. Raises RunFailed if Ray itself failed."""
+    def _settle_failure(self, error: RayError, worker: WorkerHandle) -> None:
+        """Count a worker that failed at work, or the loss of its node. Raises RunFailed if Ray itself failed."""
         kind, reason = meaning(error), f"killed its worker: {told(error)}"
+        *published, shard = (turn.shard for turn in worker.turns)
         if kind == "run":
             raise RunFailed(f"Ray: {told(error)}; the same command goes on") from error
         if kind == "memory":
             reason = f"its worker was {told(error)}"
             self._notes.warn(f"{shard.name}: {reason}")
+        nodes = self._nodes()
         # A live node reports its worker's failure within a second; a worker that is merely missing went with its node.
-        if kind == "node" or worker.node not in _alive():
-            self._lose(worker, shard, *self._faults.node_lost(shard.part, worker.node, reason, self._nodes()))
+        if kind == "node" or worker.node not in {str(node["NodeID"]) for node in live_nodes()}:
+            parts = [one.part for one in (shard, *published)]
+            lost = [self._faults.node_lost(part, worker.node, reason, nodes) for part in parts]
+            self._lose(worker, dict(zip(parts, (fate for fate, _ in lost), strict=True)), lost[0][1])
         else:
-            ahead = worker.prefetched.part if worker.prefetched else None
-            decisions = self._faults.worker_failed(
-                shard.part, worker.node, reason, self._nodes(), prefetched=ahead, marks=kind != "memory"
+            beside = [one.part for one in (*published, worker.prefetched) if one]
+            fate, place = self._faults.worker_failed(
+                shard.part, worker.node, reason, nodes, beside=beside, marks=kind != "memory"
             )
-            self._lose(worker, shard, *decisions)
+            self._lose(worker, {shard.part: fate}, place)
 
     # The clock.
 
     def _check_workers(self) -> None:
         """Replace workers that exceed the bounds on a shard or on loading."""
         now = self._clock()
-        for reference, worker in list(self._calls.items()):
-            took, shard = now - worker.since, worker.current
-            if shard and took > self._job.shard_timeout:
-                del self._calls[reference]
+        for worker in list(self._workers):
+            late = next((turn.shard for turn in worker.turns if now - turn.since > self._job.shard_timeout), None)
+            if late:
                 reason = f"took longer than shard_timeout ({self._job.shard_timeout:g} s)"
-                # A prefetched shard keeps no worker from finishing: this shard alone is to blame.
-                self._lose(worker, shard, *self._faults.worker_failed(shard.part, worker.node, reason, self._nodes()))
-            elif worker.node and not worker.ready and took > self._job.ray.start_timeout:
-                del self._calls[reference]
+                # Another shard keeps no worker from finishing: this one alone is to blame.
+                fate, place = self._faults.worker_failed(late.part, worker.node, reason, self._nodes())
+                self._lose(worker, {late.part: fate}, place)
+            elif worker.node and not worker.ready and now - worker.since > self._job.ray.start_timeout:
                 self._lose_start(worker, RunFailed("not ready within ray.start_timeout"))
 
     def _check_enough(self) -> None:
@@ -327,7 +346,3 @@ class Driver:
         progress.workers = len(self._ready())
         self._metrics.update(progress.workers, len(self._handout.waiting))
         self._observe(progress)
-
-
-def _alive() -> set[str]:
-    return {str(node["NodeID"]) for node in live_nodes()}

@@ -17,10 +17,10 @@ class Worker(Protocol):
         """Load everything."""
 
     def expect(self, shard: Shard) -> None:
-        """Learn, before `process`, which shard to prefetch: it probably comes after the one processed next."""
+        """Learn, before `score`, which shard to prefetch: it probably comes after the one scored next."""
 
-    def process(self, shard: Shard) -> PartStats:
-        """Publish the shard's part."""
+    def score(self, shard: Shard) -> Callable[[], PartStats]:
+        """Score a shard; return the function that publishes its part, on another thread while the next is scored."""
 
 
 MakeWorker = Callable[[ScoreJob, Mapping[str, Any], int], Worker]
@@ -34,11 +34,16 @@ def shard_worker(job: ScoreJob, fingerprint: Mapping[str, Any], threads: int) ->
     return ShardWorker(job, fingerprint, threads)
 
 
+PUBLISHING = "publish"
+"""Ray's concurrency group of one thread that publishes, beside the one that scores."""
+
+
 class WorkerActor:
     """Makes its worker in `ready`: a failing constructor would hide its cause from Ray."""
 
     def __init__(self, make: MakeWorker, job: ScoreJob, fingerprint: Mapping[str, Any], threads: int) -> None:
         self._make, self._given = make, (job, fingerprint, threads)
+        self._scored: dict[str, Callable[[], PartStats]] = {}
 
     def node(self) -> str:
         """Return Ray's name of the node."""
@@ -49,8 +54,12 @@ class WorkerActor:
         self._worker = self._make(*self._given)
         self._worker.ready()
 
-    def process(self, shard: Shard, prefetch: Shard | None) -> PartStats:
-        """Return or raise what the worker does over `shard`, while it prefetches the other."""
+    def score(self, shard: Shard, prefetch: Shard | None) -> None:
+        """Let the worker score `shard` while it prefetches the other; raise what it raises."""
         if prefetch is not None:
             self._worker.expect(prefetch)
-        return self._worker.process(shard)
+        self._scored[shard.part] = self._worker.score(shard)
+
+    def publish(self, part: str) -> PartStats:
+        """Publish the part of a shard that was scored; raise what the worker raises."""
+        return self._scored.pop(part)()

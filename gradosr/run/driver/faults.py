@@ -1,8 +1,8 @@
 """Counts the faults of a run and decides what follows. It is told facts and answers decisions: no Ray and no clock.
 
 A worker failure counts against the shard the worker was working on and against its node; the loss of a whole node
-counts against neither. A worker that failed with a second shard prefetched may have failed over either one: no attempt
-is counted, and from then on both are worked on alone.
+counts against neither. A worker that failed with other shards open, one prefetched or one whose part was being
+published, may have failed over any of them: no attempt is counted, and from then on each is worked on alone.
 """
 
 from collections import Counter, defaultdict
@@ -49,7 +49,7 @@ class FaultLedger:
         self._failed_there: defaultdict[str, set[str]] = defaultdict(set)  # node -> parts, since its last success
         self._load_failures: Counter[str] = Counter()  # node -> load failures in a row
         self.suspects: set[str] = set()
-        """Parts of shards that may have killed a worker: never prefetched, and nothing is prefetched beside them."""
+        """Parts of shards that may have killed a worker: no other shard is open in a worker beside one of them."""
         self.avoided: dict[str, str] = {}
         """Avoided node -> cause."""
 
@@ -90,19 +90,18 @@ class FaultLedger:
         reason: str,
         nodes: Collection[str],
         *,
-        prefetched: str | None = None,
+        beside: Collection[str] = (),
         marks: bool = True,
     ) -> tuple[ShardDecision, WorkerDecision]:
-        """Count a worker that failed over a shard while its node lived on; `prefetched` is its second open shard.
+        """Count a worker that failed over a shard while its node lived on; `beside` are its other open shards.
 
         Too many failures quarantine the shard; where it may be innocent of this one (`marks` is False) they fail it.
         """
         self._failed_there[node].add(part)
         self.suspects.add(part)
-        if prefetched is None:
+        self.suspects.update(beside)
+        if not beside:
             self._failures[part].append(node)
-        else:
-            self.suspects.add(prefetched)
         attempts = len(self._failures.get(part, ()))
         if attempts >= self._max_attempts:
             fate = ShardDecision("quarantine" if marks else "fail", f"{reason} ({attempts} times)", attempts)

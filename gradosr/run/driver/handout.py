@@ -3,7 +3,7 @@
 import statistics
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gradosr.archive.shards import Shard
@@ -14,20 +14,36 @@ STRAGGLER_SECONDS = 10.0  # at least
 
 
 @dataclass(eq=False)
+class Turn:
+    """A shard in the hands of one worker, until its part is published."""
+
+    shard: Shard
+    since: float
+    """Time at which the worker got it, by the driver's clock."""
+    scored: bool = False
+    """True once only its part has to be published."""
+
+
+@dataclass(eq=False)
 class WorkerHandle:
-    """An actor and what it is doing: being placed on a node, loading, idle, or working on at most two shards."""
+    """An actor and what it is doing: being placed on a node, loading, idle, or working on shards."""
 
     actor: Any
     since: float
-    """Time at which it began to do so, by the driver's clock."""
+    """Time at which it began to be placed or to load, by the driver's clock."""
     node: str = ""
     """Ray's name of its node; empty until it is placed."""
     ready: bool = False
     """True once it has loaded."""
-    current: Shard | None = None
-    """Shard this worker is working on."""
+    turns: list[Turn] = field(default_factory=list)
+    """Shards this worker is working on, at most two: one is scored while the part of the one before is published."""
     prefetched: Shard | None = None
     """Shard this worker prefetches; usually its next assignment, and until then a waiting shard like others."""
+
+    @property
+    def free(self) -> bool:
+        """Whether it can take a shard: it scores none, and at most one part waits to be published."""
+        return self.ready and len(self.turns) < 2 and all(turn.scored for turn in self.turns)
 
 
 class HandOut:
@@ -47,39 +63,47 @@ class HandOut:
         """Note how long a scored shard took."""
         self._pace.append(seconds / max(shard.size, 1))
 
-    def assign(self, worker: WorkerHandle, ready: Sequence[WorkerHandle]) -> bool:
-        """Give an idle worker a waiting shard and one to prefetch; answer False where no waiting shard is for it."""
+    def assign(self, worker: WorkerHandle, ready: Sequence[WorkerHandle], now: float) -> Turn | None:
+        """Give a free worker a waiting shard and one to prefetch; return None where no waiting shard is for it yet."""
+        if any(turn.shard.part in self._faults.suspects for turn in worker.turns):
+            return None
         prefetched, worker.prefetched = worker.prefetched, None
         shard = prefetched or self._choose(worker, ready)
         if shard is None:
-            return False
+            return None
         self.waiting.remove(shard)
         for other in ready:
             if other.prefetched is shard:
                 other.prefetched = None
-        worker.current, worker.prefetched = shard, self._choose_prefetch(shard, ready)
-        return True
+        worker.turns.append(turn := Turn(shard, now))
+        worker.prefetched = self._choose_prefetch(shard, ready)
+        return turn
 
-    def straggler(self, running: Sequence[WorkerHandle], now: float) -> tuple[Shard, float] | None:
+    def straggler(self, running: Sequence[Turn], now: float) -> tuple[Shard, float] | None:
         """Return the shard that is longest beyond what its size explains, and its seconds so far.
 
         Only one that a single worker is working on: it is run once more, and the first part counts.
         """
         usual = statistics.median(self._pace) if self._pace else float("inf")
-        copies = Counter(worker.current.part for worker in running if worker.current)
+        copies = Counter(turn.shard.part for turn in running)
         late = []
-        for worker in running:
-            shard, took = worker.current, now - worker.since
-            if shard and copies[shard.part] == 1 and took > max(STRAGGLER_SECONDS, STRAGGLING * usual * shard.size):
+        for turn in running:
+            shard, took = turn.shard, now - turn.since
+            if copies[shard.part] == 1 and took > max(STRAGGLER_SECONDS, STRAGGLING * usual * shard.size):
                 late.append((shard, took))
         return max(late, key=lambda one: one[1], default=None)
 
     def _choose(self, worker: WorkerHandle, ready: Sequence[WorkerHandle]) -> Shard | None:
-        """Return the first shard this worker may try that no other one prefetches, else the first it may try."""
+        """Return the first shard this worker may try that no other one prefetches, else the first it may try.
+
+        Suspects wait until the part before them is published.
+        """
         nodes, taken = {other.node for other in ready}, _prefetched(ready)
+        barred = self._faults.suspects if worker.turns else set[str]()
 
         def suited() -> Iterator[Shard]:
-            return (shard for shard in self.waiting if self._faults.may_try(shard.part, worker.node, nodes))
+            waiting = (shard for shard in self.waiting if shard.part not in barred)
+            return (shard for shard in waiting if self._faults.may_try(shard.part, worker.node, nodes))
 
         free = (shard for shard in suited() if shard.part not in taken)
         return next(free, None) or next(suited(), None)

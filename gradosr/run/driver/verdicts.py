@@ -1,15 +1,12 @@
 """Records what becomes of every shard of a run, once each: scored, failed or quarantined."""
 
-import sys
-from collections.abc import Mapping, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Protocol
 
 from gradosr.archive.shards import Shard
 from gradosr.results.folder import RunFolder
 from gradosr.results.outcome import Outcome, PartStats, Progress
 from gradosr.run.driver.prometheus import RunMetrics
-
-T = TypeVar("T")
 
 
 class Notes(Protocol):
@@ -35,8 +32,7 @@ class Verdicts:
     def score(self, shard: Shard, stats: PartStats) -> None:
         """Record that a shard became a part."""
         if self._close(shard):
-            counts, seconds, passed_over = stats
-            self.outcome.scored[shard.part] = PartStats(_interned(counts), _interned(seconds), _interned(passed_over))
+            self.outcome.scored[shard.part] = stats
             self.progress.counts.update(stats.counts)
             self._metrics.add(stats)
 
@@ -66,8 +62,3 @@ class Verdicts:
     def _report(self, shard: Shard, fate: str, reason: str) -> None:
         self._notes.lost(shard.name, fate, reason)
         self._metrics.settle(fate)
-
-
-def _interned(stats: Mapping[str, T]) -> dict[str, T]:
-    """Return the same facts under names that a hundred thousand parts share."""
-    return {sys.intern(name): value for name, value in stats.items()}
