@@ -51,23 +51,10 @@ class Bundle:
 
     def save(self, store: Store, uri: str) -> None:
         """Write all files of the bundle, bundle.json last."""
-        bodies = {
-            CLASSIFIER: _packed(self.classifier.state_dict()),
-            DETECTOR: _packed(self.detector.arrays()),
-            CALIBRATION: _packed(
-                {_array(precision): torch.from_numpy(one.scores) for precision, one in self.calibrations.items()}
-            ),
-        }
+        bodies = {CLASSIFIER: _packed(self.classifier.state_dict())}
         if self.held_out:
             bodies[HELD_OUT] = _packed(self.held_out.tensors())
-        for name, body in bodies.items():
-            store.write(join(uri, name), body)
-        digests = {name: hashlib.sha256(body).hexdigest() for name, body in bodies.items()}
-        others = {precision: _summary(one) for precision, one in self.calibrations.items()}
-        summary = others.pop("float32")
-        update = {"files": digests, "calibration": summary, "calibrations": others}
-        document = self.manifest.model_copy(update=update).document()
-        store.write(join(uri, MANIFEST), json.dumps(document, indent=2).encode())
+        _write(store, uri, bodies, self.manifest, self.detector, self.calibrations)
 
     def facts(self) -> dict[str, Any]:
         """Return the facts about a new bundle that a user asks for."""
@@ -80,6 +67,47 @@ class Bundle:
             "threshold": self.calibrations["float32"].threshold(rate),
             **{key: self.manifest.provenance[key] for key in keys},
         }
+
+
+@dataclass(frozen=True)
+class DetectorOnly:
+    """A bundle without its classifier: enough to score what was seen before."""
+
+    manifest: Manifest
+    detector: Detector
+    calibrations: Mapping[Precision, Calibration]
+    digest: str
+    """SHA-256 of bundle.json."""
+
+    def save_beside(self, store: Store, parent: str, uri: str) -> None:
+        """Write a bundle that has the classifier and the held-out images of the one at `parent`.
+
+        Raises BundleError if a file of that one is damaged.
+        """
+        manifest, _ = read_manifest(store, parent)
+        bodies = {name: _body(store, parent, name, manifest) for name in (CLASSIFIER, HELD_OUT)}
+        _write(store, uri, bodies, self.manifest, self.detector, self.calibrations)
+
+
+def _write(
+    store: Store,
+    uri: str,
+    bodies: dict[str, bytes],
+    manifest: Manifest,
+    detector: Detector,
+    calibrations: Mapping[Precision, Calibration],
+) -> None:
+    bodies = bodies | {
+        DETECTOR: _packed(detector.arrays()),
+        CALIBRATION: _packed({_array(one): torch.from_numpy(found.scores) for one, found in calibrations.items()}),
+    }
+    for name, body in bodies.items():
+        store.write(join(uri, name), body)
+    digests = {name: hashlib.sha256(body).hexdigest() for name, body in bodies.items()}
+    others = {precision: _summary(one) for precision, one in calibrations.items()}
+    summary = others.pop("float32")
+    update = {"files": digests, "calibration": summary, "calibrations": others}
+    store.write(join(uri, MANIFEST), json.dumps(manifest.model_copy(update=update).document(), indent=2).encode())
 
 
 def _summary(calibration: Calibration) -> CalibrationSummary:
@@ -105,18 +133,26 @@ def load_bundle(store: Store, uri: str, trust: tuple[str, ...] = ()) -> Bundle:
 
     `trust` names the factories from which its architecture may be imported.
     """
+    own = load_detector(store, uri)
+    manifest = own.manifest
+    weights = _unpacked(store, uri, CLASSIFIER, manifest)
+    classifier = build_classifier(manifest.arch, manifest.args, len(manifest.classes), trust, manifest.logits)
+    load_weights(classifier, weights, join(uri, CLASSIFIER))
+    return Bundle(manifest, classifier, own.detector, own.calibrations, own.digest)
+
+
+def load_detector(store: Store, uri: str) -> DetectorOnly:
+    """Load a bundle without its classifier. Raises BundleError in one line."""
     manifest, digest = read_manifest(store, uri)
     if manifest.detector not in PLACES:
         raise BundleError(f"{uri}: unknown detector {manifest.detector!r} (valid: {', '.join(PLACES)})")
-    arrays = {name: _unpacked(store, uri, name, manifest) for name in (CLASSIFIER, DETECTOR, CALIBRATION)}
-    classifier = build_classifier(manifest.arch, manifest.args, len(manifest.classes), trust, manifest.logits)
-    load_weights(classifier, arrays[CLASSIFIER], join(uri, CLASSIFIER))
+    arrays, scores = (_unpacked(store, uri, name, manifest) for name in (DETECTOR, CALIBRATION))
     try:
-        detector = restore(manifest.detector, arrays[DETECTOR])
-        calibrations = {one: Calibration(arrays[CALIBRATION][_array(one)].numpy()) for one in manifest.precisions}
+        detector = restore(manifest.detector, arrays)
+        calibrations = {one: Calibration(scores[_array(one)].numpy()) for one in manifest.precisions}
     except KeyError as error:
         raise BundleError(f"{uri}: array {error} is missing") from error
-    return Bundle(manifest, classifier, detector, calibrations, digest)
+    return DetectorOnly(manifest, detector, calibrations, digest)
 
 
 def read_held_out(store: Store, uri: str) -> HeldOut:
@@ -131,6 +167,15 @@ def read_held_out(store: Store, uri: str) -> HeldOut:
 
 
 def _unpacked(store: Store, uri: str, name: str, manifest: Manifest) -> dict[str, Tensor]:
+    body = _body(store, uri, name, manifest)
+    try:
+        return safetensors.torch.load(body)
+    except safetensors.SafetensorError as error:
+        raise BundleError(f"{join(uri, name)}: not a safetensors file: {error}") from error
+
+
+def _body(store: Store, uri: str, name: str, manifest: Manifest) -> bytes:
+    """Read one file of a bundle. Raises BundleError if it is missing, or another than the manifest names."""
     try:
         body = store.read(join(uri, name))
     except NotFound as error:
@@ -139,7 +184,4 @@ def _unpacked(store: Store, uri: str, name: str, manifest: Manifest) -> dict[str
         raise BundleError(
             f"{join(uri, name)}: not the file that {MANIFEST} names (digest differs); copy the bundle again"
         )
-    try:
-        return safetensors.torch.load(body)
-    except safetensors.SafetensorError as error:
-        raise BundleError(f"{join(uri, name)}: not a safetensors file: {error}") from error
+    return body

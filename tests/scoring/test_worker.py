@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import features
@@ -97,7 +98,11 @@ def test_a_part_that_is_put_while_the_next_shard_is_scored_is_the_same(
         here, alone = (
             parquet.read_table(tmp_path / run / f"parts/{shard.part}.parquet") for run in ("results", "alone")
         )
-        assert here.equals(alone)
+        for name, column in zip(here.column_names, here.columns, strict=True):
+            if pa.types.is_floating(column.type):  # the form of a norm is chosen by its time
+                np.testing.assert_allclose(column.to_numpy(), alone[name].to_numpy(), rtol=1e-4, atol=1e-5)
+            else:
+                assert column.equals(alone[name])
 
 
 def test_another_shard_than_the_prefetched_one_is_read_from_its_beginning(plan: Plan, opened: list[str]) -> None:

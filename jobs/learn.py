@@ -1,0 +1,44 @@
+"""gradosr learn: make a bundle whose detector has learned from labels."""
+
+import json
+
+import click
+
+from .cli import json_flag, set_option
+
+
+@click.command()
+@click.argument("bundle")
+@click.option(
+    "--run",
+    "runs",
+    multiple=True,
+    required=True,
+    metavar="RESULTS",
+    help="Results of `gradosr score` with signals, whose images are labelled; repeatable.",
+)
+@click.option("--out", required=True, metavar="FOLDER", help="Folder or s3:// prefix of the new bundle.")
+@set_option
+@json_flag
+def learn(bundle: str, runs: tuple[str, ...], out: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Write a bundle like BUNDLE whose detector has learned from the labels of runs (`gradosr label`).
+
+    The classifier stays as it is, and so do the images that calibrate: p-values mean the same afterwards.
+    """
+    from gradosr.config import StoreFields
+    from gradosr.config.settings import load_settings
+    from gradosr.errors import ConfigError
+    from gradosr.fit.learning import learn as learn_labels
+    from gradosr.store import Store
+
+    if bundle.rstrip("/") == out.rstrip("/"):
+        raise ConfigError(f"--out {out}: the bundle to learn from; name a folder of its own")
+    fields = load_settings(StoreFields, "", "--set", overrides)
+    facts = learn_labels(Store(fields.store, fields.stores), bundle, runs, out)
+    if facts["penalty"] is None:
+        click.echo("gradosr: these labels do not agree on anything new yet: scores stay in their order", err=True)
+    told = f"learned from {facts['labels']} labelled images, {facts['unknown']} of them unknown"
+    if facts["without_signals"]:
+        told += f"; {facts['without_signals']} more have no stored signals"
+    click.echo(f"gradosr: {told}", err=True)
+    click.echo(json.dumps(facts) if as_json else out)
