@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from gradosr.bundle.calibration import Calibration
 from gradosr.bundle.manifest import MANIFEST, CalibrationSummary, Manifest, read_manifest
 from gradosr.classifier.build import build_classifier
-from gradosr.classifier.weights import load_weights
+from gradosr.classifier.weights import load_weights, unpacked
 from gradosr.config import DETECTORS, Precision
 from gradosr.detectors import Detector, restore
 from gradosr.errors import BundleError, NotFound
@@ -122,6 +122,6 @@ def _unpacked(store: Store, uri: str, name: str, manifest: Manifest) -> dict[str
             f"{join(uri, name)}: not the file that {MANIFEST} names (digest differs); copy the bundle again"
         )
     try:
-        return safetensors.torch.load(body)
+        return unpacked(body)
     except safetensors.SafetensorError as error:
         raise BundleError(f"{join(uri, name)}: not a safetensors file: {error}") from error

@@ -70,7 +70,7 @@ def read_weights(store: Store, uri: str, entry: str | None = None) -> Weights:
     body = store.read(uri)
     try:
         if uri.endswith(".safetensors"):
-            return _picked(safetensors.torch.load(body), uri, entry)
+            return _picked(unpacked(body), uri, entry)
         # Training scripts leave their command lines in checkpoints, names and plain values, and figures of numpy's.
         with torch.serialization.safe_globals([argparse.Namespace, *((_Aside, name) for name in NUMPY)]):
             state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
@@ -86,6 +86,19 @@ def read_weights(store: Store, uri: str, entry: str | None = None) -> Weights:
         found = f"holds objects ({named[1]}), which run code" if named else "damaged, or not a checkpoint"
         raise ClassifierError(f"{uri}: {found}; save plain tensors by torch.save(net.state_dict(), ...)") from error
     return _picked(state, uri, entry)
+
+
+def unpacked(body: bytes) -> dict[str, Tensor]:
+    """Read tensors from safetensors. Raises SafetensorError for other content, MachineFault for lack of memory."""
+    try:
+        bytearray(
+            len(body)
+        )  # what safetensors takes; where there is no room for it, its own code may abort the process
+        return safetensors.torch.load(body)
+    except BaseException as error:  # a panic of Rust is no Exception
+        if fault := machine_fault(error):
+            raise fault from error
+        raise
 
 
 def _picked(state: Any, uri: str, entry: str | None) -> Weights:
