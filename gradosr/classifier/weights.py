@@ -5,6 +5,7 @@ import copy
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple, TypeGuard
 
 import safetensors
@@ -138,10 +139,8 @@ def load_weights(
     if wrapped := _wrapped(own):
         variants += [_Variant("", {wrapped + name: tensor for name, tensor in one.tensors.items()}) for one in variants]
     if all(_strangers(own, variant.tensors) for variant in variants):
-        if own_names is not None:
-            variants.append(_Variant("", own_names(weights)))
-        else:
-            variants += [_Variant(one.prefix, _renamed(classifier, one.tensors)) for one in variants]
+        ways = [way for way in (own_names, partial(_renamed, classifier)) if way is not None]
+        variants += [_Variant(one.prefix, way(one.tensors)) for way in ways for one in variants]
     prefix, fitting = min(variants, key=lambda variant: _strangers(own, variant.tensors))  # the first if equal
     missing = [name for name in own if name not in fitting and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in fitting if name not in own]
