@@ -138,10 +138,10 @@ def load_weights(
     variants = list(_variants("", weights))
     if wrapped := _wrapped(own):
         variants += [_Variant("", {wrapped + name: tensor for name, tensor in one.tensors.items()}) for one in variants]
-    if all(_strangers(own, variant.tensors) for variant in variants):
+    if all(any(_misfits(own, variant.tensors)) for variant in variants):
         ways = [way for way in (own_names, partial(_renamed, classifier)) if way is not None]
         variants += [_Variant(one.prefix, way(one.tensors)) for way in ways for one in variants]
-    prefix, fitting = min(variants, key=lambda variant: _strangers(own, variant.tensors))  # the first if equal
+    prefix, fitting = min(variants, key=lambda variant: _misfits(own, variant.tensors))  # the first if equal
     missing = [name for name in own if name not in fitting and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in fitting if name not in own]
     misshapen = [name for name in own if name in fitting and fitting[name].shape != own[name].shape]
@@ -199,9 +199,10 @@ def _renamed(classifier: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, 
     }
 
 
-def _strangers(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> int:
-    """Count the names that only one side has."""
-    return len({name for name in own.keys() ^ weights.keys() if not name.endswith("num_batches_tracked")})
+def _misfits(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Count the names that only one side has, and the tensors of another shape."""
+    strangers = {name for name in own.keys() ^ weights.keys() if not name.endswith("num_batches_tracked")}
+    return len(strangers), sum(own[name].shape != weights[name].shape for name in own.keys() & weights.keys())
 
 
 def _check_classes(shapes: set[tuple[torch.Size, torch.Size]], source: str, classes: int | None) -> None:

@@ -116,6 +116,15 @@ def test_published_weights_that_do_not_fit_are_told_under_their_names():
     assert "unexpected: downsample_layers.0.0.weight, " in message
 
 
+def test_tensors_that_timms_loader_reshapes_fit_under_their_own_names():
+    """Position embeddings for another size of image."""
+    small, large = {"img_size": 32}, {"img_size": 64}
+    state = random_state(build_classifier("timm:test_vit", small, 3))
+    net = build_classifier("timm:test_vit", large, 3)
+    load_weights(net, state, "w", 3, lambda found: architectures.own_names("test_vit", large, 3, found))
+    assert {name for name, tensor in net.state_dict().items() if not torch.equal(tensor, state[name])} == {"pos_embed"}
+
+
 def test_what_timms_loader_passes_over_is_missing():
     name, args = "vit_base_patch16_siglip_gap_224", {"depth": 1, "embed_dim": 24, "num_heads": 2}
     state = random_state(build_classifier(f"timm:{name}", args, 3))
