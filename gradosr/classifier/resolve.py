@@ -83,18 +83,18 @@ def bring(job: CompleteFitJob, store: Store, say: Callable[[str], object]) -> nn
     classifier = build(job, settings.args, len(settings.classes))
     if settings.weights is not None:
         tensors, source = read_weights(store, settings.weights, settings.weights_entry)
-        names = _own_names(job, classifier, len(settings.classes))
+        names = renaming(settings.arch, settings.args, classifier, len(settings.classes))
         prefix = load_weights(classifier, tensors, source, len(settings.classes), names)
         if prefix or source != settings.weights:
             say(f"weights: {source}{f', without the prefix {prefix} of their names' if prefix else ''}")
     return classifier
 
 
-def _own_names(
-    job: CompleteFitJob, classifier: nn.Module, classes: int
+def renaming(
+    arch: str, args: Mapping[str, Any], classifier: nn.Module, classes: int
 ) -> Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None:
-    """Return the function by which the architecture's library renames weights of older versions, if it has one."""
-    library, _, name = job.classifier.arch.partition(":")
+    """Return the function by which an architecture's library renames weights of older versions, if it has one."""
+    library, _, name = arch.partition(":")
     if library == "transformers":
         return partial(transformers.own_names, classifier)
-    return partial(timm.own_names, name, job.classifier.args, classes) if library == "timm" else None
+    return partial(timm.own_names, name, args, classes) if library == "timm" else None
