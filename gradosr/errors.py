@@ -93,18 +93,21 @@ _LACKING = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT
 _NO_MEMORY = re.compile(
     r"can(no|')t allocate|out of memory|insufficient memory|_STATUS_ALLOC_FAILED|can't start new thread", re.IGNORECASE
 )
+_NULL = re.compile(r"pointer is null|API call failed")  # what Rust got from Python instead of a new object
 
 
 def machine_fault(error: BaseException) -> MachineFault | None:
     """Return the fault if an error tells what this machine lacks; None if it tells of the data, or of anything else.
 
-    torch, CUDA, libjpeg and threading raise a plain RuntimeError, which is known by its text alone.
+    torch, CUDA, libjpeg and threading raise a plain RuntimeError, which is known by its text alone; extensions in Rust
+    raise a PanicException, which is no Exception and cannot be imported.
     """
     if isinstance(error, MachineFault):
         return error
     lacking = isinstance(error, OSError) and error.errno in _LACKING
     told = isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))
-    if not (isinstance(error, MemoryError) or lacking or told):
+    panicked = type(error).__name__ == "PanicException" and _NULL.search(str(error))
+    if not (isinstance(error, MemoryError) or lacking or told or panicked):
         return None
     return MachineFault(
         f"this machine is at fault, not the data: {first_line(error)}; try fewer workers or a larger one"

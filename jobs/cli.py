@@ -124,7 +124,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         message, code = "terminated; the same command goes on from here", 143
     except BrokenPipeError:
         return FAILED
-    except Exception as error:
+    except BaseException as error:  # a panic of Rust is no Exception
         from gradosr.errors import GradosrError, machine_fault
 
         told = error if isinstance(error, GradosrError) else machine_fault(error)
@@ -145,7 +145,7 @@ def _check_platform() -> None:
         raise ConfigError("gradosr runs on Linux and macOS; on Windows, run it in WSL 2") from error
 
 
-def _exit_code(error: Exception) -> int:
+def _exit_code(error: BaseException) -> int:
     from gradosr.errors import ConfigError, InputError, RunActive
 
     codes = ((ConfigError, USAGE), (InputError, INPUT), (RunActive, ACTIVE))

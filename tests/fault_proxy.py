@@ -17,9 +17,9 @@ from typing import Any, Literal
 import boto3
 from botocore.config import Config
 
-Fault = Literal["503", "reset", "cut", "stall", "lost", "expired", "denied", "missing", "unmet"]
-"""cut, stall: half of the answer's body, then the end or nothing. lost: done upstream, but no answer comes; so is a cut
-or stalled answer without a body."""
+Fault = Literal["503", "reset", "cut", "stall", "trickle", "lost", "expired", "denied", "missing", "unmet"]
+"""cut, stall, trickle: half of the answer's body, then the end, nothing, or a byte now and then. lost: done upstream,
+but no answer comes; so is a cut or stalled answer without a body. One without a body that trickles never ends."""
 
 TRANSIENT: tuple[Fault, ...] = ("503", "reset", "cut", "stall", "lost")
 
@@ -51,6 +51,7 @@ class FaultProxy(ThreadingHTTPServer):
         self.read: Counter[str] = Counter()  # bytes of all bodies that GETs were answered with so far, by path
         self.dealt: Counter[Fault] = Counter()
         self.stalling = 20.0  # seconds of a stall
+        self.dripping = 0.1  # seconds between two bytes of a trickle
         self.stopped = threading.Event()
         self._lock = threading.Lock()
         self._clients: set[socket.socket] = set()
@@ -143,7 +144,9 @@ class _Handler(BaseHTTPRequestHandler):
             content = response.read()
             if self.command == "GET":
                 self.server.count(self.path.partition("?")[0], len(content))
-            if fault and not (content and fault in ("cut", "stall")):
+            if fault == "trickle" and not content:
+                self.trickle(b"HTTP/1.1 200 OK\r\nX-Slow: " + bytes(10_000))
+            elif fault and not (content and fault in ("cut", "stall", "trickle")):
                 if fault == "stall":
                     self.server.stopped.wait(self.server.stalling)
                 self.reset()
@@ -182,7 +185,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         if fault == "stall":
             self.server.stopped.wait(self.server.stalling)
+        elif fault == "trickle":
+            self.trickle(body[len(body) // 2 :])
         self.close_connection = fault is not None
+
+    def trickle(self, content: bytes) -> None:
+        for byte in content:
+            self.wfile.write(bytes([byte]))
+            if self.server.stopped.wait(self.server.dripping):
+                break
+        self.close_connection = True
 
     def log_message(self, *_: object) -> None:
         """Nothing."""

@@ -13,6 +13,7 @@ from http.client import HTTPException
 from gradosr.audit.nights import Night
 from gradosr.config import ScreenJob, Webhook
 from gradosr.errors import ConfigError, RunFailed, first_line
+from gradosr.store.threads import within
 from gradosr.text import reason
 
 PAUSE = 1.0  # seconds before the second try of a webhook; doubled before each further one
@@ -57,14 +58,18 @@ def _post(webhook: Webhook, body: bytes, identity: str, attempts: int) -> None:
     request = urllib.request.Request(webhook.url, body, headers)  # noqa: S310 - http or https by its pattern
     for attempt in range(attempts):
         try:
-            with urllib.request.urlopen(request, timeout=webhook.timeout):  # noqa: S310
-                return
+            return within(webhook.timeout, lambda _: _send(request, webhook.timeout))
         except (OSError, HTTPException) as error:  # the latter where what answers does not speak HTTP
             told = reason(error)
             if attempt + 1 < attempts:
                 time.sleep(PAUSE * 2**attempt)
     where = webhook.url.partition("?")[0]
     raise RunFailed(f"webhook {where}: {told} ({attempts} times); the next screening tells it again")
+
+
+def _send(request: urllib.request.Request, seconds: float) -> None:
+    with urllib.request.urlopen(request, timeout=seconds):  # noqa: S310 - as above
+        pass
 
 
 def _run(command: Sequence[str], body: bytes) -> None:

@@ -25,7 +25,7 @@ from gradosr.bundle.calibration import Calibration
 from gradosr.bundle.held_out import HeldOut
 from gradosr.bundle.manifest import MANIFEST, CalibrationSummary, Manifest, read_manifest
 from gradosr.classifier.build import build_classifier
-from gradosr.classifier.weights import load_weights
+from gradosr.classifier.weights import load_weights, unpacked
 from gradosr.config import PLACES, Precision
 from gradosr.detectors import Detector, restore
 from gradosr.errors import BundleError, NotFound
@@ -169,7 +169,7 @@ def read_held_out(store: Store, uri: str) -> HeldOut:
 def _unpacked(store: Store, uri: str, name: str, manifest: Manifest) -> dict[str, Tensor]:
     body = _body(store, uri, name, manifest)
     try:
-        return safetensors.torch.load(body)
+        return unpacked(body)
     except safetensors.SafetensorError as error:
         raise BundleError(f"{join(uri, name)}: not a safetensors file: {error}") from error
 

@@ -5,10 +5,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gradosr.archive.image import resolve_names
-from gradosr.classifier.architectures import LIBRARIES, transformers
+from gradosr.classifier.architectures import LIBRARIES, timm, transformers
 from gradosr.classifier.architectures.stated import Stated, unstated
 from gradosr.classifier.build import build_classifier
 from gradosr.classifier.hugging_face import WEIGHTS, ModelFolder, read_folder
@@ -83,8 +83,18 @@ def bring(job: CompleteFitJob, store: Store, say: Callable[[str], object]) -> nn
     classifier = build(job, settings.args, len(settings.classes))
     if settings.weights is not None:
         tensors, source = read_weights(store, settings.weights, settings.weights_entry)
-        translate = partial(transformers.own_names, classifier) if settings.arch.startswith("transformers:") else None
-        prefix = load_weights(classifier, tensors, source, len(settings.classes), translate)
+        names = renaming(settings.arch, settings.args, classifier, len(settings.classes))
+        prefix = load_weights(classifier, tensors, source, len(settings.classes), names)
         if prefix or source != settings.weights:
             say(f"weights: {source}{f', without the prefix {prefix} of their names' if prefix else ''}")
     return classifier
+
+
+def renaming(
+    arch: str, args: Mapping[str, Any], classifier: nn.Module, classes: int
+) -> Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None:
+    """Return the function by which an architecture's library renames weights of older versions, if it has one."""
+    library, _, name = arch.partition(":")
+    if library == "transformers":
+        return partial(transformers.own_names, classifier)
+    return partial(timm.own_names, name, args, classes) if library == "timm" else None

@@ -5,6 +5,7 @@ import copy
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple, TypeGuard
 
 import safetensors
@@ -70,7 +71,7 @@ def read_weights(store: Store, uri: str, entry: str | None = None) -> Weights:
     body = store.read(uri)
     try:
         if uri.endswith(".safetensors"):
-            return _picked(safetensors.torch.load(body), uri, entry)
+            return _picked(unpacked(body), uri, entry)
         # Training scripts leave their command lines in checkpoints, names and plain values, and figures of numpy's.
         with torch.serialization.safe_globals([argparse.Namespace, *((_Aside, name) for name in NUMPY)]):
             state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
@@ -86,6 +87,19 @@ def read_weights(store: Store, uri: str, entry: str | None = None) -> Weights:
         found = f"holds objects ({named[1]}), which run code" if named else "damaged, or not a checkpoint"
         raise ClassifierError(f"{uri}: {found}; save plain tensors by torch.save(net.state_dict(), ...)") from error
     return _picked(state, uri, entry)
+
+
+def unpacked(body: bytes) -> dict[str, Tensor]:
+    """Read tensors from safetensors. Raises SafetensorError for other content, MachineFault for lack of memory."""
+    try:
+        bytearray(
+            len(body)
+        )  # what safetensors takes; where there is no room for it, its own code may abort the process
+        return safetensors.torch.load(body)
+    except BaseException as error:  # a panic of Rust is no Exception
+        if fault := machine_fault(error):
+            raise fault from error
+        raise
 
 
 def _picked(state: Any, uri: str, entry: str | None) -> Weights:
@@ -124,12 +138,10 @@ def load_weights(
     variants = list(_variants("", weights))
     if wrapped := _wrapped(own):
         variants += [_Variant("", {wrapped + name: tensor for name, tensor in one.tensors.items()}) for one in variants]
-    if all(_strangers(own, variant.tensors) for variant in variants):
-        if own_names is not None:
-            variants.append(_Variant("", own_names(weights)))
-        else:
-            variants += [_Variant(one.prefix, _renamed(classifier, one.tensors)) for one in variants]
-    prefix, fitting = min(variants, key=lambda variant: _strangers(own, variant.tensors))  # the first if equal
+    if all(any(_misfits(own, variant.tensors)) for variant in variants):
+        ways = [way for way in (own_names, partial(_renamed, classifier)) if way is not None]
+        variants += [_Variant(one.prefix, way(one.tensors)) for way in ways for one in variants]
+    prefix, fitting = min(variants, key=lambda variant: _misfits(own, variant.tensors))  # the first if equal
     missing = [name for name in own if name not in fitting and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in fitting if name not in own]
     misshapen = [name for name in own if name in fitting and fitting[name].shape != own[name].shape]
@@ -187,9 +199,10 @@ def _renamed(classifier: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, 
     }
 
 
-def _strangers(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> int:
-    """Count the names that only one side has."""
-    return len({name for name in own.keys() ^ weights.keys() if not name.endswith("num_batches_tracked")})
+def _misfits(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Count the names that only one side has, and the tensors of another shape."""
+    strangers = {name for name in own.keys() ^ weights.keys() if not name.endswith("num_batches_tracked")}
+    return len(strangers), sum(own[name].shape != weights[name].shape for name in own.keys() & weights.keys())
 
 
 def _check_classes(shapes: set[tuple[torch.Size, torch.Size]], source: str, classes: int | None) -> None:

@@ -25,7 +25,8 @@ class S3Settings(Settings):
     checksums: Literal["when_supported", "when_required"] = "when_supported"
     """Request and response checksums; some S3-compatible servers need `when_required`, which gs:// always takes."""
     read_timeout: PositiveFloat = 30.0
-    """Seconds without a byte after which a read is tried again."""
+    """Seconds without a byte after which a request is tried again. An answer that trickles is given five more for each
+    64 KiB."""
 
 
 class StoreFields(Settings):

@@ -19,7 +19,7 @@ from gradosr.bundle.calibration import Calibration, check_enough
 from gradosr.bundle.held_out import HeldOut
 from gradosr.bundle.manifest import Manifest
 from gradosr.classifier.build import probabilities
-from gradosr.classifier.resolve import bring, build, complete
+from gradosr.classifier.resolve import bring, build, complete, renaming
 from gradosr.classifier.training import train
 from gradosr.classifier.weights import load_weights, read_weights
 from gradosr.config import (
@@ -206,9 +206,12 @@ def _class_split(ready: Ready, notes: Notes, settings: TransferSettings) -> Clas
     unknown = pseudo_unknown(settings, classes)
     pseudo_known = [index for index in range(len(classes)) if index not in unknown]
     notes.say(f"transfer: pseudo-unknown classes {', '.join(classes[index] for index in unknown)}")
-    classifier = build(job, {**job.classifier.args, "num_classes": len(pseudo_known)}, len(pseudo_known))
+    args = {**job.classifier.args, "num_classes": len(pseudo_known)}
+    classifier = build(job, args, len(pseudo_known))
     if settings.weights:
-        load_weights(classifier, *read_weights(Store(job.store, job.stores), settings.weights), len(pseudo_known))
+        weights = read_weights(Store(job.store, job.stores), settings.weights)
+        names = renaming(job.classifier.arch, args, classifier, len(pseudo_known))
+        load_weights(classifier, *weights, len(pseudo_known), names)
     elif job.train:
         images = known.of(TRAINING).of_classes(pseudo_known)
         _train(classifier, images, job.train, job.classifier.transform, ready.compute, notes, "classifier 1")

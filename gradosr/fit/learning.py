@@ -47,8 +47,8 @@ def learn(store: Store, bundle: str, runs: Sequence[str], out: str) -> dict[str,
     old, held_out = load_detector(store, bundle), read_held_out(store, bundle)
     labelled = read_labelled(store, runs, old)
     base, kind = old.detector, old.manifest.detector
-    if isinstance(base, LearnedDetector):
-        base, kind = base.base, base.kind
+    if isinstance(old.detector, LearnedDetector):
+        base, kind = old.detector.base, old.detector.kind
     detector, penalty = _corrected(base, kind, held_out, labelled)
     rate = old.manifest.false_alarm_rate
     calibrations = {

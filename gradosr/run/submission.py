@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -30,6 +31,7 @@ from gradosr.errors import ConfigError, InputError, RunActive, RunFailed, first_
 from gradosr.results.lease import JOB
 from gradosr.run.tail import Lines
 from gradosr.store import BACKENDS, is_shared, scheme_of
+from gradosr.store.threads import UPLOAD_BYTES, within
 
 ADDRESS = "http://127.0.0.1:8265"
 CONFIG = "job.yaml"
@@ -230,7 +232,8 @@ class _Client(JobSubmissionClient):
     """Ray's client with a time limit on each request; without it, requests wait for ever."""
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
-        return super()._do_request(method, endpoint, timeout=REQUEST, **options)
+        ask = partial(super()._do_request, method, endpoint, timeout=REQUEST, **options)
+        return within(REQUEST, lambda _: ask(), len(options.get("data") or b"") / UPLOAD_BYTES)
 
 
 class _Unreachable(InputError):

@@ -3,7 +3,7 @@
 `map_batches` takes any callable class, so nothing here imports Ray.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,8 @@ from gradosr.scoring.scorer import Scorer
 from gradosr.store import Store
 
 _PLACE = ("key", "source", "shard", "row", "label")  # position in an archive; here the input has its own columns for it
-_COLUMNS = {field.name: field.type.to_pandas_dtype() for field in schema() if field.name not in _PLACE}
+_COLUMNS = {field.name: field.type for field in schema() if field.name not in _PLACE}
+_SOURCE = {"source": schema().field("source").type}
 
 Batch = dict[str, NDArray[Any]]
 
@@ -32,13 +33,14 @@ Batch = dict[str, NDArray[Any]]
 class BatchScorer:
     """A callable that scores batches of a `ray.data.Dataset`, one instance per actor of the pool.
 
-        dataset.map_batches(BatchScorer, fn_constructor_args=("s3://models/animals-v3/",), concurrency=4, num_gpus=1)
+        dataset.map_batches(BatchScorer, fn_constructor_args=("s3://models/animals-v3/",), batch_format="pyarrow",
+                            concurrency=4, num_gpus=1)
 
     Images are encoded bytes, Hugging Face's struct of bytes and path, or decoded uint8 arrays [height, width, 3]. The
     columns of a part from `status` on replace the image column; the path in a struct is kept as `source`. An image that
-    cannot be scored becomes a row with a status and the reason. Values that are null in a part are None. Where Ray Data
-    writes a block of rows none of which has an error, that column has the type null: join such files by
-    pyarrow.concat_tables(..., promote_options="permissive").
+    cannot be scored becomes a row with a status and the reason. Batches are tables of Arrow, whose columns keep the
+    types of a part, or, by Ray's default, dictionaries of numpy arrays. Those have None for null, and numpy has no type
+    for a column of nothing else.
     """
 
     def __init__(
@@ -67,22 +69,35 @@ class BatchScorer:
         self._scorer = Scorer(load_bundle(Store(store or S3Settings()), bundle, trust), settings)
         self._pool = decoding_threads(threads or torch.get_num_threads())
 
-    def __call__(self, batch: Batch) -> Batch:
+    def __call__(self, batch: Any) -> Any:
         """Return the batch's other columns and the scores. Raises ConfigError for columns that do not fit."""
-        images = self._checked(batch)
-        rows = score_images(self._scorer, list(self._pool.map(self._prepared, images)))
-        source = {"source": np.object_} if any(isinstance(image, Mapping) for image in images) else {}
-        others = {name: values for name, values in batch.items() if name != self._column}
-        return others | {name: _column(rows, name, kind) for name, kind in (source | _COLUMNS).items()}
+        if isinstance(batch, pa.Table):
+            self._check(batch.column_names)
+            others = batch.drop_columns([self._column])
+            names = others.column_names
+            scores = self._scores(batch[self._column].to_pylist())
+            return pa.table([*others.columns, *scores.values()], names=[*names, *scores])
+        self._check(batch)
+        found = {name: values for name, values in batch.items() if name != self._column}
+        return found | {name: _as_numpy(values) for name, values in self._scores(batch[self._column]).items()}
 
-    def _checked(self, batch: Batch) -> NDArray[Any]:
-        if self._column not in batch:
-            raise ConfigError(f"no column {self._column!r} (columns: {', '.join(batch)}); set image_column")
-        if taken := sorted((batch.keys() - {self._column}) & {*_COLUMNS, "source"}):
+    def _check(self, columns: Collection[str]) -> None:
+        if self._column not in columns:
+            raise ConfigError(f"no column {self._column!r} (columns: {', '.join(columns)}); set image_column")
+        if taken := sorted(({*columns} - {self._column}) & {*_COLUMNS, *_SOURCE}):
             raise ConfigError(
                 f"the scores use the column names {', '.join(taken)}; rename yours with Dataset.rename_columns first"
             )
-        return batch[self._column]
+
+    def _scores(self, images: Iterable[Any]) -> dict[str, pa.Array]:
+        """Score images; return columns as in a part. One that is absent where no image has pixels is all null."""
+        images = list(images)
+        rows = score_images(self._scorer, list(self._pool.map(self._prepared, images)))
+        types = (_SOURCE if any(isinstance(image, Mapping) for image in images) else {}) | _COLUMNS
+        return {
+            name: rows[name] if name in rows.schema.names else pa.nulls(rows.num_rows, kind)
+            for name, kind in types.items()
+        }
 
     def _prepared(self, image: Any) -> PreparedImage:
         transform = self._scorer.bundle.manifest.transform
@@ -117,12 +132,9 @@ def _resized(pixels_HWC: NDArray[Any], transform: TransformSettings) -> Prepared
     return PreparedImage(bare, shape[1], shape[0], to_input_size(pixels, transform), None)
 
 
-def _column(rows: pa.RecordBatch, name: str, kind: type[np.generic]) -> NDArray[Any]:
-    """Return a column in the type that it has in a part; one that is absent where no image has pixels is all None.
-
-    If it holds nulls, it is an array of objects with None, which Arrow reads as the same type with nulls.
-    """
-    values = rows[name].to_pylist() if name in rows.schema.names else [None] * rows.num_rows
-    if None not in values:
+def _as_numpy(column: pa.Array) -> NDArray[Any]:
+    """Return a column in its type; if it holds nulls, as objects with None, which Arrow reads as the same type."""
+    kind, values = column.type.to_pandas_dtype(), column.to_pylist()
+    if not column.null_count:
         return np.array(values, kind)
     return np.array([value if value is None else kind(value) for value in values], object)

@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
+from functools import partial
 from typing import Any, BinaryIO, TypeVar
 
 import boto3
@@ -20,7 +21,8 @@ from gradosr.store.backends import Backend, StoredObject
 from gradosr.store.blocks import open_blocks
 from gradosr.store.listing import Page, listed
 from gradosr.store.ordering import in_order
-from gradosr.store.s3_errors import FOREIGN, UnsupportedRequest, is_transient, translated
+from gradosr.store.s3_errors import FOREIGN, TooSlow, UnsupportedRequest, is_transient, translated
+from gradosr.store.threads import UPLOAD_BYTES, Progress, within
 
 ATTEMPTS = 6
 REACH_ATTEMPTS = 3  # for a server that never answered: a mistyped address is likelier than a busy network
@@ -29,7 +31,8 @@ MAX_BACKOFF_SECONDS = 10.0
 CONNECT_SECONDS = 5.0
 PART_BYTES = 64 * 2**20  # one PUT up to here, a multipart upload beyond
 PAGE = 1000  # entries of a listing that one request brings, the most that S3 does
-READ_BYTES = 2**20
+READ_BYTES = 2**16  # that must come within read_timeout
+SERVER_SECONDS = 600.0  # for copies and the end of multipart uploads, during which AWS sends a space now and then
 CONNECTIONS = 32  # kept open; more threads than these reconnect
 
 _NEVER = threading.Event()
@@ -53,6 +56,7 @@ class S3Backend:
     def __init__(self, settings: S3Settings) -> None:
         self._server = settings.endpoint_url or "AWS S3"
         self._anonymous = settings.anonymous
+        self._patience = CONNECT_SECONDS + settings.read_timeout
         self._client = _client(settings, self._server)
         self._conditional = True  # until the store refuses a conditional write
         self._unreachable: StoreError | None = None
@@ -73,19 +77,23 @@ class S3Backend:
     def read(self, uri: str) -> bytes:
         """Send one GET, so never half of one version and half of another."""
 
-        def get() -> bytes:
+        def get(progress: Progress) -> bytes:
+            content = io.BytesIO()
             with closing(self._client.get_object(**_target(uri))["Body"]) as body:
-                content: bytes = body.read()
-            return content
+                while piece := body.read(READ_BYTES):
+                    progress.step()
+                    content.write(piece)
+            return content.getvalue()
 
-        return self._try(uri, get)
+        return self._insist(uri, get)
 
     def open(self, stored: StoredObject) -> BinaryIO:
         """Read by ranged GETs of the listed ETag; the first read sends the first."""
 
         def fetch(start: int, stop: int, cancelled: threading.Event) -> bytearray:
+            get = partial(self._get_range, stored, start, stop, cancelled)
             try:
-                return self._try(stored.uri, self._get_range, stored, start, stop, cancelled, cancelled=cancelled)
+                return self._insist(stored.uri, get, cancelled=cancelled)
             except NotFound as error:
                 raise ObjectChanged(f"{stored.uri}: removed after it was listed") from error
 
@@ -118,7 +126,7 @@ class S3Backend:
     def reach(self, uri: str) -> None:
         """Send one HEAD of the bucket; any answer will do."""
 
-        def knock() -> None:
+        def knock(_: Progress) -> None:
             try:
                 self._client.head_bucket(Bucket=uri.split("/")[2])
             except UnreachableError:
@@ -129,14 +137,15 @@ class S3Backend:
         if self._unreachable:
             raise StoreError(str(self._unreachable)) from self._unreachable
         try:
-            self._try("/".join(uri.split("/")[:3]), knock, attempts=REACH_ATTEMPTS)
+            self._insist("/".join(uri.split("/")[:3]), knock, attempts=REACH_ATTEMPTS)
         except StoreError as error:
             self._unreachable = error
             raise
 
     def move(self, source: str, target: str) -> None:
         """Copy inside the store, then delete; CopyObject ends at 5 GiB, far beyond any part."""
-        self._try(source, self._client.copy_object, CopySource=_target(source), **_target(target))
+        copy = partial(self._client.copy_object, CopySource=_target(source), **_target(target))
+        self._insist(source, lambda _: copy(), SERVER_SECONDS)
         self._try(source, self._client.delete_object, **_target(source))
 
     def _pages(self, uri: str, delimiter: str) -> Iterator[Page]:
@@ -159,7 +168,9 @@ class S3Backend:
                 return
             query["ContinuationToken"] = answer["NextContinuationToken"]
 
-    def _get_range(self, stored: StoredObject, start: int, stop: int, cancelled: threading.Event) -> bytearray:
+    def _get_range(
+        self, stored: StoredObject, start: int, stop: int, cancelled: threading.Event, progress: Progress
+    ) -> bytearray:
         """Get bytes [start, stop) of the listed version, in one attempt."""
         span = f"{start}-{stop - 1}"
         wanted = {"Range": f"bytes={span}", "IfMatch": f'"{stored.version}"'}
@@ -170,7 +181,7 @@ class S3Backend:
                 raise ObjectChanged(f"{stored.uri}: replaced after it was listed")
             if not answer.get("ContentRange", "").startswith(f"bytes {span}/"):
                 raise StoreError(f"{stored.uri}: {self._server} does not serve ranges of bytes")
-            return _read_exactly(body, stop - start, cancelled)
+            return _read_exactly(body, stop - start, cancelled, progress)
 
     def _put(self, uri: str, stream: BinaryIO, **condition: Any) -> bool:
         """Write, and tell whether the condition held and so the object is written."""
@@ -195,29 +206,39 @@ class S3Backend:
                 number = len(parts) + 1
                 part = self._try(uri, client.upload_part, PartNumber=number, Body=body, **target)
                 parts.append({"PartNumber": number, "ETag": part["ETag"]})
-            whole: dict[str, Any] = {"MultipartUpload": {"Parts": parts}}
-            self._try(uri, client.complete_multipart_upload, **target, **whole, **condition)
+            whole = partial(client.complete_multipart_upload, MultipartUpload={"Parts": parts}, **target, **condition)
+            self._insist(uri, lambda _: whole(), SERVER_SECONDS)
         except BaseException:
             with suppress(StoreError):  # leftover parts cost money, but the first error says more
                 self._try(uri, client.abort_multipart_upload, **target)
             raise
 
-    def _try(
+    def _try(self, uri: str, call: Callable[..., T], **arguments: Any) -> T:
+        """Call boto3 with what has a short answer."""
+        return self._insist(uri, lambda _: call(**arguments), len(arguments.get("Body", b"")) / UPLOAD_BYTES)
+
+    def _insist(
         self,
         uri: str,
-        call: Callable[..., T],
-        *args: Any,
+        call: Callable[[Progress], T],
+        longer: float = 0.0,
+        *,
         cancelled: threading.Event = _NEVER,
         attempts: int = ATTEMPTS,
-        **kwargs: Any,
     ) -> T:
-        """Call boto3: the one place where transient errors are retried and all are translated."""
+        """Call boto3: the one place where waits are bounded, transient errors are retried and all are translated.
+
+        An answer may begin `longer` seconds later than others.
+        """
         for attempt in range(1, attempts + 1):
             try:
-                return call(*args, **kwargs)
-            except FOREIGN as error:
-                if attempt == attempts or not is_transient(error):
-                    raise translated(error, uri, self._server, attempt, anonymous=self._anonymous) from error
+                return within(self._patience, call, longer)
+            except TimeoutError:
+                error: Exception = TooSlow()
+            except FOREIGN as caught:
+                error = caught
+            if attempt == attempts or not is_transient(error):
+                raise translated(error, uri, self._server, attempt, anonymous=self._anonymous) from error
             longest = min(MAX_BACKOFF_SECONDS, BACKOFF_SECONDS * 2 ** (attempt - 1))
             if cancelled.wait(_JITTER.uniform(0, longest)):
                 break
@@ -268,7 +289,7 @@ def _modified(answer: dict[str, Any]) -> int | None:
     return int(answer["LastModified"].timestamp()) if "LastModified" in answer else None
 
 
-def _read_exactly(body: Any, size: int, cancelled: threading.Event) -> bytearray:
+def _read_exactly(body: Any, size: int, cancelled: threading.Event, progress: Progress) -> bytearray:
     content = bytearray(size)
     filled = 0
     while filled < size:
@@ -278,4 +299,5 @@ def _read_exactly(body: Any, size: int, cancelled: threading.Event) -> bytearray
         if count == 0:
             raise IncompleteReadError(actual_bytes=filled, expected_bytes=size)
         filled += count
+        progress.step()
     return content

@@ -23,6 +23,14 @@ from gradosr.errors import AccessDenied, NotFound, ObjectChanged, StoreError, sy
 FOREIGN = (BotoCoreError, ClientError, ResponseParserError, TransportError)
 """All errors that a boto3 client raises in use; urllib3's own where the body of an error response breaks off."""
 
+
+class TooSlow(TransportError):
+    """An answer that comes by the byte."""
+
+    def __init__(self) -> None:
+        super().__init__("less than 64 KiB within store.read_timeout")
+
+
 _TRANSIENT = (
     HTTPClientError,
     UnreachableError,

@@ -144,5 +144,11 @@ def test_a_bad_image_is_no_fault_of_the_machine() -> None:
     assert decode(jpeg()[:100], MAX_PIXELS).fault is not None
 
 
+def test_a_panic_of_rust_for_want_of_memory_is_a_fault_of_the_machine() -> None:
+    panic = type("PanicException", (BaseException,), {})  # pyo3 makes the type when it raises it
+    assert machine_fault(panic("PyObject pointer is null")) is not None  # as safetensors says
+    assert machine_fault(panic("index out of bounds")) is None
+
+
 def test_the_reason_names_no_second_line() -> None:
     assert "\n" not in str(machine_fault(RuntimeError("can't allocate memory\nat line 3")))

@@ -26,6 +26,7 @@ from fault_proxy import FaultProxy
 from hostile import tar
 from PIL import Image
 from tiny import ARCH, labelled_tar, local_job, make_bundle, write_archive
+from trickle import trickling
 
 from gradosr.audit import screening, webhook
 from gradosr.audit.nights import Counts, History, Night, Verdict
@@ -156,6 +157,14 @@ def test_what_does_not_speak_http_is_told(tmp_path: Path) -> None:
         with pytest.raises(RunFailed, match=r"webhook .*220 a mail server.*next screening"):
             webhook.tell(job, night(), "webhook")
         thread.join(10)
+
+
+@pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\nX-Slow: "])
+def test_a_receiver_that_answers_by_the_byte_is_given_up(head: bytes, tmp_path: Path) -> None:
+    with trickling(head) as port:
+        hook = Webhook(url=f"http://127.0.0.1:{port}/", attempts=1, timeout=0.3)
+        with pytest.raises(RunFailed, match=r"webhook .*: no answer within 0.3 s \(1 times\); the next screening"):
+            webhook.tell(screen_job(tmp_path, webhook=hook), night(), "webhook")
 
 
 def test_a_command_that_hangs_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,9 +51,10 @@ def fault_of_reading(uri):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
-def test_a_checkpoint_that_memory_is_too_small_for_is_not_damaged(tmp_path):
-    uri = f"{tmp_path}/w.pt"
-    (tmp_path / "w.pt").write_bytes(saved({"a": torch.zeros(1 << 24)}))
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+def test_a_checkpoint_that_memory_is_too_small_for_is_not_damaged(tmp_path, name):
+    uri, state = f"{tmp_path}/{name}", {"a": torch.zeros(1 << 24)}
+    (tmp_path / name).write_bytes(safetensors.torch.save(state) if name.endswith("safetensors") else saved(state))
     answer = in_little_memory(fault_of_reading, 100 << 20, uri)  # the file is read, and no more
     assert answer.startswith(f"MachineFault: {uri}: this machine is at fault, not the data: ")
 

@@ -16,6 +16,7 @@ import yaml
 from gradosr.jobs.cli import run
 from ray_head import Line, RayHead
 from tiny import make_bundle, write_archive
+from trickle import trickling
 
 from gradosr.config import S3Settings
 from gradosr.errors import InputError
@@ -256,6 +257,15 @@ def test_what_is_wrong_before_a_cluster_is_asked_is_one_line(
     for arguments, code, message in cases:
         found = run([str(argument) for argument in arguments])
         assert_one_line(Ended(found, *capsys.readouterr()), code, message, arguments)
+
+
+def test_a_job_server_that_answers_by_the_byte_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submission, "REQUEST", 0.3)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+    with trickling(b"HTTP/1.1 200 OK\r\nContent-Length: 9999999\r\n\r\n") as port:
+        address = f"http://127.0.0.1:{port}"
+        with pytest.raises(InputError, match=f"^{address}: no Ray job server answers there .TimeoutError.: give"):
+            submission.Cluster(address)
 
 
 def assert_one_line(ended: Ended, code: int, message: str, arguments: list[object]) -> None:

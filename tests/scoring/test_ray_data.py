@@ -88,9 +88,32 @@ def test_arrow_reads_the_types_of_a_part(scorer: BatchScorer) -> None:
     assert pa.array(holed["predicted_index"]).null_count == 1
 
 
+@pytest.mark.parametrize("images", [(picture(1), picture(2)), (b"", None)], ids=["scored", "bad"])
+def test_a_table_keeps_the_types_of_a_part_where_all_is_null(
+    images: tuple[bytes | None, ...], scorer: BatchScorer
+) -> None:
+    structs = [{"bytes": image, "path": "a.png"} for image in images]
+    out = scorer(pa.table({"image": structs, "number": pa.array([1, 2], pa.uint8())}))
+    part = {field.name: field.type for field in schema()}
+    assert out.column_names == ["number", "source", *SCORES]
+    assert {field.name: field.type for field in out.schema} == {
+        name: part.get(name, pa.uint8()) for name in out.column_names
+    }
+    assert out["error"].null_count == (2 if images[0] else 0)
+    assert out["unknown_score"].null_count == (0 if images[0] else 2)
+
+
+def test_a_table_has_the_scores_of_numpy_batches(scorer: BatchScorer) -> None:
+    images = [picture(1), b"no image", picture(2)]
+    table, batch = scorer(pa.table({"image": images})), scorer({"image": objects(*images)})
+    assert {name: table[name].to_pylist() for name in SCORES} == {name: batch[name].tolist() for name in SCORES}
+
+
 def test_columns_that_do_not_fit_are_one_clear_line(folder: Path, scorer: BatchScorer) -> None:
     with pytest.raises(ConfigError, match=r"no column 'image' \(columns: jpg\); set image_column"):
         scorer({"jpg": objects(picture(1))})
+    with pytest.raises(ConfigError, match=r"no column 'image' \(columns: jpg\); set image_column"):
+        scorer(pa.table({"jpg": [picture(1)]}))
     with pytest.raises(ConfigError, match="the scores use the column names status, width"):
         scorer({"image": objects(picture(1)), "width": np.ones(1), "status": np.ones(1)})
     with pytest.raises(BundleError, match="no bundle there"):

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -303,7 +303,9 @@ def fault(request: pytest.FixtureRequest) -> Fault | None:
 def faulty(proxy: FaultProxy, bucket: str, fault: Fault | None, monkeypatch: pytest.MonkeyPatch) -> Place:
     """The bucket behind the proxy, with short pauses, and no patience for stalls where they are the subject."""
     monkeypatch.setattr(s3, "BACKOFF_SECONDS", 0.01)
-    patience = 0.5 if fault == "stall" else 30.0
+    if fault == "trickle":
+        monkeypatch.setattr(s3, "CONNECT_SECONDS", 0.2)
+    patience = {"stall": 0.5, "trickle": 0.3}.get(fault or "", 30.0)
     settings = S3Settings(endpoint_url=proxy.endpoint_url, addressing_style="path", read_timeout=patience)
     return Place(Store(settings), bucket)
 
@@ -316,7 +318,7 @@ def test_a_listing_takes_as_many_pages_as_it_needs(bucket_place: Place) -> None:
     assert [stored.uri for stored in store.list(f"{bucket}/")] == [f"{bucket}/{key}" for key in keys]
 
 
-@pytest.mark.parametrize("fault", ["503", "reset", "cut", "stall"], indirect=True)
+@pytest.mark.parametrize("fault", ["503", "reset", "cut", "stall", "trickle"], indirect=True)
 def test_a_fault_costs_time_not_bytes(faulty: Place, proxy: FaultProxy, small_blocks: int, fault: Fault) -> None:
     body = random.Random(2).randbytes(small_blocks * 7 + 5)
     stored = put(faulty, "x", body)
@@ -338,6 +340,7 @@ def test_a_fault_costs_time_not_bytes(faulty: Place, proxy: FaultProxy, small_bl
         ("reset", "connection reset by peer"),
         ("cut", "2000 read"),
         ("stall", "no byte within store.read_timeout"),
+        ("trickle", "less than 64 KiB within store.read_timeout"),
     ],
     indirect=["fault"],
 )
@@ -386,6 +389,40 @@ def test_a_lost_store_is_not_taken_for_a_damaged_tar(
     gives_up = pytest.raises(StoreError, match=r"x\.tar: given up")
     with faulty.store.open(stored) as file, gives_up, tarfile.open(fileobj=file, mode=mode):  # type: ignore[call-overload]
         pass
+
+
+@pytest.mark.parametrize("fault", ["trickle"], indirect=True)
+def test_no_answer_that_trickles_is_waited_for(faulty: Place, proxy: FaultProxy, small_parts: int) -> None:
+    """Neither in its head nor in its body, whatever was asked."""
+    stored = put(faulty, "x", b"body" * 1000)
+    asked: list[tuple[str, Callable[[], object]]] = [
+        ("GET", lambda: faulty.store.read(stored.uri)),
+        ("GET", lambda: names(faulty)),
+        ("GET", lambda: faulty.store.folders(f"{faulty.folder}/")),
+        ("HEAD", lambda: faulty.store.stat(stored.uri)),
+        ("HEAD", lambda: faulty.store.reach(stored.uri)),
+        ("PUT", lambda: faulty.store.write(stored.uri, b"body" * 1000)),
+        ("PUT", lambda: faulty.store.exchange(stored.uri, b"other", stored.version)),
+        ("DELETE", lambda: faulty.store.move(stored.uri, f"{faulty.folder}/y")),
+    ]
+    for method, ask in asked:
+        proxy.method = method
+        proxy.faults.append("trickle")
+        ask()
+        assert not proxy.faults
+    assert proxy.dealt["trickle"] == len(asked)
+
+
+@pytest.mark.parametrize("fault", ["trickle"], indirect=True)
+def test_what_comes_slowly_but_comes_is_read(faulty: Place, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In more time than there is for each piece."""
+    monkeypatch.setattr(s3, "READ_BYTES", 4)
+    proxy.dripping, body = 0.03, b"body" * 15
+    stored = put(faulty, "x", body)
+    proxy.always = "trickle"
+    assert faulty.store.read(stored.uri) == body
+    with faulty.store.open(stored) as file:
+        assert file.read() == body
 
 
 @pytest.mark.parametrize("fault", ["cut", "stall"])

@@ -4,11 +4,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from gradosr.classifier.architectures.stated import Stated, check_listed, stated, unstated
 from gradosr.config import TransformSettings
-from gradosr.errors import ConfigError
+from gradosr.errors import ConfigError, machine_fault
 
 
 def build(name: str, args: Mapping[str, Any], classes: int) -> nn.Module:
@@ -47,6 +48,35 @@ def of_cfg(cfg: Mapping[str, Any], args: Mapping[str, Any], origin: str) -> Stat
 def arguments(name: str, transform: TransformSettings) -> dict[str, Any]:
     """Return the arguments of timm's loading, as described by `Library`."""
     return {"bn_eps": 1e-3} if name.partition(".")[0] == "fbnetc_100" else {}  # timm's BN_EPS_TF_DEFAULT
+
+
+def own_names(name: str, args: Mapping[str, Any], classes: int, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Rename weights as timm's loader of published files does; those that it refuses are returned as they are.
+
+    It loads some architectures without a word of what the file lacks; so what comes from the file is known by becoming
+    nan where all weights are.
+    """
+    try:
+        loaded = _loaded(name, args, classes, weights)
+        nans = {
+            key: torch.full_like(one, torch.nan) if one.is_floating_point() else one for key, one in weights.items()
+        }
+        marks = _loaded(name, args, classes, nans)
+    except Exception as error:  # whatever a filter or torch raises for weights that are of something else
+        if fault := machine_fault(error):
+            raise fault from error
+        return weights
+    return {key: tensor for key, tensor in loaded.items() if not tensor.is_floating_point() or marks[key].isnan().any()}
+
+
+def _loaded(name: str, args: Mapping[str, Any], classes: int, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what an architecture is after timm's loader has put weights into it; they need no network."""
+    given = {"num_classes": classes, **args}
+    overlay = {"state_dict": dict(weights), "num_classes": given["num_classes"]}
+    with torch.random.fork_rng(devices=()):
+        model = _timm(name).create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **given)
+    state: dict[str, Tensor] = model.state_dict()
+    return state
 
 
 def _timm(name: str) -> Any:

@@ -74,7 +74,7 @@ class _Scorer(BatchScorer):
 
     def __call__(self, batch: Batch) -> Batch:
         """Score the batch and add a column with the time, in seconds since the epoch."""
-        out = super().__call__(batch)
+        out: Batch = super().__call__(batch)
         return {**out, FINISHED: np.full(len(out["status"]), time.time())}
 
 
