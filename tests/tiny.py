@@ -14,6 +14,7 @@ from PIL import Image
 
 from gradosr.bundle.bundle import Bundle
 from gradosr.bundle.calibration import Calibration
+from gradosr.bundle.held_out import HeldOut
 from gradosr.bundle.manifest import Manifest
 from gradosr.classifier.build import build_classifier
 from gradosr.config import ComputeSettings, OneClassSettings, ScoreJob, Signals, TransformSettings
@@ -76,8 +77,9 @@ def make_bundle(store: Store, uri: str, *, seed: int = 0, arch: str = ARCH) -> B
     objectives = ("all_hot", "predicted")
     observer = Observer(classifier, TRANSFORM, Signals(objectives=objectives), Compute(torch.device("cpu")))
     images = torch.randint(0, 256, (80, 3, 16, 16), dtype=torch.uint8)
-    detector = fit_one_class(observer(images[:40]))
-    scores = detector.score(observer(images[40:]).observation).numpy()
+    fitting, calibration = observer(images[:40]), observer(images[40:]).observation
+    detector = fit_one_class(fitting)
+    scores = detector.score(calibration).numpy()
     manifest = Manifest(
         arch=arch,
         args={"num_classes": len(CLASSES)},
@@ -87,7 +89,9 @@ def make_bundle(store: Store, uri: str, *, seed: int = 0, arch: str = ARCH) -> B
         objectives=objectives,
         false_alarm_rate=0.05,
     )
-    bundle = Bundle(manifest, classifier, detector, {"float32": Calibration.of(scores, 0.05)})
+    seen = fitting.observation
+    held_out = HeldOut(seen, seen.logits_BK.argmax(1), {"float32": calibration})
+    bundle = Bundle(manifest, classifier, detector, {"float32": Calibration.of(scores, 0.05)}, held_out=held_out)
     bundle.save(store, uri)
     return bundle
 

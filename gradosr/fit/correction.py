@@ -20,8 +20,8 @@ PENALTIES = (2.5, 8.0, 25.0, 80.0, np.inf)
 """Penalties to choose from, per unknown image. A weaker one than the first finds more near unknown images and loses far
 ones, which labels cannot show."""
 FOLDS = 5
-LEAST_SLOPE = 0.1
-"""Least slope of the older score, so that no image is corrected without bound."""
+LEAST_SLOPE = 0.5
+"""Least slope of the older score. Labels that contradict it altogether would otherwise correct images without bound."""
 
 
 @dataclass(frozen=True)
