@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import click
 
 COMMANDS = (
-    *("fit", "check", "score", "submit", "status", "logs", "cancel", "audit", "screen", "schedule", "evaluate"),
-    *("pack", "compact", "bench", "demo"),
+    *("fit", "check", "score", "submit", "status", "logs", "cancel", "audit", "label", "screen", "schedule"),
+    *("evaluate", "pack", "compact", "bench", "demo"),
 )
 
 DONE, FAILED, USAGE, INPUT, INCOMPLETE, TRIPPED, ACTIVE, INTERRUPTED = 0, 1, 2, 4, 5, 6, 7, 130
