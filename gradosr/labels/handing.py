@@ -7,7 +7,7 @@ fiftyone/           fiftyone.Dataset.from_json("fiftyone/fiftyone.json", rel_dir
 """
 
 import csv
-import tempfile
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from pydantic import TypeAdapter
 from gradosr.archive.readers import keys_of
 from gradosr.archive.shards import locate
 from gradosr.audit import export, pictures
-from gradosr.audit.flagged import check_folder
+from gradosr.audit.flagged import check_folder, written
 from gradosr.audit.pictures import Pictures
 from gradosr.audit.rows import RunTable
 from gradosr.config import Input
-from gradosr.errors import StoreError, first_line, system_reason
+from gradosr.errors import StoreError
 from gradosr.labels import page
 from gradosr.labels.clusters import clusters, in_order
 from gradosr.labels.drawing import draw
@@ -33,6 +33,7 @@ from gradosr.store.threads import threads
 
 SHEET = ("id", "key", "shard", "predicted_class", "unknown_score", "p_value", "uri", "label")
 _DATA = ("id", "key", "shard", "row", "predicted_class", "unknown_score", "p_value", "cluster")
+_STAGING = ".writing"
 _INPUT: TypeAdapter[Input] = TypeAdapter(Input)
 
 Rows = Sequence[Mapping[str, Any]]
@@ -41,8 +42,8 @@ Rows = Sequence[Mapping[str, Any]]
 def hand_out(store: Store, run_uri: str, number: int, seed: int, out: Path) -> dict[str, Any]:
     """Choose the images of the next round, write them into the folder `out`, and return the facts of it.
 
-    The folder appears whole, right after the record of its images; if another person's round gets in between, the
-    images are chosen again. Raises InputError if no image is left, StoreError if the folder cannot be written or holds
+    The files appear right after the record of their images; if another person's round gets in between, the images are
+    chosen again. Raises InputError if no image is left, StoreError if the folder cannot be written or holds
     something: it may be labels.
     """
     _check_new(out)
@@ -52,11 +53,13 @@ def hand_out(store: Store, run_uri: str, number: int, seed: int, out: Path) -> d
         made, rows = draw(table, rounds, labelled, number, seed)
         rows = in_order(rows, clusters(table, rows), (seed, made.number))
         shown = pictures.fetch(store, _INPUT.validate_python(table.fingerprint["input"]), rows, table.parts)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
-            _write(store, table, rows, shown, Path(folder) / "new", made.token)
-            if claim(store, run_uri, made):
-                (Path(folder) / "new").replace(out)
-                break
+        with written(out):
+            _write(store, table, rows, shown, out / _STAGING, made.token)
+        if claim(store, run_uri, made):
+            break
+        shutil.rmtree(out / _STAGING)
+    with written(out):
+        _publish(out)
     notes = [f"{number} pictures missing: {pictures.REASONS[kind]}" for kind, number in shown.missing.items()]
     notes.append(f"{len(rows)} images to label: open {out / page.NAME}")
     return {"round": made.number, "images": len(rows), "notes": notes}
@@ -70,13 +73,17 @@ def _check_new(out: Path) -> None:
 
 def _write(store: Store, table: RunTable, rows: Rows, shown: Pictures, folder: Path, token: str) -> None:
     """Write all files of a round into a new folder."""
-    try:
-        (folder / "fiftyone" / "images").mkdir(parents=True)
-        _write_sheet(store, table, rows, folder / "sheet.csv")
-        _write_tasks(table, rows, shown, folder)
-        (folder / page.NAME).write_text(page.render(table, rows, shown, token), encoding="utf-8")
-    except OSError as error:
-        raise StoreError(f"{folder.parent}: cannot be written: {system_reason(error) or first_line(error)}") from error
+    (folder / "fiftyone" / "images").mkdir(parents=True)
+    _write_sheet(store, table, rows, folder / "sheet.csv")
+    _write_tasks(table, rows, shown, folder)
+    (folder / page.NAME).write_text(page.render(table, rows, shown, token), encoding="utf-8")
+
+
+def _publish(out: Path) -> None:
+    """Move the files to where people look; the folder itself may be a mount point, which cannot be renamed."""
+    for path in (out / _STAGING).iterdir():
+        path.replace(out / path.name)
+    (out / _STAGING).rmdir()
 
 
 def _write_sheet(store: Store, table: RunTable, rows: Rows, path: Path) -> None:
