@@ -3,7 +3,7 @@
 flagged.csv        every flagged row; it opens in any spreadsheet, and no cell is a formula
 images/ID.jpg      the pictures; ID is a hash of the key, so no key can choose where a file is written
 labelstudio.json   one task per row with a picture; tasks contain the picture, so Label Studio needs no storage
-labelstudio.xml    the labelling configuration for them: the known classes, and "none of these"
+labelstudio.xml    the labelling configuration for them: the known classes, "none of these", and the name of a new class
 fiftyone.json      the same rows as samples: fiftyone.Dataset.from_json("OUT/fiftyone.json", rel_dir="OUT")
 """
 
@@ -11,7 +11,7 @@ import base64
 import csv
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,20 @@ from gradosr.audit.text import shortened
 
 COLUMNS = ("id", "key", "shard", "row", "label", "predicted_class", "confidence", "unknown_score", "p_value", "group")
 """Columns of flagged.parquet and flagged.csv."""
+CHOICE, NEW_CLASS = "class", "new_class"
+"""The two controls of Label Studio's labelling configuration."""
+NONE_OF_THESE, ONE_OF_THESE = "none of these", "one of the known classes"
+"""Choices that name no class."""
+CHOICE_LETTERS = 200
+"""Letters of a class name in a choice."""
 LABELLING = """<View>
   <Image name="image" value="$image"/>
   <Text name="about" value="$about"/>
-  <Choices name="class" toName="image" choice="single">
+  <Choices name="{choice}" toName="image" choice="single">
 {choices}
   </Choices>
+  <TextArea name="{new_class}" toName="image" rows="1" maxSubmissions="1" editable="true"
+            placeholder="none of these: the name of its class, if it has one"/>
 </View>"""
 """Template of Label Studio's labelling configuration; the classes are filled in."""
 
@@ -78,16 +86,16 @@ def write(out: Path, pictures: Pictures, classes: Iterable[str] = ()) -> dict[st
             table.writerow([cell(row[name]) for name in COLUMNS])
             picture = pictures.by_id.get(row["id"])
             if picture and picture.larger:
-                name = f"{_checked(row['id'])}.jpg"
+                name = picture_file(row)
                 (folder / name).write_bytes(picture.larger)
                 stale.discard(name)
-                tasks.append(_task(row, picture.larger, name))
-                samples.append(_sample(row, name))
+                tasks.append(task(row, picture.larger, name))
+                samples.append(sample(row, name))
     for name in stale:  # left by an earlier audit in the same folder
         (folder / name).unlink()
     (out / "labelstudio.xml").write_text(labelling(classes), encoding="utf-8")
-    _dump(out / "labelstudio.json", tasks)
-    _dump(out / "fiftyone.json", _dataset(samples))
+    dump(out / "labelstudio.json", tasks)
+    dump(out / "fiftyone.json", dataset("gradosr-flagged", samples))
     return {"rows": rows, "pictured": len(tasks)}
 
 
@@ -102,34 +110,37 @@ def cell(value: Any) -> str:
 
 
 def labelling(classes: Iterable[str]) -> str:
-    """Return Label Studio's labelling configuration for the known classes and for images of none of them."""
+    """Return Label Studio's labelling configuration for the known classes, and for images of none of them."""
     from xml.sax.saxutils import quoteattr
 
-    names = ["none of these", *(shortened(name, 200) for name in classes)]
-    return LABELLING.format(choices="\n".join(f"    <Choice value={quoteattr(name)}/>" for name in names))
+    names = [NONE_OF_THESE, ONE_OF_THESE, *(shortened(name, CHOICE_LETTERS) for name in classes)]
+    choices = "\n".join(f"    <Choice value={quoteattr(name)}/>" for name in names)
+    return LABELLING.format(choice=CHOICE, new_class=NEW_CLASS, choices=choices)
 
 
-def _task(row: Mapping[str, Any], jpeg: bytes, name: str) -> dict[str, Any]:
+def task(row: Mapping[str, Any], jpeg: bytes, name: str, columns: Iterable[str] = COLUMNS) -> dict[str, Any]:
+    """Return Label Studio's task for a row, its picture and the name of its file, with `columns` of the row as data."""
     about = f"{shortened(row['key'], 200)} - predicted {shortened(row['predicted_class'] or 'nothing', 80)}"
     data = {
         "image": f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}",
         "about": about,
         "image_file": f"images/{name}",
-        **{column: _plain(row[column]) for column in COLUMNS},
+        **{column: _plain(row[column]) for column in columns},
     }
     return {"data": data}
 
 
-def _sample(row: Mapping[str, Any], name: str) -> dict[str, Any]:
+def sample(row: Mapping[str, Any], name: str, tag: str = "flagged") -> dict[str, Any]:
+    """Return FiftyOne's sample for a row and its picture's file."""
     predicted = {
         "_cls": "Classification",
         "label": _plain(row["predicted_class"]),
-        "confidence": _plain(row["confidence"]),
+        "confidence": _plain(row.get("confidence")),
     }
-    values = {field: _plain(row["id" if field == "image_id" else field]) for field in _FIELDS}
+    values = {field: _plain(row.get("id" if field == "image_id" else field)) for field in _FIELDS}
     return {
         "filepath": f"images/{name}",
-        "tags": ["flagged"],
+        "tags": [tag],
         "metadata": None,
         "_media_type": "image",
         **values,
@@ -137,12 +148,13 @@ def _sample(row: Mapping[str, Any], name: str) -> dict[str, Any]:
     }
 
 
-def _dataset(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    fields = {name: f"fiftyone.core.fields.{kind}Field" for name, kind in _FIELDS.items()}
+def dataset(name: str, samples: list[dict[str, Any]], labels: Sequence[str] = ("predicted",)) -> dict[str, Any]:
+    """Return FiftyOne's dataset of samples, with fields for classifications."""
+    fields = {field: f"fiftyone.core.fields.{kind}Field" for field, kind in _FIELDS.items()}
     return {
-        "name": "gradosr-flagged",
+        "name": name,
         "media_type": "image",
-        "sample_fields": {**fields, "predicted": _CLASSIFICATION},
+        "sample_fields": {**fields, **dict.fromkeys(labels, _CLASSIFICATION)},
         "info": {},
         "samples": samples,
     }
@@ -155,12 +167,14 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _checked(name: str) -> str:
-    """Return an id as a file name; raise ValueError if it is not alphanumeric, as the table could contain anything."""
+def picture_file(row: Mapping[str, Any]) -> str:
+    """Return the name of a row's picture. Raises ValueError if its id is not one: the table could contain anything."""
+    name = row["id"]
     if not (name.isascii() and name.isalnum()):
         raise ValueError(f"not an id: {name!r}")
-    return name
+    return f"{name}.jpg"
 
 
-def _dump(path: Path, document: Any) -> None:
+def dump(path: Path, document: Any) -> None:
+    """Write a document as JSON that any parser reads."""
     path.write_text(json.dumps(document, allow_nan=False), encoding="utf-8")

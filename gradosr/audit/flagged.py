@@ -31,7 +31,7 @@ LARGE = 200_000
 def check_folder(folder: Path) -> None:
     """Create the folder if needed, and raise StoreError before any work starts if it cannot be written."""
     probe = folder / "probe.writing"
-    with _told(folder):
+    with written(folder):
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
@@ -41,17 +41,18 @@ def write_flagged(table: RunTable, cut: float | None, group_of: Mapping[str, str
     """Write the rows with p_value <= cut (or, if it is None, those with is_unknown); the file appears once complete."""
     temporary = target.with_suffix(".writing")
     try:
-        with _told(target), pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+        with written(target), pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
             for rows in _in_order(table, cut):
                 writer.write_table(_with_ids(rows, group_of))
-        with _told(target):
+        with written(target):
             temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def written(path: Path) -> Iterator[None]:
+    """Raise StoreError that names the path if the disk refuses to take something."""
     try:
         yield
     except OSError as error:

@@ -9,7 +9,7 @@ CONFIDENCE = 0.95
 Z = float(norm.ppf(0.5 + CONFIDENCE / 2))
 
 
-def wilson(found: int, total: int) -> tuple[float, float]:
+def wilson(found: float, total: float) -> tuple[float, float]:
     """Return the 95 % interval of a proportion (Wilson 1927); 0 to 1 if `total` is 0."""
     if not total:
         return 0.0, 1.0

@@ -84,6 +84,17 @@ def render_nights(output: str, nights: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+def render_page(name: str, styles: Sequence[str], script: str, **values: Any) -> str:
+    """Render a page of another package, whose template, style sheets and script are named PACKAGE/FILE."""
+    style, code = "".join(map(_resource, ("page.css", *styles))), _resource(script)
+    return _template(name).render(
+        policy=_policy(style, f"'{_hash(code)}'"),
+        style=Markup(style),  # noqa: S704 - our own files
+        script=Markup(code),  # noqa: S704
+        **values,
+    )
+
+
 def _night(night: Mapping[str, Any]) -> dict[str, Any]:
     counts = night["counts"]
     low, high = wilson(counts["unknown"], counts["images"])
@@ -140,7 +151,9 @@ def _template(name: str) -> jinja2.Template:
 
 @cache
 def _resource(name: str) -> str:
-    return (files("gradosr.audit") / name).read_text(encoding="utf-8")
+    """Return a file of this package, or PACKAGE/FILE of another one."""
+    package, _, file = name.rpartition("/")
+    return (files(package or "gradosr.audit") / file).read_text(encoding="utf-8")
 
 
 def _hash(content: str) -> str:

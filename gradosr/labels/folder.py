@@ -34,16 +34,12 @@ SCHEMA = pa.schema(
 """Columns of labels, one row per opinion.
 
 `label` is the name of a known class or of a new one, `known` or `unknown`; `source` is csv, page, label_studio,
-fiftyone or table; `drawn` is the probability with which the image was chosen for labelling, null if it was
-chosen otherwise.
+fiftyone or table; `drawn` is the probability with which the image was chosen for labelling, null if nobody knows it.
 """
 
 
-def read_labels(store: Store, run_uri: str) -> pa.Table:
-    """Return all opinions on a run's images in the order in which they were imported, with the columns of SCHEMA.
-
-    Raises InputError if a file is damaged; a run without labels has no rows.
-    """
+def read_files(store: Store, run_uri: str) -> pa.Table:
+    """Return all opinions as they were imported, in order. Raises InputError if a file is damaged."""
     names = sorted(name for name in names_in(store, run_uri) if name.startswith("labels-"))
     return pa.concat_tables([SCHEMA.empty_table(), *(read_file(store, run_uri, name) for name in names)])
 
@@ -62,7 +58,8 @@ def read_file(store: Store, run_uri: str, name: str) -> pa.Table:
     """Return the opinions of one import. Raises InputError if the file is damaged."""
     uri = RunFolder(store, run_uri).path("labels", name)
     try:
-        return pq.read_table(io.BytesIO(store.read(uri)), use_threads=False).select(SCHEMA.names).cast(SCHEMA)
+        table = pq.read_table(io.BytesIO(store.read(uri)), use_threads=False)
+        return table.select(SCHEMA.names).cast(SCHEMA)
     except (pa.ArrowInvalid, KeyError, ValueError) as error:
         raise InputError(f"{uri}: not a file of labels, or damaged: {first_line(error)}") from error
 

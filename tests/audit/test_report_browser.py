@@ -1,24 +1,19 @@
 """The page in a real browser: Chromium, headless; what it asks for, runs, shows, and how it is used by keyboard."""
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from audit_document import Archive
+from chromium import chromium, watched
 
 from gradosr.audit import report
 from gradosr.audit.pictures import fetch, rows_of
 from gradosr.store import Store
 
 pytestmark = pytest.mark.browser
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install '.[test]')")
 
-BROWSERS = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome")
-CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
-QUIET = ("--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update")
 TABLE = "#flag-table"
 
 
@@ -31,13 +26,8 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Archive:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip(f"no Chromium here ({', '.join(BROWSERS)}, or CHROMIUM=PATH)")
-    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=[*QUIET, *sandbox])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -50,13 +40,7 @@ def open_page(browser: Any, archive: Archive) -> Iterator[Callable[..., Any]]:
     def open_page(width: int = 1280, **settings: Any) -> Any:
         page = browser.new_page(viewport={"width": width, "height": 900}, **settings)
         pages.append(page)
-        page.on("console", lambda message: events.append(f"console: {message.text}"))
-        page.on("pageerror", lambda error: events.append(f"error: {error}"))
-        page.on("dialog", lambda dialog: (events.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        page.on(
-            "request",
-            lambda request: None if request.url.startswith(("data:", url)) else events.append(f"asked: {request.url}"),
-        )
+        watched(page, url, events)
         page.goto(url)
         page.events = events
         return page

@@ -1,0 +1,144 @@
+"""The folder that a person gets: whole, with pictures out of the archive, and none of its images handed out twice."""
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from labelled_run import SHARD, make_run
+from PIL import Image
+from pyarrow import parquet
+
+from gradosr.audit.rows import id_of
+from gradosr.labels import read_labels
+from gradosr.labels.handing import SHEET
+from gradosr.labels.records import read_rounds
+from gradosr.store import Store
+
+
+@pytest.fixture(scope="module")
+def handed(tmp_path_factory):
+    root = tmp_path_factory.mktemp("handed")
+    run = make_run(root)
+    from gradosr.labels.handing import hand_out
+
+    facts = hand_out(Store(), run.uri, 40, 0, root / "out")
+    return run, root / "out", facts
+
+
+def test_a_round_is_recorded_and_written_whole(handed):
+    run, out, facts = handed
+    assert sorted(path.name for path in out.iterdir()) == [
+        "fiftyone", "label.html", "label_studio.json", "label_studio.xml", "sheet.csv",
+    ]  # fmt: skip
+    (made,) = read_rounds(Store(), run.uri)
+    assert (facts["round"], facts["images"], len(made.images)) == (1, 40, 40)
+    assert facts["notes"] == [f"40 images to label: open {out}/label.html"]
+    assert [path.name for path in out.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_sheet_names_every_image_and_no_cell_is_a_formula(handed):
+    run, out, _ = handed
+    body = (out / "sheet.csv").read_bytes()
+    assert body.startswith(b"\xef\xbb\xbf")
+    rows = list(csv.DictReader(body.decode("utf-8-sig").splitlines(keepends=True)))
+    assert list(rows[0]) == list(SHEET)
+    assert {row["id"] for row in rows} == {id_of(image.key) for image in read_rounds(Store(), run.uri)[0].images}
+    assert {row["label"] for row in rows} == {""}
+    assert all(row["uri"].endswith(f"/archive/{SHARD}") for row in rows)
+    assert not any(value.startswith(("=", "+", "@")) for row in rows for value in row.values())
+
+
+def test_images_of_one_cluster_lie_together(handed):
+    _, out, _ = handed
+    clusters = [task["data"]["cluster"] for task in json.loads((out / "label_studio.json").read_text())]
+    sizes = Counter(one for one in clusters if one)
+    assert len(sizes) == 2
+    assert min(sizes.values()) >= 5
+    for cluster, size in sizes.items():
+        first = clusters.index(cluster)
+        assert clusters[first : first + size] == [cluster] * size
+
+
+def test_label_studio_can_name_a_new_class(handed):
+    run, out, _ = handed
+    view = ElementTree.parse(out / "label_studio.xml").getroot()
+    choices = [choice.get("value") for choice in view.iter("Choice")]
+    assert choices == ["none of these", "one of the known classes", "cat", "dog", "ship"]
+    assert view.find("TextArea").attrib.items() >= {"name": "new_class", "toName": "image"}.items()
+    tasks = json.loads((out / "label_studio.json").read_text())
+    assert all(task["data"]["image"].startswith("data:image/jpeg;base64,") for task in tasks)
+    assert "label" not in tasks[0]["data"]  # a label of the archive would tell whoever labels
+    assert {task["data"]["key"] for task in tasks} <= set(run.keys)
+
+
+def test_fiftyone_gets_samples_with_pictures(handed):
+    _, out, _ = handed
+    dataset = json.loads((out / "fiftyone" / "fiftyone.json").read_text())
+    assert len(dataset["samples"]) == 40
+    for sample in dataset["samples"]:
+        with Image.open(out / "fiftyone" / sample["filepath"]) as picture:
+            assert picture.format == "JPEG"
+        assert (sample["tags"], sample["ground_truth"], sample["label"]) == (["handed out"], None, None)
+    assert "ground_truth" in dataset["sample_fields"]
+
+
+def test_the_written_sheet_and_tasks_come_back(scored, gradosr, tmp_path):
+    assert gradosr("label", scored.uri, "--next", "40", "--out", str(tmp_path / "out"))[0] == 0
+    sheet = tmp_path / "out" / "sheet.csv"
+    sheet.write_bytes(sheet.read_bytes().replace(b',""\r\n', b',"okapi"\r\n'))
+    assert gradosr("label", scored.uri, "--import", str(sheet), "--who", "anna")[0] == 0
+    tasks = json.loads((tmp_path / "out" / "label_studio.json").read_text())
+    for task in tasks:
+        result = [{"from_name": "class", "type": "choices", "value": {"choices": ["none of these"]}}]
+        task["annotations"] = [{"completed_by": 1, "result": result}]
+    (tmp_path / "tasks.json").write_text(json.dumps(tasks))
+    assert gradosr("label", scored.uri, "--import", str(tmp_path / "tasks.json"))[0] == 0
+    samples = tmp_path / "out" / "fiftyone" / "fiftyone.json"
+    dataset = json.loads(samples.read_text())
+    for sample in dataset["samples"]:
+        sample["ground_truth"] = {"_cls": "Classification", "label": "okapi"}
+    samples.write_text(json.dumps(dataset))
+    assert gradosr("label", scored.uri, "--import", str(samples), "--who", "ben")[0] == 0
+    labels = read_labels(Store(), scored.uri)
+    assert Counter(labels["source"].to_pylist()) == {"csv": 40, "label_studio": 40, "fiftyone": 40}
+    facts = json.loads(gradosr("label", scored.uri, "--json")[1])
+    assert (facts["labelled"], facts["by_label"], facts["waiting"], facts["conflicts"]) == (40, {"okapi": 40}, 0, 0)
+    assert sum(1 / drawn for drawn in labels["drawn"].to_pylist()[:40]) == pytest.approx(80)
+    assert facts["unknown_share"]["images"] == 80
+
+
+def test_a_folder_that_may_hold_labels_is_left_alone(scored, gradosr, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sheet.csv").write_text("mine")
+    code, out, err = gradosr("label", scored.uri, "--next", "10", "--out", str(tmp_path / "out"))
+    assert (code, out, len(err.splitlines())) == (4, "", 1)
+    assert "is not empty; choose a new folder" in err
+    assert (tmp_path / "out" / "sheet.csv").read_text() == "mine"
+    assert read_rounds(Store(), scored.uri) == []
+
+
+def test_an_archive_that_is_gone_costs_pictures_alone(scored, gradosr, tmp_path):
+    (tmp_path / "archive" / SHARD).unlink()
+    code, _, err = gradosr("label", scored.uri, "--next", "10", "--out", str(tmp_path / "out"))
+    assert (code, "10 pictures missing: no longer in the archive" in err) == (0, True)
+    assert (tmp_path / "out" / "sheet.csv").read_text("utf-8-sig").count(SHARD) >= 10
+
+
+def test_two_rounds_share_no_image(scored, gradosr, tmp_path):
+    for name in ("one", "two"):
+        assert gradosr("label", scored.uri, "--next", "30", "--out", str(tmp_path / name))[0] == 0
+    keys = [image.key for made in read_rounds(Store(), scored.uri) for image in made.images]
+    assert len(set(keys)) == len(keys) == 60
+    assert "60 images handed out, 60 of them without a label yet" in gradosr("label", scored.uri)[1]
+
+
+def test_a_run_without_features_has_no_clusters(scored, gradosr, tmp_path):
+    (part,) = Path(scored.uri, "parts").iterdir()
+    table = parquet.read_table(part)
+    parquet.write_table(table.drop_columns(["features"]), part)
+    assert gradosr("label", scored.uri, "--next", "10", "--out", str(tmp_path / "out"))[0] == 0
+    tasks = json.loads((tmp_path / "out" / "label_studio.json").read_text())
+    assert {task["data"]["cluster"] for task in tasks} == {None}
