@@ -16,7 +16,10 @@ from typing import Any, TypeVar
 
 import click
 
-COMMANDS = (*("label", "learn", "pack", "compact", "bench", "demo"),)
+COMMANDS = (
+    *("fit", "check", "score", "submit", "status", "logs", "cancel", "audit", "label", "learn", "screen", "schedule"),
+    *("evaluate", "pack", "compact", "bench", "demo"),
+)
 
 DONE, FAILED, USAGE, INPUT, INCOMPLETE, TRIPPED, ACTIVE, INTERRUPTED = 0, 1, 2, 4, 5, 6, 7, 130
 
