@@ -456,7 +456,10 @@ def test_dry_run_touches_nothing(
     code, out, err = gradosr(capsys, "score", score_yaml, "--dry-run")
     assert "to be done   2 shards" in out
     assert "estimate     12 images" in out
+    assert "stored" not in out
     assert "scoring a sample" in err
+    code, out, err = gradosr(capsys, "score", score_yaml, "--dry-run", "--set", "signals=all")
+    assert f"stored       {2 * (3 + 64 + 8 + 2 * 7)} bytes for each image" in out
     code, out, err = gradosr(capsys, "score", score_yaml, "--dry-run", "--set", "precision=tf32", "--set", "device=cpu")
     assert (code, out) == (2, "")
     assert err.endswith("fit it with `precisions: [tf32]`, or score in float32\n")

@@ -205,7 +205,16 @@ def _estimate_lines(found: Mapping[str, Any]) -> list[str]:
         f"{_rate(found['images_per_second'])} each{cost}",
         f"             from {found['sample_images']:,} images of {found['sample_shards']} shards scored here on "
         f"{found['device']}; the start of Ray and of the workers is not included",
+        *([_wide(found)] if found["wide_bytes"] else ()),
     ]
+
+
+def _wide(found: Mapping[str, Any]) -> str:
+    everything = found["wide_bytes"] * found["images"] / 1e9
+    return (
+        f"stored       {found['wide_bytes']:,} bytes for each image whose signals, features or representation are stored"
+        f" ({everything:,.1f} GB if all are), before compression"
+    )
 
 
 def summary_report(summary: Summary) -> str:

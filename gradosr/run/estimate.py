@@ -19,7 +19,7 @@ from gradosr.config import ScoreJob, Workers
 from gradosr.errors import ShardUnreadable
 from gradosr.results.part import PartBuilder, schema
 from gradosr.run.plan import Plan
-from gradosr.scoring.columns import score_images
+from gradosr.scoring.columns import Kept, score_images
 from gradosr.scoring.scorer import Scorer
 from gradosr.store import Store
 
@@ -49,6 +49,8 @@ class Estimate:
     sample_shards: int
     device: str
     """Device on which the sample was scored."""
+    wide_bytes: int
+    """Bytes that an image's representation, features and signals take where they are stored, before compression."""
 
 
 def estimate(plan: Plan) -> Estimate | None:
@@ -77,6 +79,7 @@ def estimate(plan: Plan) -> Estimate | None:
         sample_images=images,
         sample_shards=len(scored),
         device=sample.device,
+        wide_bytes=sample.wide_bytes,
     )
 
 
@@ -118,6 +121,7 @@ class _Sample:
         job = self._job
         self._scorer = Scorer(load_bundle(self._store, job.bundle, job.trust), job)
         self.device = self._scorer.compute.name if self._scorer.compute.on_gpu else "CPU"
+        self.wide_bytes = Kept.by(job).wide_bytes(self._scorer)
 
     def count(self, shard: Shard) -> int:
         """Return the number of images in a shard; 0 if it cannot be read."""

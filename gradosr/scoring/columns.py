@@ -42,6 +42,10 @@ class Kept:
             wanted["features"] = scorer.widths["features"]
         return wanted
 
+    def wide_bytes(self, scorer: Scorer) -> int:
+        """Return the bytes of an image's wide columns where they are stored, before compression."""
+        return sum(width * (4 if name == "representation" else 2) for name, width in self.widths(scorer).items())
+
 
 NOTHING_WIDE = Kept()
 NON_FINITE = "a logit or a gradient norm is not a finite number"
