@@ -129,8 +129,10 @@ def test_an_archive_that_is_gone_costs_pictures_alone(scored, gradosr, tmp_path)
 def test_two_rounds_share_no_image(scored, gradosr, tmp_path):
     for name in ("one", "two"):
         assert gradosr("label", scored.uri, "--next", "30", "--out", str(tmp_path / name))[0] == 0
-    keys = [image.key for made in read_rounds(Store(), scored.uri) for image in made.images]
+    rounds = read_rounds(Store(), scored.uri)
+    keys = [image.key for made in rounds for image in made.images]
     assert len(set(keys)) == len(keys) == 60
+    assert [made.frame for made in rounds] == [1, 1]
     assert "60 images handed out, 60 of them without a label yet" in gradosr("label", scored.uri)[1]
 
 
@@ -192,3 +194,23 @@ def test_an_unfinished_run_is_told(scored, gradosr, tmp_path):
     Path(scored.uri, "_SUCCESS").unlink()
     code, _, err = gradosr("label", scored.uri, "--next", "10", "--out", str(tmp_path / "out"))
     assert (code, "the run is not finished: the images are of the parts there are" in err) == (0, True)
+
+
+def test_labels_from_elsewhere_are_left_out_and_begin_a_frame_that_lasts(scored, gradosr, tmp_path):
+    (tmp_path / "labels.csv").write_text(f"key,label\n{scored.keys[5]},cat\n{scored.keys[60]},okapi\n")
+    assert gradosr("label", scored.uri, "--import", str(tmp_path / "labels.csv"))[0] == 0
+    for name in ("one", "two"):
+        assert gradosr("label", scored.uri, "--next", "20", "--out", str(tmp_path / name))[0] == 0
+    rounds = read_rounds(Store(), scored.uri)
+    assert [made.frame for made in rounds] == [1, 1]
+    assert [{place.key for place in made.before} for made in rounds] == [{scored.keys[5], scored.keys[60]}] * 2
+    assert not {scored.keys[5], scored.keys[60]} & {image.key for made in rounds for image in made.images}
+
+
+def test_a_damaged_record_is_named(scored, gradosr, tmp_path):
+    Path(scored.uri, "labels").mkdir()
+    Path(scored.uri, "labels", "drawn-000001.json").write_text("{}")
+    for arguments in ((), ("--next", "10", "--out", str(tmp_path / "out"))):
+        code, out, err = gradosr("label", scored.uri, *arguments)
+        assert (code, out, len(err.splitlines())) == (4, "", 1)
+        assert "drawn-000001.json: not a record of images handed out, or damaged" in err
