@@ -41,7 +41,7 @@ def _task(where: str, task: Any) -> Iterator[Said]:
         raise InputError(f"{where}: has no `key`; only tasks that gradosr wrote, or with its key, can be imported")
     image_id = image_id if isinstance(image_id, str) else ""
     if "data" not in task:
-        yield _least(where, key, image_id, task)
+        yield least(where, key, image_id, task)
         return
     annotations = task.get("annotations", task.get("completions"))
     if not isinstance(annotations, list) or not all(isinstance(one, dict) for one in annotations):
@@ -53,8 +53,8 @@ def _task(where: str, task: Any) -> Iterator[Said]:
         yield Said(where, key, "", None, None, "label_studio", image_id)
 
 
-def _least(where: str, key: str, image_id: str, task: Mapping[str, Any]) -> Said:
-    """Return the row of JSON-MIN, whose tasks have controls as fields."""
+def least(where: str, key: str, image_id: str, task: Mapping[str, Any]) -> Said:
+    """Return the row of JSON-MIN, CSV and TSV, whose tasks have controls as fields."""
     said = {name: [*_texts(task.get(name))] for name in (CHOICE, NEW_CLASS, "label")}
     label = _one(where, said[CHOICE] or said["label"], said[NEW_CLASS])
     return Said(where, key, label, _person(task.get("annotator")), _time(where, task), "label_studio", image_id)
@@ -93,7 +93,7 @@ def _texts(value: Any) -> list[str]:
 def _person(who: Any) -> str | None:
     if isinstance(who, dict):
         who = who.get("email") or who.get("id")
-    return None if who in (None, "") else who if isinstance(who, str) else f"annotator {who}"
+    return None if who in (None, "") else f"annotator {who}" if str(who).isdigit() else str(who)
 
 
 def _time(where: str, facts: Mapping[str, Any]) -> Any:

@@ -1,7 +1,7 @@
 """The labels of a run, which lie beside its parts and change none of them.
 
 RUN/labels/labels-TIME-DIGEST.parquet   the opinions of one import; written whole and never changed
-RUN/labels/drawn-NNNNNN.json            the images handed out together, and how they were chosen (drawing.py)
+RUN/labels/drawn-NNNNNN.json            the images handed out together, and how they were chosen (records.py)
 
 Several people may import and draw at once: files have names of their own, and nothing is ever rewritten.
 """

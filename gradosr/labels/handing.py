@@ -27,13 +27,13 @@ from gradosr.labels.clusters import clusters, in_order
 from gradosr.labels.drawing import draw
 from gradosr.labels.exports import HANDED_OUT, TRUTH
 from gradosr.labels.merging import read_labels
-from gradosr.labels.records import claim, read_rounds
+from gradosr.labels.records import Round, claim, read_rounds
 from gradosr.store import Store
 from gradosr.store.threads import threads
 
 SHEET = ("id", "key", "shard", "predicted_class", "unknown_score", "p_value", "uri", "label")
 _DATA = ("id", "key", "shard", "row", "predicted_class", "unknown_score", "p_value", "cluster")
-_STAGING = ".writing"
+_STAGING = ".writing-"
 _INPUT: TypeAdapter[Input] = TypeAdapter(Input)
 
 Rows = Sequence[Mapping[str, Any]]
@@ -43,32 +43,48 @@ def hand_out(store: Store, run_uri: str, number: int, seed: int, out: Path) -> d
     """Choose the images of the next round, write them into the folder `out`, and return the facts of it.
 
     The files appear right after the record of their images; if another person's round gets in between, the images are
-    chosen again. Raises InputError if no image is left, StoreError if the folder cannot be written or holds
-    something: it may be labels.
+    chosen again. A command that was killed is repeated without a loss. Raises InputError if no image is left, and
+    StoreError if the folder cannot be written or holds something: it may be labels.
     """
-    _check_new(out)
+    check_folder(out)
     table = RunTable(store, run_uri)
+    notes = [] if table.listing.finished else ["the run is not finished: the images are of the parts there are"]
+    if (made := _left_behind(out, read_rounds(store, run_uri))) is None:
+        made, shown = _claimed(store, table, number, seed, out)
+        notes += [f"{number} pictures missing: {pictures.REASONS[kind]}" for kind, number in shown.missing.items()]
+    notes.append(f"{len(made.images)} images to label: open {out / page.NAME}")
+    return {"round": made.number, "images": len(made.images), "notes": notes}
+
+
+def _left_behind(out: Path, rounds: Sequence[Round]) -> Round | None:
+    """Publish what a killed command left in `out` if its images are on record; return its round, None without one."""
+    with written(out):
+        for folder in out.glob(f"{_STAGING}*"):
+            for made in rounds:
+                if folder.name == _STAGING + made.token:
+                    _publish(folder)
+                    return made
+            shutil.rmtree(folder)
+        if any(out.iterdir()):
+            raise StoreError(f"{out}: is not empty; choose a new folder, as this one may hold labels")
+    return None
+
+
+def _claimed(store: Store, table: RunTable, number: int, seed: int, out: Path) -> tuple[Round, Pictures]:
+    """Choose images, and write them until nobody else has recorded a round in between."""
+    uri, source = table.folder.uri, _INPUT.validate_python(table.fingerprint["input"])
     while True:
-        rounds, labelled = read_rounds(store, run_uri), set(read_labels(store, run_uri)["key"].to_pylist())
+        rounds, labelled = read_rounds(store, uri), set(read_labels(store, uri)["key"].to_pylist())
         made, rows = draw(table, rounds, labelled, number, seed)
         rows = in_order(rows, clusters(table, rows), (seed, made.number))
-        shown = pictures.fetch(store, _INPUT.validate_python(table.fingerprint["input"]), rows, table.parts)
+        shown = pictures.fetch(store, source, rows, table.parts)
+        folder = out / (_STAGING + made.token)
         with written(out):
-            _write(store, table, rows, shown, out / _STAGING, made.token)
-        if claim(store, run_uri, made):
-            break
-        shutil.rmtree(out / _STAGING)
-    with written(out):
-        _publish(out)
-    notes = [f"{number} pictures missing: {pictures.REASONS[kind]}" for kind, number in shown.missing.items()]
-    notes.append(f"{len(rows)} images to label: open {out / page.NAME}")
-    return {"round": made.number, "images": len(rows), "notes": notes}
-
-
-def _check_new(out: Path) -> None:
-    check_folder(out)
-    if any(out.iterdir()):
-        raise StoreError(f"{out}: is not empty; choose a new folder, as this one may hold labels")
+            _write(store, table, rows, shown, folder, made.token)
+            if claim(store, uri, made):
+                _publish(folder)
+                return made, shown
+            shutil.rmtree(folder)
 
 
 def _write(store: Store, table: RunTable, rows: Rows, shown: Pictures, folder: Path, token: str) -> None:
@@ -79,11 +95,11 @@ def _write(store: Store, table: RunTable, rows: Rows, shown: Pictures, folder: P
     (folder / page.NAME).write_text(page.render(table, rows, shown, token), encoding="utf-8")
 
 
-def _publish(out: Path) -> None:
+def _publish(folder: Path) -> None:
     """Move the files to where people look; the folder itself may be a mount point, which cannot be renamed."""
-    for path in (out / _STAGING).iterdir():
-        path.replace(out / path.name)
-    (out / _STAGING).rmdir()
+    for path in folder.iterdir():
+        path.replace(folder.parent / path.name)
+    folder.rmdir()
 
 
 def _write_sheet(store: Store, table: RunTable, rows: Rows, path: Path) -> None:

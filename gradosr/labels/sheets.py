@@ -3,11 +3,12 @@
 import csv
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gradosr.audit.export import cell
+from gradosr.audit.export import CHOICE, NEW_CLASS, cell
 from gradosr.errors import InputError, first_line
+from gradosr.labels.exports import least
 from gradosr.labels.said import Said, parsed_time
 
 SEPARATORS = ",;\t"
@@ -16,7 +17,10 @@ _LONGEST_CELL = 1 << 24
 
 
 def read(file: str, body: bytes) -> Iterator[Said]:
-    """Yield the rows of a CSV file with the columns `key` and `label`, and as far as they are there who, when, id."""
+    """Yield the rows of a CSV file with the columns `key` and `label`, and as far as they are there who, when, id.
+
+    Label Studio's CSV and TSV have its controls in place of `label`.
+    """
     text = _decoded(file, body)
     number, rest, separator = _header(file, text)
     csv.field_size_limit(_LONGEST_CELL)
@@ -28,7 +32,8 @@ def read(file: str, body: bytes) -> Iterator[Said]:
             where = f"{file}, line {number + rows.line_num}"
             cells = {name: value for name, value in row.items() if isinstance(name, str) and isinstance(value, str)}
             if any(value.strip() for value in cells.values()):
-                yield _said(where, cells)
+                key, image_id = _unguarded(cells.get("key", "")), cells.get("id", "").strip()
+                yield (_said if "label" in rows.fieldnames else least)(where, key, image_id, cells)
     except csv.Error as error:
         raise InputError(f"{file}, line {number + rows.line_num}: not CSV: {first_line(error)}") from error
 
@@ -71,25 +76,26 @@ def _header(file: str, text: str) -> tuple[int, str, str]:
 
 
 def _check_columns(file: str, names: list[str]) -> None:
-    if missing := [name for name in ("key", "label") if name not in names]:
+    wanted = ("key", CHOICE if NEW_CLASS in names else "label")
+    if missing := [name for name in wanted if name not in names]:
         raise InputError(
             f"{file}: its first line has no column {' and no column '.join(missing)} "
             f"({', '.join(names)[:200]}); a file of labels has `key` and `label`"
         )
-    if twice := [name for name in ("key", "label") if names.count(name) > 1]:
+    if twice := [name for name in wanted if names.count(name) > 1]:
         raise InputError(f"{file}: has two columns {twice[0]}")
 
 
-def _said(where: str, row: dict[str, str]) -> Said:
+def _said(where: str, key: str, image_id: str, row: Mapping[str, str]) -> Said:
     source = "page" if row.get("source") == "page" else "csv"
     return Said(
         where,
-        _unguarded(row.get("key", "")),
+        key,
         _unguarded(row.get("label", "")),
         _unguarded(row.get("who", "")).strip() or None,
         parsed_time(where, row.get("when", "")),
         source,
-        row.get("id", "").strip(),
+        image_id,
         probability(where, row.get("drawn", "").strip()),
     )
 

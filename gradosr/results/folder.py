@@ -8,6 +8,7 @@ RUN/groups/         which single images form which shard (kind: images): pieces 
                     NNNNNN.json, the pieces of the groups recorded at one time; written last, its presence counts
 RUN/superseded/     parts whose shard changed or vanished, with their files from quarantine/
 RUN/screenings/     audits of nights (screening.py)
+RUN/labels/         what people said of images (labels/folder.py)
 RUN/stats.json      counts, seconds by stage and what was passed over, merged
 RUN/stats.parquet   the same by part (stats.py)
 RUN/_SUCCESS        the parts that make up the table, and their merged counts and seconds

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,7 +14,7 @@ from pyarrow import parquet
 
 from gradosr.audit.rows import id_of
 from gradosr.labels import read_labels
-from gradosr.labels.handing import SHEET
+from gradosr.labels.handing import SHEET, hand_out
 from gradosr.labels.records import read_rounds
 from gradosr.store import Store
 
@@ -22,8 +23,6 @@ from gradosr.store import Store
 def handed(tmp_path_factory):
     root = tmp_path_factory.mktemp("handed")
     run = make_run(root)
-    from gradosr.labels.handing import hand_out
-
     facts = hand_out(Store(), run.uri, 40, 0, root / "out")
     return run, root / "out", facts
 
@@ -130,8 +129,10 @@ def test_an_archive_that_is_gone_costs_pictures_alone(scored, gradosr, tmp_path)
 def test_two_rounds_share_no_image(scored, gradosr, tmp_path):
     for name in ("one", "two"):
         assert gradosr("label", scored.uri, "--next", "30", "--out", str(tmp_path / name))[0] == 0
-    keys = [image.key for made in read_rounds(Store(), scored.uri) for image in made.images]
+    rounds = read_rounds(Store(), scored.uri)
+    keys = [image.key for made in rounds for image in made.images]
     assert len(set(keys)) == len(keys) == 60
+    assert [made.frame for made in rounds] == [1, 1]
     assert "60 images handed out, 60 of them without a label yet" in gradosr("label", scored.uri)[1]
 
 
@@ -142,3 +143,74 @@ def test_a_run_without_features_has_no_clusters(scored, gradosr, tmp_path):
     assert gradosr("label", scored.uri, "--next", "10", "--out", str(tmp_path / "out"))[0] == 0
     tasks = json.loads((tmp_path / "out" / "label_studio.json").read_text())
     assert {task["data"]["cluster"] for task in tasks} == {None}
+
+
+def test_two_people_who_draw_at_once_share_no_image(scored, tmp_path):
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda name: hand_out(Store(), scored.uri, 20, 0, tmp_path / name), ["one", "two"]))
+    rounds = read_rounds(Store(), scored.uri)
+    assert [made.number for made in rounds] == [1, 2]
+    assert len({image.key for made in rounds for image in made.images}) == 40
+    sheets = [(tmp_path / name / "sheet.csv").read_text("utf-8-sig") for name in ("one", "two")]
+    assert sorted(sheet.count("\n") for sheet in sheets) == [21, 21]
+    assert sheets[0] != sheets[1]
+
+
+def test_a_run_in_a_bucket(scored, gradosr, bucket, tmp_path):
+    for path in Path(scored.uri).rglob("*"):
+        if path.is_file():
+            Store().write(f"{bucket}/run/{path.relative_to(scored.uri)}", path.read_bytes())
+    assert gradosr("label", f"{bucket}/run", "--next", "10", "--out", str(tmp_path / "out"))[0] == 0
+    sheet = tmp_path / "out" / "sheet.csv"
+    sheet.write_bytes(sheet.read_bytes().replace(b',""\r\n', b',"okapi"\r\n'))
+    Store().write(f"{bucket}/labels.csv", sheet.read_bytes())
+    assert gradosr("label", f"{bucket}/run", "--import", f"{bucket}/labels.csv")[0] == 0
+    assert read_labels(Store(), f"{bucket}/run").num_rows == 10
+    assert len(read_rounds(Store(), f"{bucket}/run")) == 1
+
+
+def test_a_command_that_was_killed_is_repeated_without_a_loss(scored, gradosr, tmp_path):
+    out = tmp_path / "out"
+    (out / ".writing-cafe").mkdir(parents=True)  # killed before the images were on record: they are not handed out
+    (out / ".writing-cafe" / "sheet.csv").touch()
+    command = ("label", scored.uri, "--next", "10", "--out", str(out))
+    assert gradosr(*command)[0] == 0
+    (made,) = read_rounds(Store(), scored.uri)
+    files = {path.name for path in out.iterdir()}
+    assert not (out / ".writing-cafe").exists()
+    sheet = (out / "sheet.csv").read_bytes()
+
+    (out / f".writing-{made.token}").mkdir()  # killed after that, amid the last step
+    for name in ("sheet.csv", "fiftyone"):
+        (out / name).rename(out / f".writing-{made.token}" / name)
+    code, _, err = gradosr(*command)
+    assert (code, f"10 images to label: open {out}/label.html" in err) == (0, True)
+    assert {path.name for path in out.iterdir()} == files
+    assert (out / "sheet.csv").read_bytes() == sheet
+    assert read_rounds(Store(), scored.uri) == [made]
+
+
+def test_an_unfinished_run_is_told(scored, gradosr, tmp_path):
+    Path(scored.uri, "_SUCCESS").unlink()
+    code, _, err = gradosr("label", scored.uri, "--next", "10", "--out", str(tmp_path / "out"))
+    assert (code, "the run is not finished: the images are of the parts there are" in err) == (0, True)
+
+
+def test_labels_from_elsewhere_are_left_out_and_begin_a_frame_that_lasts(scored, gradosr, tmp_path):
+    (tmp_path / "labels.csv").write_text(f"key,label\n{scored.keys[5]},cat\n{scored.keys[60]},okapi\n")
+    assert gradosr("label", scored.uri, "--import", str(tmp_path / "labels.csv"))[0] == 0
+    for name in ("one", "two"):
+        assert gradosr("label", scored.uri, "--next", "20", "--out", str(tmp_path / name))[0] == 0
+    rounds = read_rounds(Store(), scored.uri)
+    assert [made.frame for made in rounds] == [1, 1]
+    assert [{place.key for place in made.before} for made in rounds] == [{scored.keys[5], scored.keys[60]}] * 2
+    assert not {scored.keys[5], scored.keys[60]} & {image.key for made in rounds for image in made.images}
+
+
+def test_a_damaged_record_is_named(scored, gradosr, tmp_path):
+    Path(scored.uri, "labels").mkdir()
+    Path(scored.uri, "labels", "drawn-000001.json").write_text("{}")
+    for arguments in ((), ("--next", "10", "--out", str(tmp_path / "out"))):
+        code, out, err = gradosr("label", scored.uri, *arguments)
+        assert (code, out, len(err.splitlines())) == (4, "", 1)
+        assert "drawn-000001.json: not a record of images handed out, or damaged" in err

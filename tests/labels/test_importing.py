@@ -133,6 +133,22 @@ def test_label_studio_json_min(scored, gradosr, tmp_path: Path):
     assert list(said(scored).values()) == ["cat", "okapi", "zebra"]
 
 
+def test_label_studio_csv(scored, gradosr, tmp_path: Path):
+    rows = [["annotator", "class", "key", "new_class", "updated_at"]]
+    rows += [
+        ["b@x", "none of these", scored.keys[0], "okapi", "2026-11-01T10:00:00Z"],
+        ["1", "cat", scored.keys[1], "", ""],
+    ]
+    body = io.StringIO()
+    csv.writer(body).writerows(rows)
+    (tmp_path / "export.csv").write_text(body.getvalue())
+    assert gradosr("label", scored.uri, "--import", str(tmp_path / "export.csv"))[0] == 0
+    found = read_labels(Store(), scored.uri).to_pylist()
+    assert [(row["label"], row["who"], row["source"]) for row in found] == [
+        ("okapi", "b@x", "label_studio"), ("cat", "annotator 1", "label_studio"),
+    ]  # fmt: skip
+
+
 def classified(label):
     return None if label is None else {"_cls": "Classification", "_id": {"$oid": "6"}, "label": label, "tags": []}
 

@@ -235,3 +235,16 @@ def test_a_browser_that_remembers_nothing_says_so(open_page, browser, round_of_5
     assert page.locator("#memory").is_visible()
     press(page, "k")
     assert labels(page)[0] == "known"
+
+
+def test_an_image_without_a_picture_can_be_skipped(browser, tmp_path) -> None:
+    run = make_run(tmp_path)
+    (tmp_path / "archive" / "a.tar").unlink()
+    hand_out(Store(), run.uri, 10, 0, tmp_path / "out")
+    page = browser.new_page()
+    page.goto((tmp_path / "out" / "label.html").as_uri())
+    assert page.locator("#missing").text_content() == "no picture: no longer in the archive"
+    assert page.locator("#picture").is_hidden()
+    press(page, "s")
+    assert labels(page)[0] == "skipped"
+    page.close()
