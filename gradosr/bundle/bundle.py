@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from gradosr.bundle.calibration import Calibration
 from gradosr.bundle.held_out import HeldOut
-from gradosr.bundle.manifest import MANIFEST, CalibrationSummary, Manifest, read_manifest
+from gradosr.bundle.manifest import CLASSIFIER, HELD_OUT, MANIFEST, CalibrationSummary, Manifest, read_manifest
 from gradosr.classifier.build import build_classifier
 from gradosr.classifier.weights import load_weights
 from gradosr.config import PLACES, Precision
@@ -31,8 +31,7 @@ from gradosr.detectors import Detector, restore
 from gradosr.errors import BundleError, NotFound
 from gradosr.store import Store, join
 
-CLASSIFIER, DETECTOR, CALIBRATION = "classifier.safetensors", "detector.safetensors", "calibration.safetensors"
-HELD_OUT = "signals.safetensors"
+DETECTOR, CALIBRATION = "detector.safetensors", "calibration.safetensors"
 
 
 @dataclass(frozen=True)
@@ -105,18 +104,34 @@ def load_bundle(store: Store, uri: str, trust: tuple[str, ...] = ()) -> Bundle:
 
     `trust` names the factories from which its architecture may be imported.
     """
+    manifest, detector, calibrations, digest = load_detector(store, uri)
+    weights = _unpacked(store, uri, CLASSIFIER, manifest)
+    classifier = build_classifier(manifest.arch, manifest.args, len(manifest.classes), trust, manifest.logits)
+    load_weights(classifier, weights, join(uri, CLASSIFIER))
+    return Bundle(manifest, classifier, detector, calibrations, digest)
+
+
+class LoadedDetector(NamedTuple):
+    """A bundle without its classifier, which scores signals; see Bundle."""
+
+    manifest: Manifest
+    detector: Detector
+    calibrations: Mapping[Precision, Calibration]
+    digest: str
+
+
+def load_detector(store: Store, uri: str) -> LoadedDetector:
+    """Load a bundle without its classifier. Raises BundleError."""
     manifest, digest = read_manifest(store, uri)
     if manifest.detector not in PLACES:
         raise BundleError(f"{uri}: unknown detector {manifest.detector!r} (valid: {', '.join(PLACES)})")
-    arrays = {name: _unpacked(store, uri, name, manifest) for name in (CLASSIFIER, DETECTOR, CALIBRATION)}
-    classifier = build_classifier(manifest.arch, manifest.args, len(manifest.classes), trust, manifest.logits)
-    load_weights(classifier, arrays[CLASSIFIER], join(uri, CLASSIFIER))
+    arrays, scores = (_unpacked(store, uri, name, manifest) for name in (DETECTOR, CALIBRATION))
     try:
-        detector = restore(manifest.detector, arrays[DETECTOR])
-        calibrations = {one: Calibration(arrays[CALIBRATION][_array(one)].numpy()) for one in manifest.precisions}
+        detector = restore(manifest.detector, arrays)
+        calibrations = {one: Calibration(scores[_array(one)].numpy()) for one in manifest.precisions}
     except KeyError as error:
         raise BundleError(f"{uri}: array {error} is missing") from error
-    return Bundle(manifest, classifier, detector, calibrations, digest)
+    return LoadedDetector(manifest, detector, calibrations, digest)
 
 
 def read_held_out(store: Store, uri: str) -> HeldOut:
