@@ -31,7 +31,7 @@ COMMANDS = (
         "schedule",
         "evaluate",
     ),
-    *("pack", "compact", "bench", "demo"),
+    *("compare", "pack", "compact", "bench", "demo"),
 )
 
 LOG_INTERVAL = 30.0

@@ -60,7 +60,7 @@ def render(document: Mapping[str, Any], pictures: Pictures) -> str:
         bad=[(status, number) for status, number in document["statuses"].items() if status != "ok" and number],
         fingerprint=json.dumps(document["results"]["fingerprint"], indent=2, sort_keys=True),
         enough=_ENOUGH,
-        picture=lambda row, alt: _tile(pictures.by_id.get(row["id"]), alt),
+        picture=lambda row, alt: tile(pictures.by_id.get(row["id"]), alt),
     )
 
 
@@ -81,6 +81,17 @@ def render_nights(output: str, nights: Sequence[Mapping[str, Any]]) -> str:
         nights=rows[::-1],
         overall=overall,
         chart=charts.over_time(measured, overall, "Unknown share of the new images by night") if measured else None,
+    )
+
+
+def render_page(name: str, styles: Sequence[str], script: str, **values: Any) -> str:
+    """Render a page of another package, whose template, style sheets and script are named PACKAGE/FILE."""
+    style, code = "".join(map(_resource, ("page.css", *styles))), _resource(script)
+    return _template(name).render(
+        policy=_policy(style, f"'{_hash(code)}'"),
+        style=Markup(style),  # noqa: S704 - our own files
+        script=Markup(code),  # noqa: S704
+        **values,
     )
 
 
@@ -140,14 +151,16 @@ def _template(name: str) -> jinja2.Template:
 
 @cache
 def _resource(name: str) -> str:
-    return (files("gradosr.audit") / name).read_text(encoding="utf-8")
+    """Return a file of this package, or PACKAGE/FILE of another one."""
+    package, _, file = name.rpartition("/")
+    return (files(package or "gradosr.audit") / file).read_text(encoding="utf-8")
 
 
 def _hash(content: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
 
 
-def _tile(picture: Picture | None, alt: str) -> Markup:
+def tile(picture: Picture | None, alt: str) -> Markup:
     """Return the markup of a thumbnail, or of a placeholder with its reason."""
     if picture is None or picture.thumbnail is None:
         kind = REASONS.get(picture.kind or "", "") if picture else REASONS["not_fetched"]

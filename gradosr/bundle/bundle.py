@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -104,23 +104,26 @@ def load_bundle(store: Store, uri: str, trust: tuple[str, ...] = ()) -> Bundle:
 
     `trust` names the factories from which its architecture may be imported.
     """
-    manifest, detector, calibrations, digest = load_detector(store, uri)
+    own = load_detector(store, uri)
+    manifest = own.manifest
     weights = _unpacked(store, uri, CLASSIFIER, manifest)
     classifier = build_classifier(manifest.arch, manifest.args, len(manifest.classes), trust, manifest.logits)
     load_weights(classifier, weights, join(uri, CLASSIFIER))
-    return Bundle(manifest, classifier, detector, calibrations, digest)
+    return Bundle(manifest, classifier, own.detector, own.calibrations, own.digest)
 
 
-class LoadedDetector(NamedTuple):
-    """A bundle without its classifier, which scores signals; see Bundle."""
+@dataclass(frozen=True)
+class DetectorOnly:
+    """A bundle without its classifier: enough to score what was seen before."""
 
     manifest: Manifest
     detector: Detector
     calibrations: Mapping[Precision, Calibration]
     digest: str
+    """SHA-256 of bundle.json."""
 
 
-def load_detector(store: Store, uri: str) -> LoadedDetector:
+def load_detector(store: Store, uri: str) -> DetectorOnly:
     """Load a bundle without its classifier. Raises BundleError."""
     manifest, digest = read_manifest(store, uri)
     if manifest.detector not in PLACES:
@@ -131,7 +134,7 @@ def load_detector(store: Store, uri: str) -> LoadedDetector:
         calibrations = {one: Calibration(scores[_array(one)].numpy()) for one in manifest.precisions}
     except KeyError as error:
         raise BundleError(f"{uri}: array {error} is missing") from error
-    return LoadedDetector(manifest, detector, calibrations, digest)
+    return DetectorOnly(manifest, detector, calibrations, digest)
 
 
 def read_held_out(store: Store, uri: str) -> HeldOut:

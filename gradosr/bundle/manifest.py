@@ -63,6 +63,11 @@ class Manifest(Signals):
         facts = {**seen_by, "weights": self.files.get(CLASSIFIER)}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def learned_ids(self) -> list[str]:
+        """Ids of the labelled images that the detector has learned from (audit.rows.id_of)."""
+        return list(self.provenance.get("learned", {}).get("ids", []))
+
     def document(self) -> dict[str, Any]:
         """Return the content of bundle.json; fields added later are left out if they are empty."""
         layers = None if self.layers == 1 else self.layers

@@ -93,7 +93,9 @@ class RunFolder:
         """Return the content of run.json. Raises InputError if there is no run."""
         try:
             document = json.loads(self._store.read(self.path("run.json")))
-            added_later = {name: document.get(name) for name in ("false_alarm_rate", "calibration", "observer")}
+            added_later = {
+                name: document.get(name) for name in ("false_alarm_rate", "calibration", "observer", "learned")
+            }
             return {"fingerprint": document["fingerprint"], "classes": document["classes"], **added_later}
         except NotFound as error:
             raise InputError(f"{self.uri}: no results there ({error}); `gradosr score` makes them") from error

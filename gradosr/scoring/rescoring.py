@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradosr.archive.shards import Shard
-from gradosr.bundle.bundle import LoadedDetector, load_detector
+from gradosr.bundle.bundle import DetectorOnly, load_detector
 from gradosr.config import Precision, ScoreJob
 from gradosr.detectors import Observation
 from gradosr.errors import InputError, ShardUnreadable, StoreError, machine_fault
@@ -147,7 +147,7 @@ def _unreadable(uri: str) -> Iterator[None]:
         raise ShardUnreadable(f"{uri}: damaged: {reason(error)}") from error
 
 
-def rescored(part: Shard, rows: pa.RecordBatch, bundle: LoadedDetector, precision: Precision) -> pa.RecordBatch:
+def rescored(part: Shard, rows: pa.RecordBatch, bundle: DetectorOnly, precision: Precision) -> pa.RecordBatch:
     """Return the rows with the scores of a bundle. Raises InputError for rows whose scores have no signals beside them.
 
     A row whose score is not a finite number becomes one of status non_finite, as in any other run.

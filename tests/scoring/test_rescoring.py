@@ -23,7 +23,7 @@ from tiny import ARCH, CLASSES, TRANSFORM, fit_one_class, local_job, make_bundle
 
 from gradosr.archive.shards import Shard
 from gradosr.audit import audit
-from gradosr.bundle.bundle import Bundle, LoadedDetector, load_bundle, load_detector
+from gradosr.bundle.bundle import Bundle, DetectorOnly, load_bundle, load_detector
 from gradosr.bundle.calibration import Calibration
 from gradosr.bundle.held_out import HeldOut
 from gradosr.bundle.manifest import Manifest
@@ -32,6 +32,7 @@ from gradosr.config.settings import validate_settings
 from gradosr.detectors import Observation
 from gradosr.detectors.learned import LearnedDetector, View
 from gradosr.errors import ConfigError, FingerprintMismatch
+from gradosr.results.folder import RunFolder
 from gradosr.results.part import schema
 from gradosr.run.plan import prepare
 from gradosr.scoring.compute import Compute
@@ -90,7 +91,8 @@ def learn(folder: Path, parent: str = "bundle", name: str = "learned") -> str:
     detector = LearnedDetector(bundle.detector, bundle.manifest.detector, view, weights_D)
     others = seen_by(bundle, 6)
     calibrations = {"float32": Calibration.of(detector.score(others).numpy(), 0.05)}
-    manifest = bundle.manifest.model_copy(update={"detector": "learned"})
+    provenance = {"learned": {"ids": ["0123456789abcdef"]}}
+    manifest = bundle.manifest.model_copy(update={"detector": "learned", "provenance": provenance})
     held_out = HeldOut(known, torch.zeros(len(known)), {"float32": others})
     replace(bundle, manifest=manifest, detector=detector, calibrations=calibrations, held_out=held_out).save(
         Store(), str(folder / name)
@@ -162,6 +164,7 @@ def test_the_table_is_that_of_a_fresh_run_without_images_and_weights(scored: Pat
     assert plan.fingerprint == {
         **theirs, "bundle": load_detector(Store(), f"{folder}/learned").digest, "rescored": [theirs["bundle"]]
     }  # fmt: skip
+    assert RunFolder(Store(), f"{folder}/again").about()["learned"] == ["0123456789abcdef"]
     footers = [pq.read_metadata(folder / name / "parts" / f"{part}.parquet").metadata for name in ("results", "again")]
     assert footers[0][b"gradosr.shard"] == footers[1][b"gradosr.shard"]
     assert json.loads(footers[1][b"gradosr.fingerprint"]) == plan.fingerprint
@@ -365,7 +368,7 @@ class ByClass:
 
 def test_the_predicted_class_is_that_of_the_table_and_a_score_that_is_no_number_is_told() -> None:
     manifest = make_manifest()
-    bundle = LoadedDetector(manifest, ByClass(), {"float32": Calibration(np.zeros(99, np.float32))}, "")  # type: ignore[arg-type]
+    bundle = DetectorOnly(manifest, ByClass(), {"float32": Calibration(np.zeros(99, np.float32))}, "")  # type: ignore[arg-type]
     rows = made_rows([[1, 1, 1], [1, 1, 1], [0, 0, 5]], [1, 0, 2])
     found = rescored(Shard("p", "/p", "1", 1), rows, bundle, "float32").to_pylist()
     assert [row["unknown_score"] for row in found] == [1.0, 0.0, None, None]
