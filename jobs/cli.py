@@ -17,10 +17,12 @@ from typing import Any, TypeVar
 import click
 
 COMMANDS = (
-    *("fit", "check", "score", "submit", "status", "logs", "cancel", "audit", "label", "learn", "screen", "schedule"),
-    *("evaluate", "pack", "compact", "bench", "demo"),
+    *("fit", "check", "score", "rescore", "submit", "status", "logs", "cancel", "audit", "label", "learn"),
+    *("compare", "screen", "schedule", "evaluate", "pack", "compact", "bench", "demo"),
 )
 
+LOG_INTERVAL = 30.0
+"""Seconds between progress lines when stderr is not a terminal."""
 DONE, FAILED, USAGE, INPUT, INCOMPLETE, TRIPPED, ACTIVE, INTERRUPTED = 0, 1, 2, 4, 5, 6, 7, 130
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -80,7 +82,7 @@ def log_flags(command: F) -> F:
     """Add --log-interval and --log-format, which control a job's messages on stderr."""
     interval = click.option(
         "--log-interval",
-        default=30.0,
+        default=LOG_INTERVAL,
         show_default=True,
         metavar="SECONDS",
         type=click.FloatRange(min=0),

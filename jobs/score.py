@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from .cli import DONE, FAILED, INCOMPLETE, Terminated, drained, job_flags, log_flags
+from .cli import DONE, FAILED, INCOMPLETE, LOG_INTERVAL, Terminated, drained, job_flags, log_flags
 
 if TYPE_CHECKING:
+    from gradosr.config import ScoreJob
     from gradosr.results.outcome import Outcome, Progress
     from gradosr.run.console import Notes
     from gradosr.run.plan import Plan
@@ -28,16 +29,25 @@ def score(
 ) -> int:
     """Score the archive of CONFIG into its output folder; running the same command again completes a run."""
     from gradosr.config import ScoreJob, load_job
+
+    job = load_job(ScoreJob, config, overrides)
+    return carry_out(job, as_json=as_json, dry_run=dry_run, interval=log_interval, log_format=log_format)
+
+
+def carry_out(
+    job: "ScoreJob", *, as_json: bool, dry_run: bool, interval: float = LOG_INTERVAL, log_format: str = "text"
+) -> int:
+    """Run or plan a job, report it, and return the exit code."""
     from gradosr.results.outcome import Outcome
     from gradosr.run.console import Notes, plan_report
     from gradosr.run.plan import finish, prepare
 
-    plan = prepare(load_job(ScoreJob, config, overrides))
+    plan = prepare(job)
     if dry_run:
         facts = plan.facts() | {"estimate": sampled(plan) if plan.pending else None}
         click.echo(json.dumps(facts, indent=2) if as_json else plan_report(facts))
         return DONE
-    with Notes(interval=log_interval, as_json=log_format == "json") as notes:
+    with Notes(interval=interval, as_json=log_format == "json") as notes:
         summary = run(plan, notes, finish) if plan.pending else finish(plan, Outcome())
         notes.summary(summary)
     if as_json:

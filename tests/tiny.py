@@ -17,13 +17,14 @@ from gradosr.bundle.calibration import Calibration
 from gradosr.bundle.held_out import HeldOut
 from gradosr.bundle.manifest import Manifest
 from gradosr.classifier.build import build_classifier
-from gradosr.config import ComputeSettings, OneClassSettings, ScoreJob, Signals, TransformSettings
+from gradosr.config import ComputeSettings, OneClassSettings, ResultsInput, ScoreJob, Signals, TransformSettings
 from gradosr.detectors import Known, OneClassDetector
 from gradosr.errors import GradosrError, ShardUnreadable
 from gradosr.results.outcome import Outcome
 from gradosr.run.plan import Plan, Summary, finish, prepare
 from gradosr.scoring.compute import Compute
 from gradosr.scoring.observer import Observed, Observer
+from gradosr.scoring.rescoring import RescoringWorker
 from gradosr.scoring.worker import ShardWorker
 from gradosr.store import Store
 
@@ -122,7 +123,8 @@ def run_here(
     plan.claim()
     outcome = Outcome()
     if plan.pending:
-        worker = ShardWorker(job, plan.fingerprint, threads=1)
+        kind = RescoringWorker if isinstance(job.input, ResultsInput) else ShardWorker
+        worker = kind(job, plan.fingerprint, threads=1)
         worker.ready()
         started()
         for index, shard in enumerate(plan.pending):

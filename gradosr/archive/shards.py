@@ -32,11 +32,15 @@ class Shard:
     """URI of the file that lists the images of a group; empty for a shard that is one object."""
     modified: int | None = field(default=None, compare=False)
     """Time its object was last modified, in seconds since 1970; None for a group, whose images each have their own."""
-    part: str = field(init=False, compare=False)
-    """Name of its part without the ending, derived from URI and version and never from the position in the listing."""
+    part: str = field(default="", compare=False)
+    """Name of its part without the ending, derived from URI and version and never from the position in the listing.
+
+    It is given for a part that is scored again, whose name stays."""
 
     def __post_init__(self) -> None:
         """Derive the name of the part."""
+        if self.part:
+            return
         identity = f"{self.uri}\n{self.version}".encode(errors="surrogateescape")
         digest = hashlib.sha256(identity).hexdigest()[:20]
         stem = re.sub(r"[^A-Za-z0-9.-]+", "-", self.name)[-60:].strip(".-")

@@ -60,7 +60,7 @@ def render(document: Mapping[str, Any], pictures: Pictures) -> str:
         bad=[(status, number) for status, number in document["statuses"].items() if status != "ok" and number],
         fingerprint=json.dumps(document["results"]["fingerprint"], indent=2, sort_keys=True),
         enough=_ENOUGH,
-        picture=lambda row, alt: _tile(pictures.by_id.get(row["id"]), alt),
+        picture=lambda row, alt: tile(pictures.by_id.get(row["id"]), alt),
     )
 
 
@@ -160,7 +160,7 @@ def _hash(content: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
 
 
-def _tile(picture: Picture | None, alt: str) -> Markup:
+def tile(picture: Picture | None, alt: str) -> Markup:
     """Return the markup of a thumbnail, or of a placeholder with its reason."""
     if picture is None or picture.thumbnail is None:
         kind = REASONS.get(picture.kind or "", "") if picture else REASONS["not_fetched"]

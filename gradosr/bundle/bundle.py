@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from gradosr.bundle.calibration import Calibration
 from gradosr.bundle.held_out import HeldOut
-from gradosr.bundle.manifest import MANIFEST, CalibrationSummary, Manifest, read_manifest
+from gradosr.bundle.manifest import CLASSIFIER, HELD_OUT, MANIFEST, CalibrationSummary, Manifest, read_manifest
 from gradosr.classifier.build import build_classifier
 from gradosr.classifier.weights import load_weights, unpacked
 from gradosr.config import PLACES, Precision
@@ -31,8 +31,7 @@ from gradosr.detectors import Detector, restore
 from gradosr.errors import BundleError, NotFound
 from gradosr.store import Store, join
 
-CLASSIFIER, DETECTOR, CALIBRATION = "classifier.safetensors", "detector.safetensors", "calibration.safetensors"
-HELD_OUT = "signals.safetensors"
+DETECTOR, CALIBRATION = "detector.safetensors", "calibration.safetensors"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from gradosr.errors import BundleError, ConfigError, NotFound, first_line
 from gradosr.store import Store, join
 
 VERSION: Literal[1] = 1
-MANIFEST = "bundle.json"
+MANIFEST, CLASSIFIER, HELD_OUT = "bundle.json", "classifier.safetensors", "signals.safetensors"
 
 
 class CalibrationSummary(Settings):
@@ -54,6 +54,19 @@ class Manifest(Signals):
     def precisions(self) -> tuple[Precision, ...]:
         """Precisions in which the detector is calibrated."""
         return "float32", *self.calibrations
+
+    @property
+    def observer(self) -> str:
+        """Digest of all that decides what is seen of an image: bundles that have it in common share their signals."""
+        names = {"arch", "args", "logits", "classes", "transform", *Signals.model_fields}
+        seen_by = self.model_dump(mode="json", include=names, exclude_defaults=True)
+        facts = {**seen_by, "weights": self.files.get(CLASSIFIER)}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def learned_ids(self) -> list[str]:
+        """Ids of the labelled images that the detector has learned from (audit.rows.id_of)."""
+        return list(self.provenance.get("learned", {}).get("ids", []))
 
     def document(self) -> dict[str, Any]:
         """Return the content of bundle.json; fields added later are left out if they are empty."""

@@ -28,7 +28,7 @@ from gradosr.config.detectors import (
     TransferSettings,
 )
 from gradosr.config.fit import CompleteFitJob, FitJob
-from gradosr.config.inputs import MAX_PIXELS, ImagesInput, Input, LabelNames, ParquetInput, TarInput
+from gradosr.config.inputs import MAX_PIXELS, ImagesInput, Input, LabelNames, ParquetInput, ResultsInput, TarInput
 from gradosr.config.load import check_job, load_job
 from gradosr.config.pack import PackJob, pack_job
 from gradosr.config.protocol import OsrProtocol, OsrTask
@@ -68,6 +68,7 @@ __all__ = [
     "ParquetInput",
     "Precision",
     "RaySettings",
+    "ResultsInput",
     "S3Settings",
     "Sample",
     "ScoreJob",

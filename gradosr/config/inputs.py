@@ -79,4 +79,17 @@ class ImagesInput(InputSettings):
     """Images per group; a recorded group never changes its images."""
 
 
+class ResultsInput(InputSettings):
+    """The signals in a finished run's table, which are scored again; no image is read."""
+
+    suffixes = (".parquet",)
+
+    kind: Literal["results"] = "results"
+    uri: Uri
+    """Results folder of a run with `signals: all`."""
+    label_names: None = None
+    """Not used: the labels in the table are names."""
+
+
 Input = Annotated[ParquetInput | TarInput | ImagesInput, Field(discriminator="kind")]
+ScoreInput = Annotated[ParquetInput | TarInput | ImagesInput | ResultsInput, Field(discriminator="kind")]

@@ -2,15 +2,19 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, StrictFloat, StrictInt
+from pydantic import Field, PositiveFloat, PositiveInt, StrictFloat, StrictInt, model_validator
 
-from gradosr.config.compute import RaySettings, Serving, Workers
-from gradosr.config.inputs import MAX_PIXELS, Input
+from gradosr.config.compute import DeviceName, RaySettings, Serving, Workers
+from gradosr.config.inputs import MAX_PIXELS, ResultsInput, ScoreInput
 from gradosr.config.settings import Settings
 from gradosr.config.uris import Uri
 
 Allowance = Annotated[StrictInt, Field(ge=0)] | Annotated[StrictFloat, Field(ge=0, lt=1)]
 """Part of a whole: a count (an integer) or a share (a decimal number below 1)."""
+
+
+_OF_IMAGES = ("precision", "features", "representation", "signals", "max_pixels")
+"""Settings of a pass through the classifier, which does not take place if signals are scored again."""
 
 
 class Sample(Settings):
@@ -23,8 +27,8 @@ class Sample(Settings):
 class ScoreJob(Serving):
     """Score every image of an archive into a results folder."""
 
-    input: Input
-    """The archive to score."""
+    input: ScoreInput
+    """The archive to score, or the results of one (kind: results) to score again with another bundle."""
     output: Uri
     """Results folder or prefix; running the same command again completes an unfinished run."""
     workers: PositiveInt | Literal["auto"] | Workers = "auto"
@@ -56,3 +60,16 @@ class ScoreJob(Serving):
     ray: RaySettings = RaySettings()
     runtime_env: dict[str, Any] = {}
     """Runtime environment passed to Ray; its env_vars are never written to run.json or a log."""
+
+    @property
+    def device_needed(self) -> DeviceName:
+        """Device that workers compute on; scoring signals again takes no GPU."""
+        return "cpu" if isinstance(self.input, ResultsInput) else self.device
+
+    @model_validator(mode="after")
+    def _nothing_of_images(self) -> "ScoreJob":
+        if isinstance(self.input, ResultsInput):
+            for name in _OF_IMAGES:
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name}: not with input.kind results, which reads no image and keeps all columns")
+        return self

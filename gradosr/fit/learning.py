@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from gradosr.audit.rows import OpenPart, RunTable, id_of
@@ -21,6 +20,7 @@ from gradosr.detectors.learned import LearnedDetector, View
 from gradosr.errors import InputError
 from gradosr.fit.correction import Examples, choose_penalty, cross_validated, fit_correction
 from gradosr.labels import read_labels, verdicts
+from gradosr.scoring.rescoring import observation_of, signal_columns
 from gradosr.store import Store
 
 ENOUGH = 10
@@ -140,29 +140,10 @@ def _signals(table: RunTable, wanted: Mapping[str, bool]) -> list[tuple[list[str
             rows = np.array([place for place, key in enumerate(keys["key"].to_pylist()) if key in wanted], np.int64)
             if not len(rows):
                 continue
-            stored = opened.group(number, ["key", *names]).take(rows)
-            stored = stored.filter(stored["logits"].is_valid())
-            if len(stored):
+            stored = opened.group(number, ["key", "predicted_index", *names]).take(rows)
+            for batch in stored.filter(stored["logits"].is_valid()).combine_chunks().to_batches():
                 with table.lock:
-                    found[part, number] = stored["key"].to_pylist(), observation_of(stored, names)
+                    found[part, number] = batch["key"].to_pylist(), observation_of(batch)
 
     table.each(look)
     return [found[place] for place in sorted(found)]
-
-
-def signal_columns(columns: pa.Schema) -> list[str]:
-    """Return the names of the columns that hold signals."""
-    kinds = {field.name: field.type for field in columns}
-    return [
-        name for name, kind in kinds.items() if pa.types.is_fixed_size_list(kind) and kind.value_type == pa.float16()
-    ]
-
-
-def observation_of(rows: pa.Table, names: Sequence[str]) -> Observation:
-    """Return what was seen of the images of rows whose signals are stored."""
-    signals = {}
-    for name in names:
-        column = rows[name].combine_chunks()
-        values_BN = column.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1)
-        signals[name] = torch.from_numpy(np.array(values_BN, np.float32))
-    return Observation.from_signals(signals)

@@ -94,7 +94,9 @@ class RunFolder:
         """Return the content of run.json. Raises InputError if there is no run."""
         try:
             document = json.loads(self._store.read(self.path("run.json")))
-            added_later = {name: document.get(name) for name in ("false_alarm_rate", "calibration")}
+            added_later = {
+                name: document.get(name) for name in ("false_alarm_rate", "calibration", "observer", "learned")
+            }
             return {"fingerprint": document["fingerprint"], "classes": document["classes"], **added_later}
         except NotFound as error:
             raise InputError(f"{self.uri}: no results there ({error}); `gradosr score` makes them") from error
@@ -239,6 +241,21 @@ class RunFolder:
         if not listing.finished:
             return sorted(listing.parts)
         return cast("list[str]", json.loads(self._store.read(self.path("_SUCCESS")))["parts"])
+
+    def finished_parts(self) -> dict[str, StoredObject]:
+        """Return the objects of the parts of a finished run's table, by name.
+
+        Raises InputError if there is no run, if it is not finished, or if a part is missing.
+        """
+        self.fingerprint()
+        listing = self.look()
+        if not listing.finished:
+            raise InputError(f"{self.uri}: not a finished run (no _SUCCESS); run `gradosr score` to its end first")
+        found = {stored.uri.rpartition("/")[2].removesuffix(PART): stored for stored in self._listed("parts/")}
+        parts = self.table_parts(listing)
+        if missing := [part for part in parts if part not in found]:
+            raise InputError(f"{self.uri}: {len(missing)} parts of its table are missing, among them {missing[0]}")
+        return {part: found[part] for part in parts}
 
     def open_part(self, part: str) -> BinaryIO:
         """Open a part's file for reading; the caller closes it."""

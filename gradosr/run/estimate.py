@@ -3,7 +3,7 @@
 import heapq
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 
@@ -14,12 +14,13 @@ from gradosr.archive.image import EncodedImage
 from gradosr.archive.loading import PreparedImage, prepared_batches
 from gradosr.archive.readers import READERS
 from gradosr.archive.shards import Shard
-from gradosr.bundle.bundle import load_bundle
-from gradosr.config import ScoreJob, Workers
+from gradosr.bundle.bundle import load_bundle, load_detector
+from gradosr.config import ResultsInput, ScoreJob, Workers
 from gradosr.errors import ShardUnreadable
 from gradosr.results.part import PartBuilder, schema
 from gradosr.run.plan import Plan
 from gradosr.scoring.columns import Kept, score_images
+from gradosr.scoring.rescoring import opened, rescored
 from gradosr.scoring.scorer import Scorer
 from gradosr.store import Store
 
@@ -59,6 +60,8 @@ def estimate(plan: Plan) -> Estimate | None:
     Raises ConfigError for a device or precision that is not available here, InputError for errors that a run would meet
     as well.
     """
+    if isinstance(plan.job.input, ResultsInput):
+        return _of_rescoring(plan)
     sample = _Sample(plan)
     counted = spread(plan.pending, COUNTED)
     images_per_byte = sum(map(sample.count, counted)) / max(1, sum(shard.size for shard in counted))
@@ -81,6 +84,42 @@ def estimate(plan: Plan) -> Estimate | None:
         device=sample.device,
         wide_bytes=sample.wide_bytes,
     )
+
+
+def _of_rescoring(plan: Plan) -> Estimate | None:
+    """Estimate a rescoring by rescoring some parts as a worker does, but without the PUT."""
+    job, store = plan.job, Store(plan.job.store, plan.job.stores)
+    bundle, pending = load_detector(store, job.bundle), plan.pending
+    workers, threads, _ = _share(job, len(pending))
+    torch.set_num_threads(threads)
+    sample = spread(pending, COUNTED)
+    rows_per_byte = sum(_rows_in(store, one) for one in sample) / max(1, sum(one.size for one in sample))
+    rows, start, tried = 0, time.perf_counter(), 0
+    for shard in sample:
+        with (
+            suppress(ShardUnreadable),
+            opened(store, shard) as before,
+            closing(PartBuilder(shard, before.schema)) as part,
+        ):
+            for batch in before.rows():
+                part.add(rescored(shard, batch, bundle, plan.fingerprint["precision"]))
+            part.flush()
+            rows, tried = rows + part.counts["rows"], tried + 1
+        if time.perf_counter() - start > SECONDS:
+            break
+    if not rows:
+        return None
+    rate = rows / (time.perf_counter() - start)
+    seconds = makespan([shard.size for shard in pending], workers) * rows_per_byte / rate
+    cost = None if job.price_per_hour is None else job.price_per_hour * workers * seconds / 3600
+    images = round(rows_per_byte * sum(shard.size for shard in pending))
+    return Estimate(images, workers, rate, 0.0, seconds, cost, rows, tried, "CPU", wide_bytes=0)
+
+
+def _rows_in(store: Store, part: Shard) -> int:
+    with suppress(ShardUnreadable), opened(store, part) as before:
+        return int(before.file.metadata.num_rows)
+    return 0
 
 
 def spread(shards: Sequence[Shard], count: int) -> list[Shard]:
@@ -108,7 +147,7 @@ def _share(job: ScoreJob, shards: int) -> tuple[int, int, float]:
     cores = joblib.cpu_count()
     if isinstance(job.workers, Workers):
         return min(job.workers.max, shards), max(1, min(int(job.workers.cpus), cores)), job.workers.cpus
-    gpus = torch.cuda.device_count() if job.device != "cpu" else 0
+    gpus = torch.cuda.device_count() if job.device_needed != "cpu" else 0
     workers = min(gpus or cores if job.workers == "auto" else job.workers, shards)
     return workers, max(1, cores // workers), cores / workers
 

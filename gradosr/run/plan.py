@@ -11,11 +11,12 @@ from gradosr.archive.image import decoder, resolve_names
 from gradosr.archive.readers import READERS
 from gradosr.archive.shards import Shard, means
 from gradosr.bundle.manifest import Manifest, check_precision, read_manifest
-from gradosr.config import LIBRARIES, Allowance, ScoreJob
+from gradosr.config import LIBRARIES, Allowance, ResultsInput, ScoreJob
 from gradosr.errors import ConfigError, GradosrError, InputError
 from gradosr.results.folder import BAD_IMAGES, MARK, PART, Listing, RunFolder
 from gradosr.results.outcome import Outcome
 from gradosr.results.part import SCHEMA_VERSION
+from gradosr.results.rescored import fingerprint_after, parts_of
 from gradosr.results.stats import TableStats
 from gradosr.store import Store
 from gradosr.versions import software
@@ -57,9 +58,11 @@ class Plan:
     def _about(self) -> dict[str, Any]:
         """Return the content of run.json beside the fingerprint, which covers it through the bundle's digest."""
         manifest = self.manifest
-        summary = manifest.calibrations.get(self.job.precision, manifest.calibration)
+        summary = manifest.calibrations.get(self.fingerprint["precision"], manifest.calibration)
         facts = manifest.model_dump(mode="json", include={"classes", "false_alarm_rate"})
-        return {**facts, "calibration": summary and summary.model_dump(mode="json"), "software": software()}
+        calibration = summary and summary.model_dump(mode="json")
+        learned = {"learned": manifest.learned_ids} if manifest.learned_ids else {}
+        return {**facts, **learned, "calibration": calibration, "observer": manifest.observer, "software": software()}
 
     def facts(self) -> dict[str, Any]:
         """Return the plan as plain data."""
@@ -118,14 +121,16 @@ def prepare(job: ScoreJob) -> Plan:
     store = Store(job.store, job.stores)
     folder = RunFolder(store, job.output)
     attempt = _Attempts(store)
-    manifest, listing = _look(job, store, folder, attempt)
+    bundle, listing = _look(job, store, folder, attempt)
     skipped = listing.parts | (set() if job.retry_quarantined else listing.quarantined)
     listed = attempt(job.input.uri, lambda: _shards(job, store, folder, listing, skipped))
-    if attempt.faults or manifest is None or listed is None:
+    if attempt.faults or bundle is None or listed is None:
         raise attempt.fault()
-    fingerprint = _checked(job, manifest, folder, listing)
+    manifest, fingerprint = bundle
+    if listing.claimed:
+        folder.check(fingerprint)
     pending = [shard for shard in listed[0] if shard.part not in skipped]
-    return Plan(job, folder, fingerprint, manifest[0], *listed, listing, pending)
+    return Plan(job, folder, fingerprint, manifest, *listed, listing, pending)
 
 
 def check(job: ScoreJob) -> dict[str, Any]:
@@ -136,10 +141,13 @@ def check(job: ScoreJob) -> dict[str, Any]:
     store = Store(job.store, job.stores)
     folder = RunFolder(store, job.output)
     attempt = _Attempts(store)
-    manifest, listing = _look(job, store, folder, attempt)
-    if attempt.faults or manifest is None:
+    bundle, listing = _look(job, store, folder, attempt)
+    if attempt.faults or bundle is None:
         raise attempt.fault()
-    return _checked(job, manifest, folder, listing)
+    _, fingerprint = bundle
+    if listing.claimed:
+        folder.check(fingerprint)
+    return fingerprint
 
 
 class _Attempts:
@@ -168,23 +176,18 @@ class _Attempts:
 
 def _look(
     job: ScoreJob, store: Store, folder: RunFolder, attempt: _Attempts
-) -> tuple[tuple[Manifest, str] | None, Listing]:
-    """Return the bundle's manifest and digest, and the listing of the run folder."""
+) -> tuple[tuple[Manifest, dict[str, Any]] | None, Listing]:
+    """Return the bundle's manifest and the run's fingerprint, and the listing of the run folder."""
     names = job.input.label_names
-    manifest = attempt(job.bundle, lambda: _usable(job, *read_manifest(store, job.bundle)))
+    bundle = attempt(job.bundle, lambda: _usable(job, store))
     attempt(names if isinstance(names, str) else job.input.uri, lambda: resolve_names(names, store))
-    return manifest, attempt(job.output, folder.look) or Listing()
+    return bundle, attempt(job.output, folder.look) or Listing()
 
 
-def _checked(job: ScoreJob, manifest: tuple[Manifest, str], folder: RunFolder, listing: Listing) -> dict[str, Any]:
-    """Return the run's fingerprint. Raises FingerprintMismatch if the folder has another one."""
-    fingerprint = fingerprint_of(job, *manifest)
-    if listing.claimed:
-        folder.check(fingerprint)
-    return fingerprint
-
-
-def _usable(job: ScoreJob, manifest: Manifest, digest: str) -> tuple[Manifest, str]:
+def _usable(job: ScoreJob, store: Store) -> tuple[Manifest, dict[str, Any]]:
+    manifest, digest = read_manifest(store, job.bundle)
+    if isinstance(job.input, ResultsInput):
+        return manifest, fingerprint_after(store, job.input.uri, job.bundle, manifest, digest)
     source = manifest.arch.partition(":")[0]
     if source not in LIBRARIES and manifest.arch not in job.trust:
         raise ConfigError(
@@ -192,12 +195,14 @@ def _usable(job: ScoreJob, manifest: Manifest, digest: str) -> tuple[Manifest, s
             f"to import it, say so in the config: `trust: [{manifest.arch}]`"
         )
     check_precision(job.precision, manifest.precisions)
-    return manifest, digest
+    return manifest, fingerprint_of(job, manifest, digest)
 
 
 def _shards(
     job: ScoreJob, store: Store, folder: RunFolder, listing: Listing, settled: Container[str]
 ) -> tuple[list[Shard], Regrouped, dict[str, int]]:
+    if isinstance(job.input, ResultsInput):
+        return parts_of(store, job.input.uri), Regrouped(), {}
     passed_over = Counter[str]()
     record = Record(folder.recorded_groups(listing), settled)
     shards, groups = READERS[job.input.kind].find(job.input, store, record, passed_over)

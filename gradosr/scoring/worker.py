@@ -6,10 +6,9 @@ Plain classes: they run without Ray.
 import os
 import socket
 import threading
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import torch
@@ -23,12 +22,11 @@ from gradosr.config import ScoreJob
 from gradosr.results.folder import RunFolder
 from gradosr.results.outcome import PartStats
 from gradosr.results.part import STAGES, PartBuilder, schema
+from gradosr.scoring.clock import Clock, rounded, timed
 from gradosr.scoring.columns import Kept, start_scoring
 from gradosr.scoring.scorer import Scorer
 from gradosr.store import Store
 from gradosr.versions import software
-
-T = TypeVar("T")
 
 
 class ShardWorker:
@@ -72,12 +70,12 @@ class ShardWorker:
             rows: Callable[[], pa.RecordBatch] | None = None
             for batch in loading.batches:
                 seconds["decode"] += sum(image.seconds for image in batch)
-                with _Clock(seconds, "score"):  # a GPU has the next batch while the rows of the one before are written
+                with Clock(seconds, "score"):  # a GPU has the next batch while the rows of the one before are written
                     before = rows
                     rows = start_scoring(self._scorer, batch, self._kept)
                     if before:
                         part.add(before())
-            with _Clock(seconds, "score"):
+            with Clock(seconds, "score"):
                 if rows:
                     part.add(rows())
         except BaseException:
@@ -92,15 +90,15 @@ class ShardWorker:
         """Encode and put a part whose rows are complete."""
         name, seconds = loading.shard.part, loading.seconds
         try:
-            with _Clock(seconds, "write"):
+            with Clock(seconds, "write"):
                 part.flush()
                 if bad_images := part.bad_images():  # first, so that they are there when the part is
                     self._folder.put_bad_images(name, bad_images)
-            with _Clock(seconds, "write"):  # again: the footer cannot tell how long its own PUT took
+            with Clock(seconds, "write"):  # again: the footer cannot tell how long its own PUT took
                 self._folder.put_part(name, part.finish(self._footer(loading)))
         finally:
             part.close()
-        return PartStats(dict(part.counts), _rounded(seconds), loading.passed_over)
+        return PartStats(dict(part.counts), rounded(seconds), loading.passed_over)
 
     def _take(self, shard: Shard) -> "Loading":
         """Return the shard on its way into memory: as prefetched, else begun now. The caller closes its batches."""
@@ -112,7 +110,7 @@ class ShardWorker:
         source = READERS[self._job.input.kind].read(shard, self._store, self._job.input, self._label_names)
 
         def images() -> Iterator[EncodedImage]:
-            passed_over.update((yield from _timed(source, seconds, "read")) or {})
+            passed_over.update((yield from timed(source, seconds, "read")) or {})
             read.set()
             self._prefetch.start()
 
@@ -125,7 +123,7 @@ class ShardWorker:
         return {
             "gradosr.shard": {"uri": shard.uri, "version": shard.version, "modified": shard.modified},
             "gradosr.fingerprint": self._fingerprint,
-            "gradosr.seconds": _rounded(loading.seconds),
+            "gradosr.seconds": rounded(loading.seconds),
             "gradosr.passed_over": loading.passed_over,
             "gradosr.worker": self.name,
             "gradosr.software": software(),
@@ -192,32 +190,3 @@ class Prefetch:
         """Forget the shard at work, and the announced one unless it is open by now."""
         with self._lock:
             self._announced = self._current = None
-
-
-class _Clock:
-    """Adds the seconds spent in its block to a stage."""
-
-    def __init__(self, seconds: dict[str, float], stage: str) -> None:
-        self._seconds, self._stage = seconds, stage
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._seconds[self._stage] += time.perf_counter() - self._start
-
-
-def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
-    """Round to a tenth of a millisecond: one stats.json lists a hundred thousand parts."""
-    return {stage: round(spent, 4) for stage, spent in seconds.items()}
-
-
-def _timed(items: Iterator[T], seconds: dict[str, float], stage: str) -> Generator[T, None, Any]:
-    """Yield the items, add the seconds spent waiting for them to a stage, and return what their iterator returns."""
-    while True:
-        with _Clock(seconds, stage):
-            try:
-                item = next(items)
-            except StopIteration as end:
-                return end.value
-        yield item

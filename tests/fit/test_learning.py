@@ -18,9 +18,9 @@ from PIL import Image
 from tiny import ARCH, local_job, make_bundle, run_here
 
 from gradosr.bundle.bundle import load_bundle, load_detector, read_held_out
-from gradosr.fit.learning import observation_of, signal_columns
 from gradosr.lab.evaluation.metrics import auroc
 from gradosr.labels.folder import rows_of, write_labels
+from gradosr.scoring.rescoring import observation_of
 from gradosr.store import Store
 
 IMAGES = 120
@@ -78,7 +78,7 @@ def learn(folder: Path, *more: str, bundle: str = "bundle", results: str = "resu
 def scores_of(folder: Path, bundle: str) -> tuple[list[str], np.ndarray]:
     """Scores of the run's images by a bundle's detector, from the stored signals."""
     table = pq.read_table(folder / "results" / "parts")
-    seen = observation_of(table, signal_columns(table.schema))
+    seen = observation_of(table.combine_chunks().to_batches()[0])
     return table["key"].to_pylist(), load_detector(Store(), f"{folder}/{bundle}").detector.score(seen).numpy()
 
 

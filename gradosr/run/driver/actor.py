@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import ray
 
 from gradosr.archive.shards import Shard
-from gradosr.config import ScoreJob
+from gradosr.config import ResultsInput, ScoreJob
 from gradosr.results.outcome import PartStats
 
 
@@ -29,6 +29,10 @@ MakeWorker = Callable[[ScoreJob, Mapping[str, Any], int], Worker]
 
 def shard_worker(job: ScoreJob, fingerprint: Mapping[str, Any], threads: int) -> Worker:
     """Make the worker of a scoring run."""
+    if isinstance(job.input, ResultsInput):
+        from gradosr.scoring.rescoring import RescoringWorker
+
+        return RescoringWorker(job, fingerprint, threads)
     from gradosr.scoring.worker import ShardWorker
 
     return ShardWorker(job, fingerprint, threads)

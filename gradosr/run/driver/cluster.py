@@ -85,12 +85,12 @@ def connected(settings: RaySettings, runtime_env: Mapping[str, Any]) -> Iterator
 def resources(job: ScoreJob, shards: int) -> Resources:
     """Divide the cluster among workers: as configured, else one per GPU or core; never more workers than shards."""
     total = ray.cluster_resources()
-    gpus = total.get("GPU", 0.0) if job.device != "cpu" else 0.0
+    gpus = total.get("GPU", 0.0) if job.device_needed != "cpu" else 0.0
     if isinstance(job.workers, Workers):
         wanted = job.workers
-        needs = job.device == "cuda" or gpus > 0 if wanted.gpus is None else wanted.gpus
+        needs = job.device_needed == "cuda" or gpus > 0 if wanted.gpus is None else wanted.gpus
         return Resources(min(wanted.max, shards), wanted.cpus, float(needs), min(wanted.min, shards))
-    if job.device == "cuda" and not gpus:
+    if job.device_needed == "cuda" and not gpus:
         raise ConfigError("device: cuda, but the Ray cluster has no GPU; one that adds nodes takes workers: {max: N}")
     cpus = total.get("CPU", 1.0)
     smallest = min((node["Resources"].get("CPU", 0.0) or cpus for node in live_nodes()), default=cpus)
