@@ -6,9 +6,10 @@ B rows, S of them with signals, N values of a signal.
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -60,10 +61,14 @@ class RescoringWorker:
         """Prefetch nothing: parts are read as they are scored."""
 
     def process(self, shard: Shard) -> PartStats:
-        """Publish the part anew.
+        """Publish the part anew; raise what `score` raises."""
+        return self.score(shard)()
 
-        Raises ShardUnreadable for a damaged part, InputError for one that is not of the run or lacks signals,
-        StoreError when the store failed, and MachineFault when this machine did.
+    def score(self, shard: Shard) -> Callable[[], PartStats]:
+        """Score the part anew, and return the function that publishes it, to be called once and on any thread.
+
+        Raises ShardUnreadable for a damaged part, InputError for one that is not of the run or lacks signals, and, as
+        the returned function does, StoreError when the store failed and MachineFault when this machine did.
         """
         seconds = dict.fromkeys(STAGES, 0.0)
         with opened(self._store, shard) as before:
@@ -76,15 +81,22 @@ class RescoringWorker:
                         scored = rescored(shard, rows, self._bundle, self._fingerprint["precision"])
                     with Clock(seconds, "write"):
                         part.add(scored)
-                with Clock(seconds, "write"):
-                    part.flush()
-                    if bad_images := part.bad_images():
-                        self._folder.put_bad_images(shard.part, bad_images)
-                with Clock(seconds, "write"):  # again: the footer cannot tell how long its own PUT took
-                    self._folder.put_part(shard.part, part.finish(self._footer(before, seconds)))
-            finally:
+            except BaseException:
                 part.close()
-            return PartStats(dict(part.counts), rounded(seconds), before.footer("passed_over"))
+                raise
+        return partial(self._publish, shard, before, part, seconds)
+
+    def _publish(self, shard: Shard, before: "Before", part: PartBuilder, seconds: dict[str, float]) -> PartStats:
+        try:
+            with Clock(seconds, "write"):
+                part.flush()
+                if bad_images := part.bad_images():  # first, so that they are there when the part is
+                    self._folder.put_bad_images(shard.part, bad_images)
+            with Clock(seconds, "write"):  # again: the footer cannot tell how long its own PUT took
+                self._folder.put_part(shard.part, part.finish(self._footer(before, seconds)))
+        finally:
+            part.close()
+        return PartStats(dict(part.counts), rounded(seconds), before.footer("passed_over"))
 
     def _footer(self, before: "Before", seconds: Mapping[str, float]) -> dict[str, Any]:
         return {
