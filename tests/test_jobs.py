@@ -374,6 +374,7 @@ def test_fit_with_given_weights(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert manifest["provenance"]["weights"].endswith("weights.safetensors")
     assert {path.name for path in (tmp_path / "bundle").iterdir()} == {
         "bundle.json", "fit.json", "classifier.safetensors", "detector.safetensors", "calibration.safetensors",
+        "signals.safetensors",
     }  # fmt: skip
 
 
