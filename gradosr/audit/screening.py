@@ -135,8 +135,8 @@ def _new_classes(job: ScreenJob, store: Store, uri: str, fresh: Collection[str],
     if job.gates.new_candidate_class is None or not window:
         return []
     try:
-        new = RunTable(store, uri, fresh)
-        tally = count(RunTable(store, uri, {*fresh, *window}), None, MOST_GROUPED)
+        new = RunTable(store, uri, fresh, with_learned=False)
+        tally = count(RunTable(store, uri, {*fresh, *window}, with_learned=False), None, MOST_GROUPED)
     except EmptyTable:
         return []
     shards = set(count(new, None, 0).by_shard)

@@ -55,6 +55,11 @@ class Manifest(Signals):
         """Precisions in which the detector is calibrated."""
         return "float32", *self.calibrations
 
+    @property
+    def learned_from(self) -> list[str]:
+        """Ids of the archive images whose labels shaped the bundle; run.json repeats them, and rates leave them out."""
+        return [*{one: None for act in ("learned", "extended") for one in self.provenance.get(act, {}).get("ids", ())}]
+
     def document(self) -> dict[str, Any]:
         """Return the content of bundle.json; fields added later are left out if they are empty."""
         layers = None if self.layers == 1 else self.layers

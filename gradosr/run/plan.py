@@ -59,7 +59,8 @@ class Plan:
         manifest = self.manifest
         summary = manifest.calibrations.get(self.job.precision, manifest.calibration)
         facts = manifest.model_dump(mode="json", include={"classes", "false_alarm_rate"})
-        return {**facts, "calibration": summary and summary.model_dump(mode="json"), "software": software()}
+        learned = {"learned": manifest.learned_from} if manifest.learned_from else {}
+        return {**facts, **learned, "calibration": summary and summary.model_dump(mode="json"), "software": software()}
 
     def facts(self) -> dict[str, Any]:
         """Return the plan as plain data."""
