@@ -18,7 +18,7 @@ import click
 
 COMMANDS = (
     *("fit", "check", "score", "submit", "status", "logs", "cancel", "audit", "screen", "schedule", "evaluate"),
-    *("learn", "pack", "compact", "bench", "demo"),
+    *("learn", "extend", "pack", "compact", "bench", "demo"),
 )
 
 DONE, FAILED, USAGE, INPUT, INCOMPLETE, TRIPPED, ACTIVE, INTERRUPTED = 0, 1, 2, 4, 5, 6, 7, 130
