@@ -30,13 +30,16 @@ def audit(
     from gradosr.audit.summary import summary
     from gradosr.config import AuditSettings
     from gradosr.config.settings import load_settings
+    from gradosr.labels import read_labels, verdicts
+    from gradosr.results.folder import RunFolder
     from gradosr.store import Store
     from gradosr.text import printable
 
     level = () if fdr is None else (f"fdr={fdr}",)
     settings = load_settings(AuditSettings, "", "--set", (*overrides, *level))
     store = Store(settings.store, settings.stores)
-    document = find_facts(store, results, settings, baseline, out)
+    said = verdicts(read_labels(store, results), RunFolder(store, results).about()["classes"])
+    document = find_facts(store, results, settings, baseline, out, verdicts=said)
     for note in document["notes"]:
         click.echo(f"gradosr: {printable(note)}", err=True)
     click.echo(json.dumps(document) if as_json else summary(document))

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import click
 
 COMMANDS = (
-    *("fit", "check", "score", "rescore", "submit", "status", "logs", "cancel", "audit", "label", "learn"),
+    *("fit", "check", "score", "rescore", "submit", "status", "logs", "cancel", "audit", "label", "learn", "extend"),
     *("compare", "screen", "schedule", "evaluate", "pack", "compact", "bench", "demo"),
 )
 

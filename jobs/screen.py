@@ -17,6 +17,7 @@ def screen(config: str, overrides: tuple[str, ...], as_json: bool, log_interval:
     from gradosr.audit.nights import History
     from gradosr.config import ScreenJob, load_job
     from gradosr.errors import RunFailed
+    from gradosr.labels import read_labels, verdicts
     from gradosr.run.console import Notes
     from gradosr.run.plan import prepare
     from gradosr.store import Store
@@ -24,9 +25,15 @@ def screen(config: str, overrides: tuple[str, ...], as_json: bool, log_interval:
     job = load_job(ScreenJob, config, overrides)
     screening.check(job)
     plan = prepare(job)
-    history = History(Store(job.store, job.stores), plan.folder)
+    store = Store(job.store, job.stores)
+    history = History(store, plan.folder)
+
+    def labels() -> dict[str, str]:
+        said = verdicts(read_labels(store, job.output), plan.manifest.classes) if job.dismissed else None
+        return {} if said is None else dict(zip(said["key"].to_pylist(), said["label"].to_pylist(), strict=True))
+
     with Notes(interval=log_interval, as_json=log_format == "json") as notes:
-        summary, night = run(plan, notes, lambda plan, outcome: screening.close(job, plan, outcome, history))
+        summary, night = run(plan, notes, lambda plan, outcome: screening.close(job, plan, outcome, history, labels()))
         notes.summary(summary)
         if summary.interrupted:
             raise Terminated

@@ -178,6 +178,13 @@ def document(rows: dict[str, list[dict[str, Any]]], folder: str) -> dict[str, An
         "unknown": 7_310,
         "unknown_rate": 7_310 / 84_000,
         "calibration": {"images": 20_000},
+        "labels": {
+            "labelled": 260,
+            "drawn": 240,
+            "needed": 20,
+            "unknown_share": {"estimate": 0.049, "low": 0.031, "high": 0.076, "labels": 240, "labels_to_halve": 730},
+            "precision": {"estimate": 0.54, "low": 0.45, "high": 0.63, "labels": 120, "labels_to_halve": 365},
+        },
         "prevalence": {
             "estimate": 0.0472,
             "low": 0.0441,

@@ -9,9 +9,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
 from gradosr.audit import export, pictures, report
+from gradosr.audit.by_labels import by_labels
 from gradosr.audit.document import FLAGGED, Found, document
 from gradosr.audit.drift import changes, check_baseline
 from gradosr.audit.flagged import check_folder, write_flagged
@@ -41,21 +43,25 @@ def audit(
     baseline: str | None = None,
     out: Path | None = None,
     only: Collection[str] | None = None,
+    verdicts: pa.Table | None = None,
 ) -> dict[str, Any]:
     """Audit a run and return the document of audit.json.
+
+    `verdicts` are what people said of its images, as gradosr.labels has them. Images that the bundle has learned from
+    are left out.
 
     If `out` (a folder) is given, write the document there together with the page and the lists of images. If `only` is
     given, audit just the parts with these names instead of the whole table of the run. Raises InputError if there is
     nothing to audit, FingerprintMismatch if parts were scored with different settings, ConfigError if the baseline was
     scored with another bundle, and StoreError if `out` cannot be written.
     """
-    table = RunTable(store, uri, only)
-    compared = RunTable(store, baseline) if baseline else None
+    table = RunTable(store, uri, only, with_learned=False)
+    compared = RunTable(store, baseline, with_learned=False) if baseline else None
     notes = [] if table.listing.finished else ["the run is not finished: audited are the parts there are"]
     notes += check_baseline(table, compared) if compared else []
     if out is not None:
         check_folder(out)
-    found, changed = _found(table, settings), None
+    found, changed = _found(table, settings, verdicts), None
     if compared:
         changed, more = changes(table, found.tally, compared, count(compared, None, 0))
         notes += more
@@ -73,16 +79,18 @@ def audit(
     return facts
 
 
-def _found(table: RunTable, settings: AuditSettings) -> Found:
+def _found(table: RunTable, settings: AuditSettings, verdicts: pa.Table | None) -> Found:
     calibration = _calibration(table)
-    tally = count(table, calibration.images if calibration else None, settings.group_sample)
+    sought = [] if verdicts is None else verdicts["key"].to_pylist()
+    tally = count(table, calibration.images if calibration else None, settings.group_sample, sought)
     counts_N = None if tally.p_values is None or tally.p_values.strange else tally.p_values.counts
     share, flags = _figures(tally, settings)
     known, rate, alarms = 1 - (share.estimate or 0.0), table.about["false_alarm_rate"], None
     if counts_N is not None and rate is not None and tally.images:
         alarms = FalseAlarms.of(counts_N, known, rate)
     groups = group(tally.sample, tally.without_features, alarms, settings.max_groups, table.kind)
-    return Found(table, tally, calibration, counts_N, share, flags, groups, settings.max_groups)
+    labels = by_labels(verdicts, tally.over) if sought else None
+    return Found(table, tally, calibration, counts_N, share, flags, groups, settings.max_groups, labels)
 
 
 def _calibration(table: RunTable) -> CalibrationSummary | None:

@@ -39,6 +39,8 @@ class Found:
     flags: Flags
     groups: Groups
     max_groups: int
+    labels: Mapping[str, Any] | None = None
+    """Figures by labels (by_labels.py); None if nobody has labelled anything."""
 
 
 def document(found: Found, changed: Mapping[str, Any] | None, notes: Sequence[str]) -> dict[str, Any]:
@@ -53,6 +55,7 @@ def document(found: Found, changed: Mapping[str, Any] | None, notes: Sequence[st
         **_counted(table, tally),
         "calibration": {"images": found.calibration.images} if found.calibration else None,
         "prevalence": asdict(found.share),
+        "labels": found.labels,
         "flags": {name: value for name, value in asdict(found.flags).items() if name != "rank"},
         "histograms": {
             "unknown_score": score_histogram(tally.scores, found.calibration),
@@ -136,6 +139,12 @@ def _left_out(found: Found) -> list[str]:
     """Return one note for each list or sample that was cut short."""
     tally = found.tally
     notes = []
+    if tally.left_out:
+        left_out = "1 image" if tally.left_out == 1 else f"{tally.left_out:,} images"
+        notes.append(
+            f"{left_out} that the bundle has learned from are left out of all figures and lists: their scores are not "
+            "those of fresh images"
+        )
     if not found.flags.count and tally.unknown:
         notes.append(
             f"no image can be flagged at the level asked for: {FLAGGED} and `highest` hold images over the bundle's "

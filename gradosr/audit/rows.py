@@ -31,6 +31,8 @@ class OpenPart:
     """One part that is open for reading; to be used by one thread."""
 
     file: pq.ParquetFile
+    without: frozenset[str] = frozenset()
+    """Ids of rows that are left out."""
 
     @property
     def columns(self) -> Sequence[str]:
@@ -54,14 +56,23 @@ class OpenPart:
 
     def group(self, number: int, columns: Sequence[str]) -> pa.Table:
         """Read the rows of one row group."""
-        return self.file.read_row_group(number, columns=list(columns), use_threads=False)
+        rows = self.file.read_row_group(number, columns=list(columns), use_threads=False)
+        if not self.without:
+            return rows
+        keys = rows if "key" in columns else self.file.read_row_group(number, columns=["key"], use_threads=False)
+        return rows.filter(pa.array([id_of(key) not in self.without for key in keys["key"].to_pylist()], pa.bool_()))
 
 
 class RunTable:
     """The parts that make up a run's table: those named by _SUCCESS, or in an unfinished run all parts so far."""
 
-    def __init__(self, store: Store, uri: str, only: Collection[str] | None = None) -> None:
+    def __init__(
+        self, store: Store, uri: str, only: Collection[str] | None = None, *, with_learned: bool = True
+    ) -> None:
         """Open the table of a run; if `only` is given, keep just the parts with these names.
+
+        `with_learned` False leaves out the images that the run's bundle has learned from: their scores are not those of
+        fresh images, so they would spoil every rate.
 
         Raises InputError if there is no run, EmptyTable if no part is left.
         """
@@ -69,6 +80,7 @@ class RunTable:
         self.lock = threading.Lock()
         """Lock for functions passed to `each` that change shared state."""
         self.about = self.folder.about()
+        self._without = frozenset[str]() if with_learned else self.about["learned"]
         self.listing = self.folder.look()
         self.parts = [part for part in self.folder.table_parts(self.listing) if only is None or part in only]
         if not self.parts:
@@ -101,7 +113,7 @@ class RunTable:
         """Open one part. Raises InputError if it is damaged, FingerprintMismatch if its settings are different."""
         with self.folder.open_part(part) as body:
             try:
-                opened = OpenPart(pq.ParquetFile(body, pre_buffer=False))
+                opened = OpenPart(pq.ParquetFile(body, pre_buffer=False), self._without)
                 if missing := [name for name in schema().names if name not in opened.columns]:
                     raise InputError(f"{self.folder.uri}: part {part} lacks the columns {', '.join(missing)}")
                 self._check(part, (opened.file.metadata.metadata or {}).get(b"gradosr.fingerprint", b"null"))

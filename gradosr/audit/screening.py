@@ -14,16 +14,19 @@ same id.
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from gradosr.audit import audit, report
 from gradosr.audit.gates import NightFacts, judge
 from gradosr.audit.groups import group
 from gradosr.audit.nights import Counts, History, Night, Seen
-from gradosr.audit.rows import RunTable
+from gradosr.audit.rows import OpenPart, RunTable, id_of
 from gradosr.audit.tally import count
 from gradosr.audit.webhook import receivers, signing_key, tell
 from gradosr.config import AuditSettings, ScreenJob
@@ -36,6 +39,7 @@ SHOWN = 90  # nights shown on the index page
 TOLD_FOR = 90  # screenings that tell of a night before it is given up
 LOOKED_AT = 2 * TOLD_FOR  # nights among which one may still have to be told, even if many screenings were killed
 MOST_GROUPED = 20_000  # most images over the threshold that are clustered
+FEWEST_DISMISSED = 2  # labelled images that dismiss a cluster; a single one may be a slip
 MOSTLY = 0.5  # share of new images above which a cluster counts as new
 
 
@@ -45,10 +49,13 @@ def check(job: ScreenJob) -> None:
         signing_key(job.webhook)
 
 
-def close(job: ScreenJob, plan: Plan, outcome: Outcome, history: History) -> tuple[Summary, Night | None]:
+def close(
+    job: ScreenJob, plan: Plan, outcome: Outcome, history: History, labels: Mapping[str, str] | None = None
+) -> tuple[Summary, Night | None]:
     """Finish the run and store a night for what is new in its table.
 
-    No night is stored if shards failed or were interrupted.
+    `labels` are what people said of images of earlier nights, by key. No night is stored if shards failed or were
+    interrupted.
     """
     summary = finish(plan, outcome)
     if summary.failed or summary.interrupted:
@@ -61,7 +68,7 @@ def close(job: ScreenJob, plan: Plan, outcome: Outcome, history: History) -> tup
     fresh = [part for part, one in archive.items() if one.night == name]
     window = [part for part, one in archive.items() if one.night in {night.night for night in before}]
     counts = _audited(job, store, plan.folder.uri, fresh, history.path(name))
-    sizes = _new_classes(job, store, plan.folder.uri, fresh, window)
+    sizes = _new_classes(job, store, plan.folder.uri, fresh, window, labels or {})
     verdicts = judge(job.gates, NightFacts(counts, before, len(missing), len(seen), sizes))
     made, told_to = now.isoformat(timespec="seconds"), tuple(receivers(job))
     night = Night(name, made, counts, len(plan.shards), len(fresh), tuple(missing), verdicts, told_to)
@@ -127,22 +134,54 @@ def _audited(job: ScreenJob, store: Store, uri: str, fresh: Collection[str], out
     return Counts(found["rows"], found["images"], found["unknown"])
 
 
-def _new_classes(job: ScreenJob, store: Store, uri: str, fresh: Collection[str], window: Collection[str]) -> list[int]:
-    """Return the number of new images in each cluster that consists mostly of new images.
+def _new_classes(
+    job: ScreenJob,
+    store: Store,
+    uri: str,
+    fresh: Collection[str],
+    window: Collection[str],
+    labels: Mapping[str, str],
+) -> list[int]:
+    """Return the number of new images in each cluster that consists mostly of new images and is not dismissed.
 
-    Clusters are formed among the images over the threshold in the parts of both `fresh` and `window`.
+    Clusters are formed among the images over the threshold in the parts of both `fresh` and `window`, and in those that
+    hold images with a label that the job dismisses.
     """
     if job.gates.new_candidate_class is None or not window:
         return []
     try:
-        new = RunTable(store, uri, fresh)
-        tally = count(RunTable(store, uri, {*fresh, *window}), None, MOST_GROUPED)
+        new = RunTable(store, uri, fresh, with_learned=False)
+        labelled = _parts_of(RunTable(store, uri), [key for key, label in labels.items() if label in job.dismissed])
+        tally = count(RunTable(store, uri, {*fresh, *window, *labelled}, with_learned=False), None, MOST_GROUPED)
     except EmptyTable:
         return []
     shards = set(count(new, None, 0).by_shard)
     groups = group(tally.sample, tally.without_features, None, MOST_GROUPED, new.kind).group_of
+    dismissed = {id_of(key): label in job.dismissed for key, label in labels.items()} if labelled else {}
     members: defaultdict[str, list[bool]] = defaultdict(list)
+    said: defaultdict[str, list[bool]] = defaultdict(list)
     for row in tally.sample.settled()[0]:
         if row["id"] in groups:
             members[groups[row["id"]]].append(row["shard"] in shards)
-    return [sum(of_now) for of_now in members.values() if sum(of_now) > MOSTLY * len(of_now)]
+            if row["id"] in dismissed:
+                said[groups[row["id"]]].append(dismissed[row["id"]])
+    return [
+        sum(of_now)
+        for name, of_now in members.items()
+        if sum(of_now) > MOSTLY * len(of_now) and not (len(said[name]) >= FEWEST_DISMISSED and all(said[name]))
+    ]
+
+
+def _parts_of(table: RunTable, keys: Collection[str]) -> set[str]:
+    """Return the names of the parts that hold any of the keys."""
+    found: set[str] = set()
+    sought = pa.array(sorted(keys), pa.string())
+
+    def look(part: str, opened: OpenPart) -> None:
+        if any(pc.any(pc.is_in(rows["key"], sought)).as_py() for _, rows in opened.groups(["key"])):
+            with table.lock:
+                found.add(part)
+
+    if keys:
+        table.each(look)
+    return found

@@ -13,6 +13,7 @@ def summary(document: Mapping[str, Any]) -> str:
         f"images          {document['images']:,} scored, {bad:,} without a score, in {parts:,} parts",
         f"over threshold  {document['unknown']:,} ({document['unknown_rate']:.1%})" + _expected(document),
         f"unknown         {_prevalence(document['prevalence'])}",
+        *_by_labels(document["labels"]),
         f"flagged         {_flags(document['flags'])}",
         f"groups          {_groups(document['groups'])}",
     ]
@@ -33,6 +34,16 @@ def _prevalence(found: Mapping[str, Any]) -> str:
         f"{found['estimate']:.1%} of the images ({found['low']:.1%} to {found['high']:.1%}), at least "
         f"{found['lower_bound']:.1%} ({found['confidence']:.0%} confidence)"
     )
+
+
+def _by_labels(found: Mapping[str, Any] | None) -> list[str]:
+    shares = () if found is None else (("by labels", found["unknown_share"]), ("precision", found["precision"]))
+    return [
+        f"{name:<16}{one['estimate']:.1%} ({one['low']:.1%} to {one['high']:.1%}) by {one['labels']:,} labels; "
+        f"{one['labels_to_halve']:,} more of drawn images would halve the interval"
+        for name, one in shares
+        if one
+    ]
 
 
 def _flags(found: Mapping[str, Any]) -> str:

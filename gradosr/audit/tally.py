@@ -6,7 +6,7 @@ their shard), never by the order in which threads read parts, so that the same t
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -118,9 +118,19 @@ class Sample:
 class Tally:
     """Everything that one pass gathers; several threads may call `read`."""
 
-    def __init__(self, classes: int, calibration_images: int | None, kind: str, sample: int) -> None:
-        """Start without counts; `kind` is that of the input, `sample` the number of rows kept for clustering."""
+    def __init__(
+        self, classes: int, calibration_images: int | None, kind: str, sample: int, sought: Collection[str] = ()
+    ) -> None:
+        """Start without counts; `kind` is that of the input, `sample` the number of rows kept for clustering.
+
+        `sought` are keys of which `over` is to tell on which side of the threshold they are.
+        """
         self.rows = 0
+        self.left_out = 0
+        """Number of rows that the table leaves out."""
+        self.over: dict[str, bool] = {}
+        """Whether an image is over the threshold, by key; of those sought that have a score."""
+        self._sought = pa.array(sorted(sought), pa.string())
         self.statuses: Counter[str] = Counter()
         self.unknown = 0
         self.scores = ScoreCells()
@@ -152,8 +162,16 @@ class Tally:
                 self._add(rows, opened.modified)
                 self.sample.considered += len(over) if stored else 0
                 self.without_features += 0 if stored else len(over)
+                self._find(rows)
                 if chosen is not None:
                     self.sample.add(*chosen)
+        with self._lock:
+            self.left_out += opened.file.metadata.num_rows - self.part_rows[part]
+
+    def _find(self, rows: pa.Table) -> None:
+        if len(self._sought):
+            found = rows.filter(pc.and_(pc.is_in(rows["key"], self._sought), rows["is_unknown"].is_valid()))
+            self.over.update(zip(found["key"].to_pylist(), found["is_unknown"].to_pylist(), strict=True))
 
     def _chosen(
         self, opened: OpenPart, number: int, rows: pa.Table, over: NDArray[np.intp]
@@ -228,9 +246,9 @@ class Tally:
         return [] if self._highest is None else described(self._highest)
 
 
-def count(table: RunTable, calibration_images: int | None, sample: int) -> Tally:
-    """Count all parts of a table in one pass; `sample` is the number of rows kept for clustering."""
-    tally = Tally(len(table.about["classes"]), calibration_images, table.kind, sample)
+def count(table: RunTable, calibration_images: int | None, sample: int, sought: Collection[str] = ()) -> Tally:
+    """Count all parts of a table in one pass; `sample` and `sought` are as in `Tally`."""
+    tally = Tally(len(table.about["classes"]), calibration_images, table.kind, sample, sought)
     table.each(tally.read)
     return tally
 

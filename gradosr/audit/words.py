@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from gradosr.audit.proportions import CONFIDENCE
 from gradosr.audit.text import count, interval, percent, plural
 
 Document = Mapping[str, Any]
@@ -44,6 +45,29 @@ def certainty(document: Document) -> list[str]:
             f"{percent(bound)}."
         )
     return lines
+
+
+def by_labels(document: Document) -> list[str]:
+    """Return sentences on what the labels of drawn images say, whatever the images look like."""
+    found = document["labels"]
+    if found is None:
+        return []
+    if found["unknown_share"] is None:
+        return [
+            f"{plural(found['labelled'], 'image')} labelled, {count(found['drawn'])} of them drawn at random: from "
+            f"{count(found['needed'])} on, they tell the share of unknown images without any assumption."
+        ]
+    return [
+        f"By {plural(one['labels'], 'label')} of drawn images, {percent(one['estimate'])} of {what} are unknown: the "
+        f"{percent(CONFIDENCE)} interval is {interval(one['low'], one['high'])}, whatever they look like"
+        f"{_to_halve(one['labels_to_halve'])}."
+        for name, what in (("unknown_share", "all images"), ("precision", "the images over the threshold"))
+        if (one := found[name])
+    ]
+
+
+def _to_halve(more: int) -> str:
+    return f"; {plural(more, 'more label', 'more labels')} of drawn images would halve it" if more else ""
 
 
 def called_unknown(document: Document) -> str:

@@ -64,9 +64,9 @@ class Manifest(Signals):
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     @property
-    def learned_ids(self) -> list[str]:
-        """Ids of the labelled images that the detector has learned from (audit.rows.id_of)."""
-        return list(self.provenance.get("learned", {}).get("ids", []))
+    def learned_from(self) -> list[str]:
+        """Ids of the archive images whose labels shaped the bundle; run.json repeats them, and rates leave them out."""
+        return [*{one: None for act in ("learned", "extended") for one in self.provenance.get(act, {}).get("ids", ())}]
 
     def document(self) -> dict[str, Any]:
         """Return the content of bundle.json; fields added later are left out if they are empty."""

@@ -27,6 +27,7 @@ from gradosr.config.detectors import (
     Signals,
     TransferSettings,
 )
+from gradosr.config.extend import ExtendSettings
 from gradosr.config.fit import CompleteFitJob, FitJob
 from gradosr.config.inputs import MAX_PIXELS, ImagesInput, Input, LabelNames, ParquetInput, ResultsInput, TarInput
 from gradosr.config.load import check_job, load_job
@@ -53,6 +54,7 @@ __all__ = [
     "ComputeSettings",
     "Detector",
     "DeviceName",
+    "ExtendSettings",
     "FitJob",
     "Gates",
     "ImagesInput",

@@ -73,8 +73,8 @@ class ClassifierSettings(Settings):
     args: dict[str, Any] = {}
     """Keyword arguments of the architecture; arguments that fetch or read files are not allowed."""
     weights: Uri | None = None
-    """URI of a .safetensors file or a torch checkpoint of plain tensors; leave it out with a `train` section or a model
-    folder."""
+    """URI of a .safetensors file or a torch checkpoint of plain tensors; a `train` section starts from them, or needs
+    none; a model folder brings its own."""
     weights_entry: str | None = None
     """Entry of the checkpoint to load. Default: the first of state_dict_ema, model_ema, ema, state_dict,
     model_state_dict, model."""

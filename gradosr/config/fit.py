@@ -17,7 +17,8 @@ class FitJob(StoreFields):
 
     classifier: ClassifierSettings
     train: TrainSettings | None = None
-    """Training recipe, used in place of classifier.weights, or for classifier 1 of the transfer detector."""
+    """Training recipe for the classifier; it starts from classifier.weights if there are any (fine-tuning). With
+    detector.kind transfer it trains classifier 1, and the classifier itself only if that has no weights."""
     input: Input
     """Labelled known images."""
     known: tuple[str, ...] = ()
@@ -43,8 +44,6 @@ class FitJob(StoreFields):
     def _trained_somewhere(self) -> "FitJob":
         if not self.classifier.trained and self.train is None:
             raise ValueError("classifier.weights or a train section is required: one of them makes the classifier")
-        if self.classifier.trained and self.train is not None and self.detector.kind != "transfer":
-            raise ValueError("classifier.weights and train exclude each other, except with detector.kind transfer")
         if isinstance(self.detector, TransferSettings) and self.train is None and self.detector.weights is None:
             raise ValueError("detector.kind transfer needs a train section, or detector.weights: of classifier 1")
         return self

@@ -43,6 +43,9 @@ class ScreenJob(ScoreJob):
     """Rows for which the penultimate features are stored; candidate classes are found from them."""
     gates: Gates = Gates()
     """Limits on the night's results; at least one is required."""
+    dismissed: tuple[str, ...] = ()
+    """Names, given to images of earlier nights by `gradosr label`, of what nobody needs to hear of again. A cluster
+    with two or more images so labelled, and none labelled otherwise, does not trip gates.new_candidate_class."""
     baseline_nights: PositiveInt = 7
     """Number of earlier nights that this one is compared with."""
     fdr: Annotated[float, Field(gt=0, lt=1)] = 0.1

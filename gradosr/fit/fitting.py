@@ -58,14 +58,19 @@ class Ready:
     compute: Compute
 
 
-def prepare(asked: FitJob, notes: Notes, decoded: DecodedImages | None = None) -> Ready:
-    """Load or train the classifier of a fit job, and read its known images. Raises the errors of `fit`."""
+def prepare(
+    asked: FitJob, notes: Notes, decoded: DecodedImages | None = None, classifier: nn.Module | None = None
+) -> Ready:
+    """Load or train the classifier of a fit job, and read its known images. Raises the errors of `fit`.
+
+    A classifier that is given is not loaded; the job, then a complete one, tells where its weights will be.
+    """
     store, compute = Store(asked.store, asked.stores), choose_compute(ComputeSettings(device=asked.device))
     for precision in asked.precisions:
         replace(compute, precision=precision)  # refused here if this machine does not have it, before hours of work
-    job = complete(asked, store, notes.say)
+    job = asked if isinstance(asked, CompleteFitJob) else complete(asked, store, notes.say)
     classes = job.classifier.classes
-    classifier = bring(job, store, notes.say)
+    classifier = bring(job, store, notes.say) if classifier is None else classifier
     observer = Observer(classifier, job.classifier.transform, job.detector.signals, compute)
     observer.check(len(classes))  # before the images are read
     if isinstance(job.detector, TransferSettings):
@@ -76,14 +81,19 @@ def prepare(asked: FitJob, notes: Notes, decoded: DecodedImages | None = None) -
     notes.say(f"{len(classes)} known classes; images: {_listed(known.counts())}")
     if (size := known.pixels.nbytes) >= LARGE:
         notes.say(f"their pixels lie in a temporary file in {gettempdir()} until the end: {size / 1e6:,.1f} MB")
-    if job.train and not job.classifier.weights:
+    # With the transfer detector, the recipe of a classifier that has weights is that of classifier 1.
+    if job.train and not (job.classifier.weights and isinstance(job.detector, TransferSettings)):
         _train(classifier, known.of(TRAINING), job.train, job.classifier.transform, compute, notes, "classifier")
     return Ready(job, classifier, known, compute)
 
 
 def fit(asked: FitJob, notes: Notes) -> Bundle:
     """Make the bundle of a fit job, not saved yet. Raises ConfigError, InputError or ClassifierError."""
-    ready = prepare(asked, notes)
+    return fit_prepared(prepare(asked, notes), notes)
+
+
+def fit_prepared(ready: Ready, notes: Notes) -> Bundle:
+    """Make the bundle of a job whose classifier is trained, not saved yet. Raises the errors of `fit`."""
     job, known = ready.job, ready.known
     observer = Observer(ready.classifier, job.classifier.transform, job.detector.signals, ready.compute)
     head = observer.check(len(job.classifier.classes)).head
@@ -154,6 +164,7 @@ def _provenance(job: CompleteFitJob, known: KnownImages) -> dict[str, Any]:
     """Describe the origin of the bundle, without store settings and environment."""
     return {
         "input": job.input.model_dump(mode="json"),
+        "known": list(job.known),
         "weights": job.classifier.weights,
         "train": job.train.model_dump(mode="json") if job.train else None,
         "detector": job.detector.model_dump(mode="json"),

@@ -4,7 +4,7 @@ The p-values of the new detector are valid as the old one's were: its scores dep
 labelled images of an archive, never on the calibration images, which are scored anew. B images.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,13 +94,13 @@ def read_labelled(store: Store, runs: Sequence[str], bundle: DetectorOnly) -> La
     wanted_in_all = 0
     for run in runs:
         table = RunTable(store, run)
-        _check_lineage(table, bundle)
+        check_lineage(table, bundle)
         verdict = verdicts(read_labels(store, run), bundle.manifest.classes)
         if not len(verdict):
             raise InputError(f"{run}: no labels yet; `gradosr label {run} --import FILE` takes them")
         wanted = dict(zip(verdict["key"].to_pylist(), verdict["unknown"].to_pylist(), strict=True))
         wanted_in_all += len(wanted)
-        for keys, seen in _signals(table, wanted):
+        for keys, seen in stored_signals(table, wanted):
             ids += map(id_of, keys)
             unknown += [wanted[key] for key in keys]
             pieces.append(seen)
@@ -109,7 +109,8 @@ def read_labelled(store: Store, runs: Sequence[str], bundle: DetectorOnly) -> La
     return Labelled(ids, joined, torch.tensor(unknown), wanted_in_all - len(ids))
 
 
-def _check_lineage(table: RunTable, bundle: DetectorOnly) -> None:
+def check_lineage(table: RunTable, bundle: DetectorOnly) -> None:
+    """Raise InputError for a run whose signals are not those of the bundle's classifier."""
     if table.fingerprint["bundle"] not in (bundle.digest, *bundle.manifest.provenance.get("lineage", [])):
         raise InputError(
             f"{table.folder.uri}: scored with another bundle ({table.fingerprint['bundle'][:12]}); labels are learned "
@@ -125,7 +126,7 @@ def _check_enough(found: int, unknown: int, wanted: int) -> None:
         raise InputError(f"{found} labelled images{missing}, none of them unknown: label some that are")
 
 
-def _signals(table: RunTable, wanted: Mapping[str, bool]) -> list[tuple[list[str], Observation]]:
+def stored_signals(table: RunTable, wanted: Collection[str]) -> list[tuple[list[str], Observation]]:
     """Return the keys and signals of the wanted images, part by part in order."""
     found: dict[tuple[str, int], tuple[list[str], Observation]] = {}
 

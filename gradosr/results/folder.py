@@ -91,13 +91,20 @@ class RunFolder:
         return cast("dict[str, Any]", self.about()["fingerprint"])
 
     def about(self) -> dict[str, Any]:
-        """Return the content of run.json. Raises InputError if there is no run."""
+        """Return the content of run.json. Raises InputError if there is no run.
+
+        `learned` are the ids of the images that the bundle has learned from; their scores are not those of fresh ones.
+        """
         try:
             document = json.loads(self._store.read(self.path("run.json")))
-            added_later = {
-                name: document.get(name) for name in ("false_alarm_rate", "calibration", "observer", "learned")
+            added_later = {name: document.get(name) for name in ("false_alarm_rate", "calibration", "observer")}
+            learned = frozenset(document.get("learned", ()))
+            return {
+                "fingerprint": document["fingerprint"],
+                "classes": document["classes"],
+                "learned": learned,
+                **added_later,
             }
-            return {"fingerprint": document["fingerprint"], "classes": document["classes"], **added_later}
         except NotFound as error:
             raise InputError(f"{self.uri}: no results there ({error}); `gradosr score` makes them") from error
         except (ValueError, KeyError, TypeError) as error:

@@ -61,7 +61,7 @@ class Plan:
         summary = manifest.calibrations.get(self.fingerprint["precision"], manifest.calibration)
         facts = manifest.model_dump(mode="json", include={"classes", "false_alarm_rate"})
         calibration = summary and summary.model_dump(mode="json")
-        learned = {"learned": manifest.learned_ids} if manifest.learned_ids else {}
+        learned = {"learned": manifest.learned_from} if manifest.learned_from else {}
         return {**facts, **learned, "calibration": calibration, "observer": manifest.observer, "software": software()}
 
     def facts(self) -> dict[str, Any]:

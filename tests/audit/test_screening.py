@@ -24,6 +24,7 @@ import pytest
 import yaml
 from fault_proxy import FaultProxy
 from hostile import tar
+from made_runs import calibration, rows, write_run
 from PIL import Image
 from tiny import ARCH, labelled_tar, local_job, make_bundle, write_archive
 from trickle import trickling
@@ -593,3 +594,37 @@ def test_nights_on_an_archive_that_grows(
     ]
     keys = [key for part in rows for key in part]
     assert len(keys) == len(set(keys)) == 7 * 40 + 39 * 6 + 60
+
+
+def test_a_cluster_that_was_dismissed_by_name_is_no_new_class(tmp_path: Path) -> None:
+    draws, known = np.random.default_rng(0), calibration()
+    junk, other = np.eye(8)[0], np.eye(8)[1]
+
+    def part(shard: str, *kinds: tuple[np.ndarray, int]) -> list[dict[str, Any]]:
+        features = np.concatenate([at + 0.05 * draws.normal(size=(images, 8)) for at, images in kinds])
+        return rows(shard, np.full(len(features), 9.0), known, features=features.astype(np.float16))
+
+    parts = {
+        "old": part("old.tar", (junk, 3), (other, 5)),
+        "window": part("window.tar", (other, 40)),
+        "fresh": part("fresh.tar", (junk, 40)),
+    }
+    uri = write_run(tmp_path / "run", parts, known, width=8)
+    job = ScreenJob.model_validate(
+        {
+            "bundle": "b",
+            "input": {"kind": "tar", "uri": "/archive/"},
+            "output": uri,
+            "gates": {"new_candidate_class": 10},
+            "dismissed": ["junk"],
+        }
+    )
+
+    def sizes(labels: dict[str, str]) -> list[int]:
+        return screening._new_classes(job, Store(), uri, ["fresh"], ["window"], labels)
+
+    first, second, third = (row["key"] for row in parts["old"][:3])
+    assert sizes({}) == [40]
+    assert sizes({first: "junk", second: "junk", third: "junk"}) == []
+    assert sizes({first: "junk"}) == [40]  # it may be a slip
+    assert sizes({first: "junk", second: "junk", third: "owl"}) == [40]  # people disagree on what it is

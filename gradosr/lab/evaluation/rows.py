@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from gradosr.audit.rows import id_of
 from gradosr.errors import ConfigError, InputError
 from gradosr.lab.evaluation.metrics import auroc, fpr_at_95_tpr, macro_f1, oscr
 from gradosr.results.folder import RunFolder
@@ -43,7 +44,7 @@ class Evaluation:
     known: int
     unknown: int
     left_out: int
-    """Rows without a label or without a score."""
+    """Rows without a label or without a score, and images that the bundle has learned from."""
     closed_set_accuracy: float | None
     """Accuracy on known images, whatever their unknown score."""
     false_alarm_rate: float | None
@@ -66,10 +67,11 @@ def evaluate_run(store: Store, uri: str, known: Sequence[str] = ()) -> Evaluatio
     ConfigError if `known` contains other classes.
     """
     folder = RunFolder(store, uri)
-    classes = folder.about()["classes"]
+    about = folder.about()
+    classes, learned = about["classes"], about["learned"]
     if strange := [name for name in known if name not in classes]:
         raise ConfigError(f"--known {', '.join(strange)}: the bundle's classes are {', '.join(classes)}")
-    table, finished = folder.table(COLUMNS)
+    table, finished = folder.table((*COLUMNS, "key") if learned else COLUMNS)
     rows = table.filter(pc.and_(pc.equal(table["status"], "ok"), pc.is_valid(table["label"])))
     if not len(rows):
         raise InputError(
@@ -77,6 +79,8 @@ def evaluate_run(store: Store, uri: str, known: Sequence[str] = ()) -> Evaluatio
             "score with input.label_column, .cls members or class folders"
         )
     _check_names(rows, classes, uri)
+    if learned:
+        rows = rows.filter(pa.array([id_of(key) not in learned for key in rows["key"].to_pylist()], pa.bool_()))
     return _evaluate(rows, known or classes, len(table) - len(rows), finished)
 
 

@@ -1,0 +1,50 @@
+"""gradosr extend: make a bundle that knows one class more."""
+
+import json
+
+import click
+
+from .cli import json_flag, set_option
+
+
+@click.command()
+@click.argument("bundle")
+@click.option(
+    "--run",
+    "runs",
+    multiple=True,
+    required=True,
+    metavar="RESULTS",
+    help="Results of `gradosr score` with signals, whose images are labelled; repeatable.",
+)
+@click.option("--class", "name", required=True, metavar="NAME", help="The new class, as labels name it.")
+@click.option("--out", required=True, metavar="FOLDER", help="Folder or s3:// prefix of the new bundle.")
+@click.option("--force", is_flag=True, help="Accept that the known classes lose more than half a point of accuracy.")
+@set_option
+@json_flag
+def extend(
+    bundle: str, runs: tuple[str, ...], name: str, out: str, force: bool, overrides: tuple[str, ...], as_json: bool
+) -> None:
+    """Write a bundle like BUNDLE whose classifier knows one class more, from labels of runs (`gradosr label`).
+
+    The old rows of the last layer stay; the detector is fitted anew, to the images that BUNDLE was fitted with.
+    """
+    from gradosr.config import ExtendSettings
+    from gradosr.config.settings import load_settings
+    from gradosr.errors import ConfigError
+    from gradosr.fit.extending import extend as extend_bundle
+    from gradosr.fit.extending import told
+    from gradosr.run.console import Notes
+    from gradosr.store import Store
+    from gradosr.text import printable
+
+    if bundle.rstrip("/") == out.rstrip("/"):
+        raise ConfigError(f"--out {out}: the bundle to extend; name a folder of its own")
+    settings = load_settings(ExtendSettings, "", "--set", overrides)
+    store = Store(settings.store, settings.stores)
+    with Notes() as notes:
+        extended, facts = extend_bundle(bundle, runs, name, out, settings, notes, force=force)
+        extended.save(store, out)
+        for line in told(facts):
+            notes.say(printable(line))
+    click.echo(json.dumps({"bundle": out, **facts}) if as_json else out)
