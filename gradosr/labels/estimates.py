@@ -1,13 +1,8 @@
 """Estimates from labelled images that were chosen with known probabilities (drawing.py): no assumption but the draw.
 
-A cell c has M_c images, of which m_c are labelled, u_c of them as unknown; they were drawn by simple random sampling,
-or all taken. The share of unknown images is estimated by sum M_c u_c / m_c / sum M_c: the stratified estimator, that
-is that of Horvitz and Thompson (1952) with the probabilities m_c / M_c. Its variance is
-sum W_c^2 (1 - m_c / M_c) s_c^2 / m_c with W_c = M_c / sum M (Cochran 1977, Sampling Techniques, section 5.4) and s_c^2
-from the share (u_c + 1/2) / (m_c + 1), as a cell of a few images that are all alike is not one without variance. The
-interval is Wilson's for the number of images that would have that variance if they were drawn from everything (the
-effective sample size), less where few draws tell the variance (both Korn and Graubard 1998). Images that were handed
-out and got no verdict are taken to be like the others of their cell.
+A cell has images of which some were drawn by simple random sampling, or all were taken; it is a stratum of
+`gradosr.audit.proportions.stratified`. Images that were handed out and got no verdict are taken to be like the others
+of their cell.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -15,9 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-from scipy.stats import t
 
-from gradosr.audit.proportions import CONFIDENCE, Z, wilson
+from gradosr.audit.proportions import Stratum, stratified
 from gradosr.labels.records import Place, Round
 
 
@@ -101,22 +95,10 @@ def share(found: Sequence[Cell], unknown: Mapping[str, bool]) -> dict[str, Any] 
     images = sum(cell.images for cell in found)
     if not images:
         return None
-    estimate = smoothed = variance = 0.0
-    labels = freedom = 0
-    for cell in found:
-        verdicts = [unknown[key] for key in cell.drawn if key in unknown]
-        number, weight = len(verdicts), cell.images / images
-        labels += number
-        freedom += number - 1 if number < cell.images else 0
-        spread = (sum(verdicts) + 0.5) / (number + 1)
-        estimate += weight * sum(verdicts) / number
-        smoothed += weight * spread
-        variance += weight**2 * (1 - number / cell.images) * spread * (1 - spread) / number
-    low = high = estimate
-    if variance:
-        wider = float(t.ppf(0.5 + CONFIDENCE / 2, max(1, freedom))) / Z
-        effective = smoothed * (1 - smoothed) / variance / wider**2
-        low, high = wilson(estimate * effective, effective)
+    verdicts = [[unknown[key] for key in cell.drawn if key in unknown] for cell in found]
+    strata = [Stratum(cell.images, len(own), sum(own)) for cell, own in zip(found, verdicts, strict=True)]
+    estimate, low, high = stratified(strata)
+    labels = sum(one.drawn for one in strata)
     return {"estimate": estimate, "low": low, "high": high, "images": images, "labels": labels}
 
 
