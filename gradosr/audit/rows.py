@@ -80,7 +80,7 @@ class RunTable:
         self.lock = threading.Lock()
         """Lock for functions passed to `each` that change shared state."""
         self.about = self.folder.about()
-        self._without = frozenset[str]() if with_learned else self.about["learned"]
+        self._without = frozenset(() if with_learned else self.about["learned"])
         self.listing = self.folder.look()
         self.parts = [part for part in self.folder.table_parts(self.listing) if only is None or part in only]
         if not self.parts:

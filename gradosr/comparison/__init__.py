@@ -32,7 +32,7 @@ def compare(store: Store, before: str, after: str) -> dict[str, Any]:
     classes = tuple(run.about["classes"] for run in runs)
     said = verdicts(pa.concat_tables([read_labels(store, uri) for uri in dict.fromkeys((before, after))]), classes[0])
     labels = dict(zip(said["key"].to_pylist(), said["label"].to_pylist(), strict=True))
-    learned = {one for run in runs for one in run.about["learned"] or ()}
+    learned = {one for run in runs for one in run.about["learned"]}
     truth = Truth(labels, (classes[0], classes[1]), learned)
     found = side_by_side(*runs, both, truth)
     if not found.table.sum():
@@ -95,7 +95,7 @@ def _about(run: RunTable) -> dict[str, Any]:
         "uri": run.folder.uri,
         "bundle": run.fingerprint["bundle"],
         "false_alarm_rate": run.about["false_alarm_rate"],
-        "learned_from": len(run.about["learned"] or ()),
+        "learned_from": len(run.about["learned"]),
     }
 
 

@@ -98,13 +98,8 @@ class RunFolder:
         try:
             document = json.loads(self._store.read(self.path("run.json")))
             added_later = {name: document.get(name) for name in ("false_alarm_rate", "calibration", "observer")}
-            learned = frozenset(document.get("learned", ()))
-            return {
-                "fingerprint": document["fingerprint"],
-                "classes": document["classes"],
-                "learned": learned,
-                **added_later,
-            }
+            added_later["learned"] = document.get("learned", [])
+            return {"fingerprint": document["fingerprint"], "classes": document["classes"], **added_later}
         except NotFound as error:
             raise InputError(f"{self.uri}: no results there ({error}); `gradosr score` makes them") from error
         except (ValueError, KeyError, TypeError) as error:

@@ -64,6 +64,7 @@ def test_an_image_that_memory_is_too_small_for_is_no_bad_image(name: str) -> Non
     assert answers[0], "or this test shows nothing"
 
 
+@pytest.mark.slow
 def test_torchs_want_of_memory_is_told_with_the_image() -> None:
     huge = TransformSettings(resize=(60_000, 60_000))
     answer = in_little_memory(fault_of_preparing, MEGABYTE, png(8, 8), huge)

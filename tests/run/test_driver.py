@@ -222,6 +222,7 @@ def test_a_shard_that_vanished_is_failed_not_quarantined(job: ScoreJob, tmp_path
     assert not outcome.quarantined
 
 
+@pytest.mark.slow
 def test_a_bundle_no_worker_can_load_stops_the_run_with_its_cause(job: ScoreJob, tmp_path: Path) -> None:
     weights = tmp_path / "bundle" / "classifier.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])

@@ -164,7 +164,7 @@ def test_the_table_is_that_of_a_fresh_run_without_images_and_weights(scored: Pat
     assert plan.fingerprint == {
         **theirs, "bundle": load_detector(Store(), f"{folder}/learned").digest, "rescored": [theirs["bundle"]]
     }  # fmt: skip
-    assert RunFolder(Store(), f"{folder}/again").about()["learned"] == {"0123456789abcdef"}
+    assert RunFolder(Store(), f"{folder}/again").about()["learned"] == ["0123456789abcdef"]
     footers = [pq.read_metadata(folder / name / "parts" / f"{part}.parquet").metadata for name in ("results", "again")]
     assert footers[0][b"gradosr.shard"] == footers[1][b"gradosr.shard"]
     assert json.loads(footers[1][b"gradosr.fingerprint"]) == plan.fingerprint

@@ -310,6 +310,7 @@ def faulty(proxy: FaultProxy, bucket: str, fault: Fault | None, monkeypatch: pyt
     return Place(Store(settings), bucket)
 
 
+@pytest.mark.slow
 def test_a_listing_takes_as_many_pages_as_it_needs(bucket_place: Place) -> None:
     store, bucket = bucket_place
     keys = [f"{number:04}" for number in range(1050)]

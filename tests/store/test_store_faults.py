@@ -169,6 +169,7 @@ def test_a_part_that_cannot_be_written_fails_its_shard(
     assert_whole(job, store, clean)
 
 
+@pytest.mark.slow
 def test_a_shard_replaced_while_it_is_read_is_scored_in_its_new_version(
     job: ScoreJob, proxy: FaultProxy, store: Store, clean: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +201,7 @@ def test_a_policy_that_forbids_listing_is_told_before_work(job: ScoreJob, proxy:
     assert objects(store, job, "") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variable", "message"),
     [("AWS_ACCESS_KEY_ID", "does not know this access key"), ("AWS_SECRET_ACCESS_KEY", "does not fit the access key")],

@@ -68,7 +68,7 @@ def evaluate_run(store: Store, uri: str, known: Sequence[str] = ()) -> Evaluatio
     """
     folder = RunFolder(store, uri)
     about = folder.about()
-    classes, learned = about["classes"], about["learned"]
+    classes, learned = about["classes"], frozenset(about["learned"])
     if strange := [name for name in known if name not in classes]:
         raise ConfigError(f"--known {', '.join(strange)}: the bundle's classes are {', '.join(classes)}")
     table, finished = folder.table((*COLUMNS, "key") if learned else COLUMNS)
