@@ -35,6 +35,7 @@ def same(one: list[PreparedImage], other: list[PreparedImage]) -> bool:
     return keys[0] == keys[1] and torch.equal(*map(torch.stack, pixels))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [0, 50 * SIZE, 10**9])
 def test_each_reading_gives_what_it_takes_in_order_whatever_is_kept(source: ImagesInput, most: int) -> None:
     decoded = DecodedImages(Store(), most)

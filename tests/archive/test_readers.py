@@ -249,6 +249,7 @@ def test_a_tar_cut_anywhere_gives_its_whole_images_and_one_truncated_row(read, f
         assert (rows[-1].data, rows[-1].fault.status) == (b"", "truncated")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", COMPRESS)
 def test_a_compressed_tar_cut_anywhere_gives_a_beginning_and_one_truncated_row(read, kind):
     """Bzip2, xz and Zstandard give nothing of a block before all of it is there: here each member is a stream."""

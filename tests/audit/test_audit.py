@@ -46,6 +46,7 @@ def drawn(seed: int, n: int, known: int, unknown: int, shift: float) -> tuple[np
 # --- prevalence
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [4.0, 1.3], ids=["far", "near"])
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.2, 0.5])
 def test_the_interval_covers_the_true_share(shift: float, share: float) -> None:

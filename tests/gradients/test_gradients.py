@@ -141,7 +141,7 @@ def no_rule(net, pixels):
     ("name", "options", "without_rule"),
     [
         ("resnet18", {}, ""),
-        ("mobilenet_v2", {}, ""),
+        pytest.param("mobilenet_v2", {}, "", marks=pytest.mark.slow),
         ("densenet121", {}, ""),
         pytest.param("vgg11_bn", {"dropout": 0.1}, "", marks=pytest.mark.slow),
         pytest.param("vgg16", {}, "", marks=pytest.mark.slow),
@@ -726,6 +726,7 @@ def test_channels_last_images_and_weights_are_exact():
     torch.testing.assert_close(squared_norms(net, pixels).values_BP, expected, rtol=1e-4, atol=0)
 
 
+@pytest.mark.slow
 def test_weights_laid_out_channels_last_give_the_same_norms():
     net = settled(models.resnet18(num_classes=CLASSES)).double()
     pixels = images(2, 64, dtype=torch.float64)

@@ -46,6 +46,7 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [1e-9, 0.3, 0.8])
 @pytest.mark.parametrize("name", NETS)
 def test_the_norms_kept_are_those_of_all_layers(name: str, layers: float) -> None:

@@ -119,6 +119,7 @@ def test_other_errors_of_a_pass_are_not_taken_for_a_lack_of_memory() -> None:
     assert not isinstance(failed.value, ClassifierError)
 
 
+@pytest.mark.slow
 def test_a_pass_that_fails_gives_back_what_it_held(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its records hold tensors whose graph holds its hooks: a cycle that Python's garbage collector cannot see."""
     passes: list[weakref.ref[Pass]] = []

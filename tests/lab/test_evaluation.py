@@ -27,6 +27,8 @@ from gradosr.lab.evaluation.tables import bootstrap, markdown, measure
 from gradosr.run.console import Notes
 from gradosr.scoring import observer
 
+pytestmark = pytest.mark.slow  # networks are trained
+
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200), "grey": (120, 120, 120)}
 DETECTORS = {
     "one_class": {"kind": "one_class"},
@@ -121,7 +123,6 @@ def test_metrics_are_those_of_the_rows(done: tuple[Path, Any]) -> None:
         assert (folder / "out" / f"{name}.svg").read_bytes().startswith(b"<?xml")
 
 
-@pytest.mark.slow
 def test_the_same_command_does_nothing_again_and_another_detector_scores_without_training(
     done: tuple[Path, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

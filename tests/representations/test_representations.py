@@ -196,6 +196,7 @@ def test_equals_its_slow_twin(engine, kind, name, batch):
     torch.testing.assert_close(found.values_BC, twin, rtol=1e-9, atol=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", REPRESENTATIONS)
 def test_conforms(engine, kind):
     whole = represent(engine, images(4), [kind], ["all_hot", "predicted"])

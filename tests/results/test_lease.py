@@ -265,6 +265,7 @@ def test_the_lease_of_a_killed_driver_of_this_machine_is_taken_at_once(
     assert said == []
 
 
+@pytest.mark.slow
 def test_the_lease_of_a_killed_driver_of_another_machine_expires(
     place: tuple[Store, str], seaweedfs: SeaweedFS, times: Callable[..., None], said: list[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -280,6 +281,7 @@ def test_the_lease_of_a_killed_driver_of_another_machine_expires(
     assert len(said) == 1
 
 
+@pytest.mark.slow
 def test_a_driver_that_was_asleep_learns_that_it_lost_the_run(
     place: tuple[Store, str], seaweedfs: SeaweedFS, times: Callable[..., None], said: list[str]
 ) -> None:
@@ -318,6 +320,7 @@ def test_a_deleted_lease_that_another_took_is_lost(
     assert said == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body", [b"", b"{}", b'{"token": 1}', b"\xff", b"[1, 2]"])
 def test_what_is_no_lease_expires_as_one(
     place: tuple[Store, str], times: Callable[..., None], said: list[str], body: bytes

@@ -220,6 +220,7 @@ def with_classifier(bundle, arch, args, size):
     return Bundle(manifest, classifier, detector, bundle.calibrations)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "args", "size", "message"),
     [

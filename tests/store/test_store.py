@@ -165,6 +165,7 @@ def test_an_exchange_is_for_the_version_that_it_names(place: Place) -> None:
     assert names(place) == ["elsewhere"]
 
 
+@pytest.mark.slow
 def test_one_of_many_exchanges_counts(place: Place) -> None:
     uri, version = join(place.folder, "x"), None
     versions = set()

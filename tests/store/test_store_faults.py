@@ -96,6 +96,7 @@ SLOW = {"cut", "stall"}
 """Told after all attempts, and shown by test_store.py too."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault", [pytest.param(fault, marks=[pytest.mark.slow] * (fault in SLOW)) for fault in LASTING]
 )
