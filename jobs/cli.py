@@ -66,6 +66,15 @@ set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a config field; repeatable; values are YAML."
 )
 
+labelled_runs = click.option(
+    "--run",
+    "runs",
+    multiple=True,
+    required=True,
+    metavar="RESULTS",
+    help="Results of `gradosr score` with signals, whose images are labelled; repeatable.",
+)
+
 address_option = click.option(
     "--address",
     metavar="URL",

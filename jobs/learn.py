@@ -4,19 +4,12 @@ import json
 
 import click
 
-from .cli import json_flag, set_option
+from .cli import json_flag, labelled_runs, set_option
 
 
 @click.command()
 @click.argument("bundle")
-@click.option(
-    "--run",
-    "runs",
-    multiple=True,
-    required=True,
-    metavar="RESULTS",
-    help="Results of `gradosr score` with signals, whose images are labelled; repeatable.",
-)
+@labelled_runs
 @click.option("--out", required=True, metavar="FOLDER", help="Folder or s3:// prefix of the new bundle.")
 @set_option
 @json_flag

@@ -20,11 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gradosr.archive.readers.parquet import unreadable
 from gradosr.archive.shards import Shard
 from gradosr.bundle.bundle import DetectorOnly, load_detector
 from gradosr.config import Precision, ScoreJob
 from gradosr.detectors import Observation
-from gradosr.errors import InputError, ShardUnreadable, StoreError, machine_fault
+from gradosr.errors import InputError, ShardUnreadable
 from gradosr.results.folder import RunFolder
 from gradosr.results.outcome import PartStats
 from gradosr.results.part import STAGES, PartBuilder, schema
@@ -32,7 +33,6 @@ from gradosr.results.rescored import HOW, fingerprint_before
 from gradosr.scoring.clock import Clock, rounded, timed
 from gradosr.scoring.columns import NON_FINITE
 from gradosr.store import Store
-from gradosr.text import reason
 from gradosr.versions import software
 
 ROWS = 2048
@@ -124,7 +124,7 @@ class Before:
 
     def rows(self) -> Iterator[pa.RecordBatch]:
         """Yield the rows, a few at a time. Raises ShardUnreadable."""
-        with _unreadable(self.uri):
+        with unreadable(self.uri, "damaged"):
             yield from self.file.iter_batches(ROWS, use_threads=False)
 
 
@@ -132,26 +132,12 @@ class Before:
 def opened(store: Store, part: Shard) -> Iterator[Before]:
     """Open a part. Raises ShardUnreadable if it is damaged, or lacks a column."""
     with store.open(part.stored) as body:
-        with _unreadable(part.uri):
+        with unreadable(part.uri, "damaged"):
             file = pq.ParquetFile(body, pre_buffer=False)
             if missing := [name for name in schema().names if name not in file.schema_arrow.names]:
                 raise ShardUnreadable(f"{part.uri}: lacks the columns {', '.join(missing)}")
             first = next(file.iter_batches(1, columns=["shard"], use_threads=False), None)
         yield Before(part.uri, file, str(first["shard"][0]) if first else "")
-
-
-@contextmanager
-def _unreadable(uri: str) -> Iterator[None]:
-    try:
-        yield
-    except StoreError:
-        raise
-    except Exception as error:
-        if fault := machine_fault(error):
-            raise fault from error
-        if not isinstance(error, pa.ArrowException | OSError | ValueError):
-            raise
-        raise ShardUnreadable(f"{uri}: damaged: {reason(error)}") from error
 
 
 def rescored(part: Shard, rows: pa.RecordBatch, bundle: DetectorOnly, precision: Precision) -> pa.RecordBatch:

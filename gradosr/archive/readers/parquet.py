@@ -99,7 +99,7 @@ def _check_columns(shard: Shard, file: parquet.ParquetFile, source: ParquetInput
 @contextmanager
 def _opened(shard: Shard, store: Store, source: ParquetInput) -> Iterator[parquet.ParquetFile]:
     with store.open(shard.stored) as stream:
-        with _unreadable(shard, "not a Parquet file"):
+        with unreadable(shard.uri, "not a Parquet file"):
             file = _file(stream)
             if _is_dictionary(file.schema_arrow, source.image_column):
                 file = _file(stream, _without_arrow_schema(stream))
@@ -134,7 +134,7 @@ def _without_arrow_schema(stream: BinaryIO) -> parquet.FileMetaData:
 
 def _batches(shard: Shard, file: parquet.ParquetFile, group: int, source: ParquetInput) -> Iterator[pa.RecordBatch]:
     columns = _columns(file.schema_arrow, source)
-    with _unreadable(shard, f"damaged in row group {group} of {file.num_row_groups}"):
+    with unreadable(shard.uri, f"damaged in row group {group} of {file.num_row_groups}"):
         # One thread: the shards are what runs in parallel, and a Python file is read by one thread at a time.
         yield from file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False)
 
@@ -212,7 +212,7 @@ def _texts(values: pa.Array) -> list[str | None]:
 
 
 @contextmanager
-def _unreadable(shard: Shard, what: str) -> Iterator[None]:
+def unreadable(uri: str, what: str) -> Iterator[None]:
     """Turn Arrow's errors about the content into ShardUnreadable; the store's own errors pass unchanged.
 
     Raises MachineFault for what this machine lacks.
@@ -226,4 +226,4 @@ def _unreadable(shard: Shard, what: str) -> Iterator[None]:
             raise fault from error
         if not isinstance(error, pa.ArrowException | OSError | ValueError):  # ValueError: names that are not UTF-8
             raise
-        raise ShardUnreadable(f"{shard.uri}: {what}: {reason(error)}") from error
+        raise ShardUnreadable(f"{uri}: {what}: {reason(error)}") from error
