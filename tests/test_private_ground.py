@@ -1,4 +1,4 @@
-"""What of torch is used beyond its public interface: a list that CONTRIBUTING.md explains, and nothing else."""
+"""The use of torch beyond its public interface: a list that CONTRIBUTING.md explains, and nothing else."""
 
 import ast
 from collections import defaultdict

@@ -203,7 +203,7 @@ def test_a_name_that_is_not_utf8_is_text(tmp_path, store):
     try:
         (tmp_path / os.fsdecode(b"a\xff.tar")).write_bytes(b"x")
     except OSError:
-        pytest.skip("this file system takes UTF-8 names only")
+        pytest.skip("this file system takes UTF-8 names only")  # macOS: such files cannot exist there
     (shard,) = list_shards(TarInput(uri=str(tmp_path)), store)
     assert shard.name == "a\\xff.tar"
     assert shard.part.startswith("part-a-xff.tar-")

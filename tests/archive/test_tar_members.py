@@ -269,7 +269,7 @@ def test_links_cost_bounded_memory_and_disk(shelf: Shelf, monkeypatch: pytest.Mo
 
 def test_a_full_disk_is_no_fault_of_a_linked_image(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     if not Path("/dev/full").exists():
-        pytest.skip("needs a device that is always full")
+        pytest.skip("needs a device that is always full")  # /dev/full, which Linux alone has
     monkeypatch.setattr(tar_links.tempfile, "TemporaryFile", lambda: open("/dev/full", "r+b", buffering=0))  # noqa: SIM115, PTH123
     with pytest.raises(MachineFault, match="No space left on device: a compressed archive with links is copied there"):
         shelf.read(gzip.compress(with_links(("a.png", CAT), link("b.png", "a.png"))), "s.tgz")

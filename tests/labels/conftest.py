@@ -1,4 +1,4 @@
-"""What tests of labels share."""
+"""Fixtures that tests of labels share."""
 
 from pathlib import Path
 from typing import Any

@@ -45,7 +45,7 @@ def berlin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [Path(folder) / "Europe" / "Berlin" for folder in zoneinfo.TZPATH]
     found = next((file for file in files if file.exists()), None)
     if found is None:
-        pytest.skip("this system has no time zone data")
+        pytest.skip("this system has no time zone data")  # slim containers: Python then uses the tzdata package
     monkeypatch.setattr(zones, "LOCALTIME", found)
 
 

@@ -269,7 +269,7 @@ def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(home: Path)
     (home / "small").mkdir()
     alone = ["unshare", "--user", "--map-root-user", "--mount"]
     if subprocess.run([*alone, "mount", "-t", "tmpfs", "tmpfs", home / "small"], check=False).returncode:
-        pytest.skip("no file system can be mounted here")
+        pytest.skip("no file system can be mounted here")  # containers often forbid user namespaces
     command = [*alone, sys.executable, "-c", SMALL_DISK, str(home)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     full_output, mended_output, full_spool, mended_spool = json.loads(done.stdout)
