@@ -27,7 +27,7 @@ ROOMS = {
         "run/submission.py",
     },
     "boto3": {"store/s3.py"},
-    "botocore": {"store/s3.py", "store/s3_errors.py"},
+    "botocore": {"store/s3.py", "store/s3_contents.py", "store/s3_errors.py"},
     "rich": {"run/console.py"},
     "timm": {"classifier/architectures/timm.py"},
     "triton": {"gradients/fused.py", "gradients/triton_kernels.py"},

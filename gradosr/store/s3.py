@@ -1,4 +1,4 @@
-"""Objects in S3-compatible stores. boto3 stays in this file and s3_errors.py, and none of its errors escapes."""
+"""Objects in S3-compatible stores. boto3 stays in the files s3*.py, and none of its errors escapes."""
 
 import io
 import os
@@ -21,6 +21,7 @@ from gradosr.store.backends import Backend, StoredObject
 from gradosr.store.blocks import open_blocks
 from gradosr.store.listing import Page, listed
 from gradosr.store.ordering import in_order
+from gradosr.store.s3_contents import ENTRIES, take_contents
 from gradosr.store.s3_errors import FOREIGN, TooSlow, UnsupportedRequest, is_transient, translated
 from gradosr.store.threads import UPLOAD_BYTES, Progress, within
 
@@ -157,9 +158,9 @@ class S3Backend:
         while True:
             answer = self._try(uri, self._client.list_objects_v2, **query)
             objects = [
-                StoredObject(f"{scheme}://{bucket}/{item['Key']}", item["Size"], _version(item), _modified(item))
-                for item in answer.get("Contents", ())
-                if not item["Key"].endswith("/")  # what consoles put to show an empty folder
+                StoredObject(f"{scheme}://{bucket}/{one.key}", one.size, one.etag, one.modified)
+                for one in answer[ENTRIES]
+                if not one.key.endswith("/")  # what consoles put to show an empty folder
             ]
             folders = [f"{scheme}://{bucket}/{item['Prefix']}" for item in answer.get("CommonPrefixes", ())]
             last = not answer.get("IsTruncated")
@@ -259,11 +260,13 @@ def _client(settings: S3Settings, server: str) -> Any:
     )
     try:
         session = boto3.session.Session(region_name=settings.region)
-        return session.client("s3", endpoint_url=settings.endpoint_url, config=config)
+        client = session.client("s3", endpoint_url=settings.endpoint_url, config=config)
     except ValueError as error:  # how botocore reports a URL or region that cannot be one
         raise ConfigError(f"store: {' '.join(str(error).split())}") from error
     except BotoCoreError as error:
         raise translated(error, server, server, 1) from error
+    client.meta.events.register("before-parse.s3.ListObjectsV2", take_contents)
+    return client
 
 
 def _target(uri: str) -> dict[str, Any]:
