@@ -25,6 +25,8 @@ CONFIGURATIONS = (
     ("torchvision:resnet18", 224, 16),
     ("torchvision:resnet50", 224, 8),
     ("torchvision:mobilenet_v3_large", 224, 16),
+    ("torchvision:efficientnet_b0", 224, 64),
+    ("timm:efficientnet_lite0", 224, 64),
     ("torchvision:vit_b_16", 224, 8),
     ("torchvision:convnext_tiny", 224, 8),
 )
