@@ -119,7 +119,7 @@ class GradientEngine:
         key = (*images_BCHW.shape[1:], images_BCHW.dtype, images_BCHW.device)
         if key not in self._planned:
             check_finite(self.classifier)
-            plan = self._make_plan(images_BCHW).narrowed(self.names)
+            plan = self._make_plan(images_BCHW)
             self._planned[key] = planned = _Planned(plan)
             self._announce(plan)
             if self._max_memory is not None and len(images_BCHW):
@@ -129,7 +129,7 @@ class GradientEngine:
 
     def _make_plan(self, images_BCHW: Tensor) -> Plan:
         try:
-            return make_plan(self.classifier, images_BCHW)
+            return make_plan(self.classifier, images_BCHW, self.names)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

@@ -52,11 +52,11 @@ class Plan:
     """Number of ruled calls in one forward pass."""
 
     def narrowed(self, names: Collection[str]) -> "Plan":
-        """Return the plan for the norms of the named parameters alone; its backward pass ends at the first of them."""
+        """Return the plan with uses of the named parameters alone wanted; its backward pass ends at the first of them."""
         uses = {
             number: replace(use, wanted=not set(use.parameters).isdisjoint(names)) for number, use in self.uses.items()
         }
-        return replace(self, uses=uses, fallback=tuple(name for name in self.fallback if name in names))
+        return replace(self, uses=uses)
 
     @cached_property
     def shared(self) -> frozenset[str]:

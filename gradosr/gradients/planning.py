@@ -9,7 +9,7 @@ does not reproduce autograd is assigned to the exact fallback.
 import copy
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -41,8 +41,8 @@ OFF_CENTRE = 100.0
 """Mean of a BatchNorm's input, in its standard deviations, above which folding would lose too much precision."""
 
 
-def make_plan(classifier: nn.Module, images_BCHW: Tensor) -> Plan:
-    """Return the plan for images of this shape, type and device.
+def make_plan(classifier: nn.Module, images_BCHW: Tensor, names: Collection[str]) -> Plan:
+    """Return the plan of the norms of the named parameters, for images of this shape, type and device.
 
     Raise ClassifierError if the classifier is unsuitable.
     """
@@ -50,7 +50,7 @@ def make_plan(classifier: nn.Module, images_BCHW: Tensor) -> Plan:
     plans: list[Plan] = []
     for count in PROBES:
         try:
-            plans.append(_plan_by_probing(classifier, images_BCHW, count))
+            plans.append(_plan_by_probing(classifier, images_BCHW, names, count))
         except Influence:
             if count == PROBES[-1] and not plans:
                 raise
@@ -60,18 +60,18 @@ def make_plan(classifier: nn.Module, images_BCHW: Tensor) -> Plan:
     return min(plans, key=lambda plan: len(plan.fallback))
 
 
-def _plan_by_probing(classifier: nn.Module, images_BCHW: Tensor, count: int) -> Plan:
+def _plan_by_probing(classifier: nn.Module, images_BCHW: Tensor, names: Collection[str], count: int) -> Plan:
     probe = torch.randn(count, *images_BCHW.shape[1:], generator=torch.Generator().manual_seed(0))
     probe = probe.to(images_BCHW.device, images_BCHW.dtype)
     try:
-        return _plan(_precise_copy(classifier), probe.double(), tolerance=1e-6, floor=1e-12)
+        return _plan(_precise_copy(classifier), probe.double(), names, tolerance=1e-6, floor=1e-12)
     except ClassifierError:
         raise
     except (RuntimeError, TypeError, NotImplementedError) as error:  # the network casts, or an operator lacks float64
         if isinstance(error, RuntimeError) and is_out_of_memory(error):
             raise
         logger.info("verified in %s, not in float64: %s", images_BCHW.dtype, error)
-        return _plan(classifier, probe, tolerance=1e-2, floor=1e-6)
+        return _plan(classifier, probe, names, tolerance=1e-2, floor=1e-6)
 
 
 def _precise_copy(classifier: nn.Module) -> nn.Module:
@@ -97,7 +97,7 @@ def check_mode(classifier: nn.Module) -> None:
         raise ClassifierError(f"{training[0]} is in training mode; call .eval() on the classifier first")
 
 
-def _plan(classifier: nn.Module, probe: Tensor, tolerance: float, floor: float) -> Plan:
+def _plan(classifier: nn.Module, probe: Tensor, names: Collection[str], *, tolerance: float, floor: float) -> Plan:
     parameters = dict(classifier.named_parameters())
     with only_requiring_grad(classifier, parameters):
         recorder = Recorder(classifier, probe.requires_grad_())
@@ -106,7 +106,7 @@ def _plan(classifier: nn.Module, probe: Tensor, tolerance: float, floor: float) 
         layouts = find_layouts(classifier, probe.detach(), recorder, logits.detach())
         uses = {number: _use(recorder.records[number], before, parameters) for number, before in layouts.items()}
         folds = _folds(classifier, recorder, uses, logits)
-    reference = _autograd_norms(classifier, probe.detach()[EXCHANGED : EXCHANGED + 1])
+    reference = _autograd_norms(classifier, probe.detach()[EXCHANGED : EXCHANGED + 1], names)
     unused = tuple(name for name, expected in reference.items() if expected is None)
     used = {name: expected for name, expected in reference.items() if expected is not None}
     plan = Plan(uses, tuple(used), unused, _penultimate(recorder, logits), _middle(recorder), recorder.count)
@@ -121,10 +121,10 @@ def _plan(classifier: nn.Module, probe: Tensor, tolerance: float, floor: float) 
         tolerance=tolerance,
         floor=floor,
     )
-    with_folds = verified(replace(plan, uses=folds))
+    with_folds = verified(replace(plan, uses=folds).narrowed(names))
     if not with_folds.fallback or not with_folds.folded:
         return with_folds
-    return min(with_folds, verified(plan), key=lambda plan: len(plan.fallback))
+    return min(with_folds, verified(plan.narrowed(names)), key=lambda plan: len(plan.fallback))
 
 
 def _verified(
@@ -143,18 +143,18 @@ def _verified(
     if not torch.allclose(again, logits, rtol=1e3 * tolerance, atol=1e3 * floor, equal_nan=True):
         check_repeats(classifier, probe, logits)
         norms = {}
-    bound = floor * max(used.values())
+    bound = floor * max(used.values(), default=0.0)
     right = {
         name
         for name, expected in used.items()
         if name in norms and abs(float(norms[name][EXCHANGED]) - expected) <= tolerance * expected + bound
     }
-    kept = {number: use for number, use in plan.uses.items() if right.intersection(use.parameters)}
+    kept = {n: use for n, use in plan.uses.items() if not use.wanted or right.intersection(use.parameters)}
     return replace(plan, uses=kept, fallback=tuple(name for name in used if name not in right))
 
 
-def _autograd_norms(classifier: nn.Module, image_1CHW: Tensor) -> dict[str, float | None]:
-    """Return each parameter's squared norm for one image from plain autograd with the all-hot objective.
+def _autograd_norms(classifier: nn.Module, image_1CHW: Tensor, names: Collection[str]) -> dict[str, float | None]:
+    """Return each named parameter's squared norm for one image from plain autograd with the all-hot objective.
 
     The value is None for a parameter that no gradient reaches.
     """
@@ -168,14 +168,14 @@ def _autograd_norms(classifier: nn.Module, image_1CHW: Tensor) -> dict[str, floa
             )
         loss = OBJECTIVES["all_hot"](logits).sum()
         try:
-            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+            gradients = torch.autograd.grad(loss, [parameters[name] for name in names], allow_unused=True)
         except RuntimeError as error:
             if "inplace" not in str(error):
                 raise
             raise input_overwritten() from error
     return {
         name: None if gradient is None else float(squared_norm(gradient.reshape(1, -1)))
-        for name, gradient in zip(parameters, gradients, strict=True)
+        for name, gradient in zip(names, gradients, strict=True)
     }
 
 
