@@ -1,7 +1,7 @@
 """The objects of an S3 listing, read from its XML by the parser in C.
 
 botocore makes a dictionary of every element and a date of every time, which takes 150 microseconds an object: four
-hours for a hundred million. This takes a tenth of it.
+hours for a hundred million. With this, all that is done for an object takes a fourth of it.
 """
 
 import xml.etree.ElementTree as ET
