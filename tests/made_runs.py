@@ -89,9 +89,7 @@ def write_run(
     (folder / "run.json").write_text(json.dumps({"schema_version": 1, "fingerprint": fingerprint, **about}))
     for name, made in parts.items():
         footer = {**fingerprint, "bundle": "another"} if name in strangers else fingerprint
-        columns = schema({"features": width} if width else {}).with_metadata(
-            {"gradosr.fingerprint": json.dumps(footer)}
-        )
+        columns = schema(["features"] if width else []).with_metadata({"gradosr.fingerprint": json.dumps(footer)})
         arrays = [pa.array([row.get(f.name) for row in made], f.type) for f in columns]
         table = pa.Table.from_arrays(arrays, schema=columns)
         pq.write_table(table, folder / "parts" / f"{name}.parquet", row_group_size=500)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from gradosr.audit.places import Days, Prefixes, shard_folder
 from gradosr.audit.proportions import wilson
 from gradosr.audit.rows import OpenPart, RunTable, id_of, key_hash, shown
+from gradosr.results.part import stored_numbers
 
 COUNTED = ("key", "shard", "row", "status", "predicted_index", "unknown_score", "p_value", "is_unknown")
 DESCRIBED = ("key", "shard", "row", "label", "predicted_class", "unknown_score", "p_value", "width", "height")
@@ -182,8 +183,7 @@ class Tally:
             return None
         features = opened.group(number, ["features"])["features"].take(over[places]).combine_chunks()
         valid = features.is_valid().to_numpy(zero_copy_only=False)
-        flat = features.drop_null().flatten().to_numpy(zero_copy_only=False)
-        return ids[valid], rows.take(over[places][valid]), flat.reshape(-1, features.type.list_size)
+        return (ids[valid], rows.take(over[places][valid]), stored_numbers(features)) if valid.any() else None
 
     def _add(self, rows: pa.Table, modified: int | None) -> None:
         self.rows += len(rows)

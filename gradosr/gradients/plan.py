@@ -52,7 +52,7 @@ class Plan:
     """Number of ruled calls in one forward pass."""
 
     def narrowed(self, names: Collection[str]) -> "Plan":
-        """Return the plan with uses of the named parameters alone wanted; its backward pass ends at the first of them."""
+        """Return the plan in which only uses of the named parameters are wanted; backward passes end at the first."""
         uses = {
             number: replace(use, wanted=not set(use.parameters).isdisjoint(names)) for number, use in self.uses.items()
         }

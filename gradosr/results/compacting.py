@@ -209,7 +209,8 @@ def _content(array: pa.Array) -> Iterator[bytes]:
     """Yield the validity of each value and then the valid values, ignoring what memory holds in place of nulls."""
     yield array.is_valid().cast(pa.uint8()).to_numpy().tobytes()
     values = array.drop_null()
-    if pa.types.is_fixed_size_list(values.type):
+    if pa.types.is_fixed_size_list(values.type) or pa.types.is_list(values.type):
+        yield pc.list_value_length(values).to_numpy().tobytes()
         yield from _content(values.flatten())
     elif pa.types.is_string(values.type):
         yield pc.binary_length(values).to_numpy().tobytes()

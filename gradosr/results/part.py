@@ -9,15 +9,15 @@ that are no images, by kind), gradosr.worker, gradosr.software.
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
-from types import MappingProxyType
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from gradosr.archive.shards import Shard
 from gradosr.store.spool import spooled
@@ -53,16 +53,32 @@ _REQUIRED = ("key", "shard", "row", "status")
 _BAD_IMAGE = ("key", "source", "status", "error")
 
 
-def schema(widths: Mapping[str, int] = MappingProxyType({})) -> pa.Schema:
-    """Return the columns of a part, given the number of values per row of each wide column by name.
+def schema(wide: Collection[str] = ()) -> pa.Schema:
+    """Return the columns of a part, given the names of its wide columns, which hold a list of numbers per row.
 
     The representation is float32; the signals, one of which are the features, are float16.
     """
     fields = [pa.field(name, kind, nullable=name not in _REQUIRED) for name, kind in _COLUMNS.items()]
-    for name, width in widths.items():
-        kind = pa.float32() if name == "representation" else pa.float16()
-        fields.append(pa.field(name, pa.list_(kind, width)))
+    fields += [pa.field(name, pa.list_(pa.float32() if name == "representation" else pa.float16())) for name in wide]
     return pa.schema(fields)
+
+
+def wide_column(values_BN: NDArray[np.floating], stored_B: NDArray[np.bool_]) -> pa.ListArray:
+    """Return rows of N numbers as a column, null where they are not stored.
+
+    All lists have N numbers, but their type does not say so: pyarrow before 26 cannot read columns of lists of a fixed
+    size some of which are null.
+    """
+    ends_B = np.cumsum(stored_B, dtype=np.int32) * np.int32(values_BN.shape[1])
+    offsets = pa.array(np.insert(ends_B, 0, 0), pa.int32())
+    return pa.ListArray.from_arrays(offsets, pa.array(values_BN[stored_B].reshape(-1)), mask=pa.array(~stored_B))
+
+
+def stored_numbers(column: pa.Array) -> NDArray[np.floating]:
+    """Return the numbers of the rows of a wide column that are not null, [S, N]; of earlier versions' parts, too."""
+    lists = column.drop_null()
+    numbers: NDArray[np.floating] = lists.flatten().to_numpy(zero_copy_only=False)
+    return numbers.reshape(len(lists), -1) if len(lists) else numbers.reshape(0, 0)
 
 
 class PartBuilder:

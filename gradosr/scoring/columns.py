@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gradosr.archive.loading import PreparedImage
 from gradosr.config import Sample, ScoreJob
-from gradosr.results.part import schema
+from gradosr.results.part import schema, wide_column
 from gradosr.scoring.scorer import Scorer, Scores
 
 Stored = Literal["none", "unknown", "all"]
@@ -126,7 +126,7 @@ def _scored(scorer: Scorer, scores: Scores, keys: Sequence[str], kept: Kept) -> 
     wanted["representation"] = _wanted(kept.representation, scores, keys)
     if "features" in wanted:
         wanted["features"] = signals_S | _wanted(kept.features, scores, keys)
-    return columns | {name: _wide(wide[name], wanted[name]) for name in kept.widths(scorer)}
+    return columns | {name: wide_column(wide[name], wanted[name]) for name in kept.widths(scorer)}
 
 
 def _wanted(stored: Stored | Sample, scores: Scores, keys: Sequence[str]) -> NDArray[np.bool_]:
@@ -140,10 +140,3 @@ def _wanted(stored: Stored | Sample, scores: Scores, keys: Sequence[str]) -> NDA
         drawn = [zlib.crc32(key.encode()) % stored.sample == 0 for key in keys]
         wanted_S = wanted_S | np.array(drawn, bool)
     return scores.finite & wanted_S
-
-
-def _wide(values_SN: NDArray[np.floating], wanted_S: NDArray[np.bool_]) -> pa.Array:
-    """Return rows of N numbers as a column, null where they are not wanted."""
-    left_out_S = ~wanted_S
-    numbers = pa.array(values_SN.reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(numbers, values_SN.shape[1], mask=pa.array(left_out_S))

@@ -17,8 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from gradosr.archive.readers.parquet import unreadable
 from gradosr.archive.shards import Shard
@@ -28,7 +26,7 @@ from gradosr.detectors import Observation
 from gradosr.errors import InputError, ShardUnreadable
 from gradosr.results.folder import RunFolder
 from gradosr.results.outcome import PartStats
-from gradosr.results.part import STAGES, PartBuilder, schema
+from gradosr.results.part import STAGES, PartBuilder, schema, stored_numbers
 from gradosr.results.rescored import HOW, fingerprint_before
 from gradosr.scoring.clock import Clock, rounded, timed
 from gradosr.scoring.columns import NON_FINITE
@@ -176,8 +174,8 @@ def _without_scores(rows: pa.RecordBatch, lost_B: pa.Array) -> dict[str, pa.Arra
 
 def signal_columns(columns: pa.Schema) -> list[str]:
     """Return the names of the columns that hold signals."""
-    lists = [field for field in columns if pa.types.is_fixed_size_list(field.type)]
-    return [field.name for field in lists if pa.types.is_float16(field.type.value_type)]
+    lists = [one for one in columns if pa.types.is_list(one.type) or pa.types.is_fixed_size_list(one.type)]
+    return [one.name for one in lists if pa.types.is_float16(one.type.value_type)]
 
 
 def observation_of(seen: pa.RecordBatch) -> Observation:
@@ -187,15 +185,9 @@ def observation_of(seen: pa.RecordBatch) -> Observation:
     detectors go by it: the class in the table is raised over the others.
     """
     names = signal_columns(seen.schema)
-    signals = {name: _numbers(seen[name], seen.schema.field(name).type.list_size) for name in names}
+    signals = {name: torch.from_numpy(stored_numbers(seen[name]).astype(np.float32)) for name in names}
     logits_SK = signals["logits"]
     predicted_S1 = torch.from_numpy(seen["predicted_index"].to_numpy().astype(np.int64))[:, None]
     highest_S1 = logits_SK.amax(1, keepdim=True)
     logits_SK.scatter_(1, predicted_S1, torch.nextafter(highest_S1, torch.tensor(torch.inf)))
     return Observation.from_signals(signals)
-
-
-def _numbers(column: pa.FixedSizeListArray, width: int) -> Tensor:
-    """Return a column of lists as float32, [S, N]."""
-    numbers: NDArray[np.float16] = column.flatten().to_numpy(zero_copy_only=False)
-    return torch.from_numpy(numbers.astype(np.float32).reshape(-1, width))

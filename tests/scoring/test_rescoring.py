@@ -33,7 +33,7 @@ from gradosr.detectors import Observation
 from gradosr.detectors.learned import LearnedDetector, View
 from gradosr.errors import ConfigError, FingerprintMismatch
 from gradosr.results.folder import RunFolder
-from gradosr.results.part import schema
+from gradosr.results.part import schema, wide_column
 from gradosr.run.plan import prepare
 from gradosr.scoring.compute import Compute
 from gradosr.scoring.observer import Observer
@@ -344,8 +344,7 @@ def test_a_damaged_part_is_quarantined_and_a_strange_one_fails(folder: Path) -> 
 
 def made_rows(logits: list[list[float]], predicted: list[int]) -> pa.RecordBatch:
     """Rows with scores and signals; the last has none."""
-    columns = schema({"logits": 3})
-    kind = columns.field("logits").type
+    columns = schema(["logits"])
     values = [
         {
             "key": f"{place}", "shard": "s", "row": place, "status": "ok", "predicted_index": index,
@@ -354,9 +353,8 @@ def made_rows(logits: list[list[float]], predicted: list[int]) -> pa.RecordBatch
         for place, index in enumerate(predicted)
     ] + [{"key": "bad", "shard": "s", "row": len(predicted), "status": "truncated", "error": "cut off"}]  # fmt: skip
     rows = pa.RecordBatch.from_pylist(values, pa.schema([one for one in columns if one.name != "logits"]))
-    numbers = pa.array(np.array([*logits, [0, 0, 0]], np.float16).ravel())
-    mask = pa.array([False] * len(logits) + [True])
-    return rows.append_column(columns.field("logits"), pa.FixedSizeListArray.from_arrays(numbers, type=kind, mask=mask))
+    stored = np.array([True] * len(logits) + [False])
+    return rows.append_column(columns.field("logits"), wide_column(np.array([*logits, [0, 0, 0]], np.float16), stored))
 
 
 class ByClass:

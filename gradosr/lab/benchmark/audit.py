@@ -16,7 +16,7 @@ from gradosr.audit import audit
 from gradosr.bundle.calibration import Calibration
 from gradosr.config import AuditSettings
 from gradosr.lab.benchmark.driver import peak_bytes
-from gradosr.results.part import ROW_GROUP, SCHEMA_VERSION, schema
+from gradosr.results.part import ROW_GROUP, SCHEMA_VERSION, schema, wide_column
 from gradosr.store import Store
 
 CLASSES = tuple(f"class {number}" for number in range(10))
@@ -78,7 +78,7 @@ def write_results(folder: Path, rows: int) -> None:
     about = {"classes": CLASSES, "false_alarm_rate": 0.05, "calibration": recorded}
     run = {"schema_version": SCHEMA_VERSION, "fingerprint": fingerprint, **about}
     (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
-    columns = schema({"features": FEATURES}).with_metadata({"gradosr.fingerprint": json.dumps(fingerprint)})
+    columns = schema(["features"]).with_metadata({"gradosr.fingerprint": json.dumps(fingerprint)})
     names = []
     for number, start in enumerate(range(0, rows, PART_ROWS)):
         table = _part(rng, calibration, number, min(PART_ROWS, rows - start), columns)
@@ -127,5 +127,4 @@ def _part(rng: np.random.Generator, calibration: Calibration, number: int, rows:
 def _features(rng: np.random.Generator, unknown: np.ndarray, made_unknown: np.ndarray) -> pa.Array:
     centre = np.where(made_unknown, rng.integers(0, 3, len(unknown)), 3)
     values = rng.normal(size=(len(unknown), FEATURES)) + 8 * np.eye(4, FEATURES)[centre]
-    flat = pa.array(values.astype(np.float16).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat, FEATURES, mask=pa.array(~unknown))
+    return wide_column(values.astype(np.float16), unknown)
