@@ -64,9 +64,8 @@ def command_sections(command: click.Command, name: str, level: int) -> Iterator[
     context = click.Context(command, info_name=name)
     usage = " ".join([name, *command.collect_usage_pieces(context)])
     yield f"{'#' * level} {name}\n\n```text\n{usage}\n```\n\n{prose(command.help or '')}"
-    options = [found for found in (option.get_help_record(context) for option in command.params) if found]
-    if options:
-        rows = [f"| `{cell(flags)}` | {cell(text)} |" for flags, text in options]
+    options = [option.get_help_record(context) for option in command.params if isinstance(option, click.Option)]
+    if rows := [f"| {code(found[0])} | {cell(found[1])} |" for found in options if found]:
         yield "\n".join(["| option | meaning |", "|---|---|", *rows])
     if isinstance(command, click.Group):
         for sub in command.list_commands(context):
@@ -107,7 +106,7 @@ def kind(field: dict[str, Any], schema: dict[str, Any]) -> str:
             given = [one for one in field[union] if one.get("type") != "null"]
             return " or ".join(dict.fromkeys(kind(one, schema) for one in given))
     if "const" in field or "enum" in field:
-        return " or ".join(f"`{one}`" for one in field.get("enum", [field.get("const")]))
+        return " or ".join(code(str(one)) for one in field.get("enum", [field.get("const")]))
     if field.get("type") == "array":
         inner = field.get("items") or {"anyOf": field.get("prefixItems", [{}])}
         return f"list of {kind(inner, schema)}"
@@ -120,7 +119,7 @@ def kind(field: dict[str, Any], schema: dict[str, Any]) -> str:
 def default(field: dict[str, Any]) -> str:
     """Return the default of a field that is not required, as Markdown; a section's are in its own table."""
     value = field.get("default")
-    return "" if value is None or (isinstance(value, dict) and value) else f"`{cell(json.dumps(value))}`"
+    return "" if value is None or (isinstance(value, dict) and value) else code(json.dumps(value))
 
 
 def bounds(field: dict[str, Any]) -> str:
@@ -132,6 +131,11 @@ def bounds(field: dict[str, Any]) -> str:
 def prose(text: str) -> str:
     """Return a docstring as a paragraph of Markdown, in which nothing is markup but code."""
     return re.sub(r"(?m)^[ \t]+", "", text.replace("\b", "")).replace("<", "&lt;").replace("*", "\\*")
+
+
+def code(text: str) -> str:
+    """Return text as code, which nothing in a table cuts."""
+    return f"`{' '.join(text.split())}`"
 
 
 def cell(text: str) -> str:
