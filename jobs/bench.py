@@ -77,7 +77,7 @@ def engine(
 @runs_option
 @device_option
 def write_table(file: Path, runs: int, device: str) -> None:
-    """Write the speed table between the two markers of FILE, a README."""
+    """Write the speed table between the two markers of FILE, such as docs/cost.md."""
     from gradosr.lab.benchmark.engine import CONFIGURATIONS, bench_engine
     from gradosr.lab.benchmark.tables import check_marked, markdown, replaced, table
 

@@ -1,6 +1,7 @@
 """The installed wheel has one top-level name: a `jobs` package in a working directory does it no harm."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+RESOURCES = (".html", ".css", ".js")
+
+
+def test_every_package_of_the_tree_is_listed() -> None:
+    listed = set(re.findall(r'^    "(gradosr[\w.]*)",$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M))
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "gradosr").rglob("*.py")}
+    assert listed == {".".join(folder.parts) for folder in folders} | {"gradosr.jobs"}
 
 
 @pytest.mark.slow
@@ -23,9 +31,9 @@ def test_the_wheel_works_beside_a_jobs_package(tmp_path: Path) -> None:
     site, here = tmp_path / "site", tmp_path / "here"
     with zipfile.ZipFile(wheel) as archive:
         assert {name.split("/")[0].split("-")[0] for name in archive.namelist()} == {"gradosr"}
-        resources = [path for path in (ROOT / "gradosr" / "audit").iterdir() if path.suffix in (".html", ".css", ".js")]
-        assert len(resources) == 5
-        assert {f"gradosr/audit/{path.name}" for path in resources} <= set(archive.namelist())
+        resources = [path for path in (ROOT / "gradosr").rglob("*") if path.suffix in RESOURCES]
+        assert len(resources) >= 9
+        assert {str(path.relative_to(ROOT)) for path in resources} <= set(archive.namelist())
         archive.extractall(site)
     (here / "jobs").mkdir(parents=True)
     (here / "jobs" / "__init__.py").write_text("raise SystemExit('the wrong jobs')")

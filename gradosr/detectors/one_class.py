@@ -12,7 +12,7 @@ middle      Mahalanobis distance of the middle activations' direction to the nea
 beyond      how far `middle` lies beyond BEYOND deviations, where few known images lie: an image that strange is unknown
             whatever the last layer says, and the images that the last layer must tell apart keep their order
 
-The weights were set on CIFAR-10 networks; README, "Detectors", has the ablation. B images, K classes.
+The weights were set on CIFAR-10 networks; docs/results.md has the ablation. B images, K classes.
 """
 
 from collections.abc import Mapping

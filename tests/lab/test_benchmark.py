@@ -365,11 +365,11 @@ def test_gpu_needs_a_gpu(gradosr: Command, tmp_path: Path, monkeypatch: pytest.M
     assert not (tmp_path / "gpu.json").exists()
 
 
-# --- The README's table ---
+# --- The table of docs/cost.md ---
 
 
 @pytest.mark.slow
-def test_the_table_takes_its_place_in_the_readme(
+def test_the_table_takes_its_place_in_a_page(
     gradosr: Command, in_process: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(engine, "CONFIGURATIONS", [(TINY, 32, 2), (TINY, 48, 2)])
@@ -390,9 +390,9 @@ def test_the_table_takes_its_place_in_the_readme(
     assert gradosr("bench", "table", readme, "--runs", 1)[0] == 0  # and again
 
 
-def test_the_readme_has_a_place_for_the_table(gradosr: Command, tmp_path: Path) -> None:
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    tables.check_marked(text, "README.md")
+def test_the_page_on_cost_has_a_place_for_the_table(gradosr: Command, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "cost.md").read_text(encoding="utf-8")
+    tables.check_marked(text, "docs/cost.md")
     (tmp_path / "x.md").write_text("nothing")
     code, out, err = gradosr("bench", "table", tmp_path / "x.md")
     assert (code, out) == (2, "")

@@ -30,7 +30,7 @@ CONFIGURATIONS = (
     ("torchvision:vit_b_16", 224, 8),
     ("torchvision:convnext_tiny", 224, 8),
 )
-"""Architecture, image size in pixels and images per batch of each row in the README's table."""
+"""Architecture, image size in pixels and images per batch of each row in the table of docs/cost.md."""
 SLOW = 10.0
 """Seconds of a warm-up above which a contender takes part only in FEW rounds."""
 FEW = 2

@@ -1,4 +1,4 @@
-"""Tables of benchmark figures, for a terminal and for the README."""
+"""Tables of benchmark figures, for a terminal and for docs/cost.md."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
