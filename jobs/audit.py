@@ -1,7 +1,7 @@
 """gradosr audit: report the images of an archive that the classifier has never seen, from its results."""
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import click
 
@@ -10,7 +10,11 @@ from .cli import json_flag, set_option
 
 @click.command()
 @click.argument("results")
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the report.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the report.  [default: the name of RESULTS and -audit, here]",
+)
 @click.option("--baseline", metavar="RESULTS", help="Earlier results of the same bundle, to tell what changed.")
 @click.option(
     "--fdr",
@@ -20,26 +24,30 @@ from .cli import json_flag, set_option
 @set_option
 @json_flag
 def audit(
-    results: str, out: Path, baseline: str | None, fdr: float | None, overrides: tuple[str, ...], as_json: bool
+    results: str, out: Path | None, baseline: str | None, fdr: float | None, overrides: tuple[str, ...], as_json: bool
 ) -> None:
     """Report the images in RESULTS (a folder or s3:// prefix of `gradosr score`) that the classifier has never seen.
 
-    Writes a page (index.html), audit.json, the flagged images (flagged.parquet) and exports for labelling into --out.
+    Writes a page (index.html), audit.json, the flagged images (flagged.parquet) and exports for labelling.
     """
-    from gradosr.audit import audit as find_facts
-    from gradosr.audit.summary import summary
     from gradosr.config import AuditSettings
     from gradosr.config.settings import load_settings
-    from gradosr.labels import read_labels, verdicts
-    from gradosr.results.folder import RunFolder
+    from gradosr.results.about import read_about
     from gradosr.store import Store
     from gradosr.text import printable
 
+    out = out or Path(f"{PurePath(results).name}-audit")
     level = () if fdr is None else (f"fdr={fdr}",)
     settings = load_settings(AuditSettings, "", "--set", (*overrides, *level))
     store = Store(settings.store, settings.stores)
-    said = verdicts(read_labels(store, results), RunFolder(store, results).about()["classes"])
+    about = [read_about(store, run) for run in (results, baseline) if run is not None]
+    from gradosr.audit import audit as find_facts
+    from gradosr.audit.summary import summary
+    from gradosr.labels import read_labels, verdicts
+
+    said = verdicts(read_labels(store, results), about[0]["classes"])
     document = find_facts(store, results, settings, baseline, out, verdicts=said)
     for note in document["notes"]:
         click.echo(f"gradosr: {printable(note)}", err=True)
     click.echo(json.dumps(document) if as_json else summary(document))
+    click.echo(f"gradosr: {printable(str(out / 'index.html'))}: open it in a browser", err=True)

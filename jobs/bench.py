@@ -216,13 +216,14 @@ def bench_job(
     """
     import tempfile
 
+    from gradosr.config import ScoreJob, load_job
+
+    given = load_job(ScoreJob, config, overrides) if config else None
     import joblib
 
-    from gradosr.config import ScoreJob, load_job
     from gradosr.lab.benchmark import job
     from gradosr.run.console import Notes
 
-    given = load_job(ScoreJob, config, overrides) if config else None
     sizes = job.Sizes(workers, threads or max(1, joblib.cpu_count() // workers), shards, rounds)
     with tempfile.TemporaryDirectory(dir=folder) as place, Notes() as notes:
         source = given or job.MadeUpArchive(archive, images)

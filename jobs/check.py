@@ -14,10 +14,17 @@ from .cli import json_flag, set_option
 def check(target: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Load a bundle (folder or s3:// prefix), or the classifier of a fit or score CONFIG, and run one batch."""
     from gradosr.config import FitJob, check_job
+    from gradosr.fit.given import check_given as check_given_fit
+    from gradosr.run.given import check_given
+
+    job = check_job(target, overrides)
+    if isinstance(job, FitJob):
+        check_given_fit(job)
+    else:
+        check_given(job)
     from gradosr.fit.inspection import check_bundle, check_fit, report
     from gradosr.run.console import Notes
 
-    job = check_job(target, overrides)
     with Notes() as notes:
         notes.step("running a batch")
         found = check_fit(job, notes) if isinstance(job, FitJob) else check_bundle(job)

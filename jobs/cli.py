@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import click
 
 COMMANDS = (
-    *("fit", "check", "score", "rescore", "submit", "status", "logs", "cancel", "audit", "label", "learn", "extend"),
-    *("compare", "screen", "schedule", "evaluate", "pack", "compact", "bench", "demo"),
+    *("init", "fit", "check", "score", "rescore", "submit", "status", "logs", "cancel", "audit", "label", "learn"),
+    *("extend", "compare", "screen", "schedule", "evaluate", "pack", "compact", "bench", "schema", "demo"),
 )
 
 LOG_INTERVAL = 30.0
@@ -39,6 +39,18 @@ class Commands(click.Group):
         """List commands in the order in which a user needs them, not alphabetically."""
         return list(COMMANDS)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that is named, or suggest the one that was probably meant."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib
+
+            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f" Did you mean {close[0]}?" if close else f" Commands: {', '.join(COMMANDS)}"
+            raise click.UsageError(f"No such command {args[0]!r}.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return the click command from the module of the same name."""
         if cmd_name not in COMMANDS:
@@ -52,7 +64,8 @@ class Commands(click.Group):
 def cli() -> None:
     """Find what an image classifier has never seen, in archives of any size.
 
-    A job is a YAML file; --set KEY=VALUE changes a field of it. Data is printed on stdout, messages on stderr.
+    A job is a few flags, or a YAML file (`gradosr init` writes one), of which --set KEY=VALUE changes a field. Data is
+    printed on stdout, messages on stderr.
 
     Exit codes: 0 done, 1 failed (run it again to continue), 2 usage or config, 4 input or credentials, 5 finished with
     more bad images or quarantined shards than the job allows, 6 a gate of a screening tripped, 7 the same run is
@@ -64,6 +77,10 @@ config_argument = click.argument("config", type=click.Path())
 json_flag = click.option("--json", "as_json", is_flag=True, help="Print the facts as one JSON document on stdout.")
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a config field; repeatable; values are YAML."
+)
+
+print_config_option = click.option(
+    "--print-config", "print_only", is_flag=True, help="Print the whole config, defaults included, and do nothing."
 )
 
 labelled_runs = click.option(
@@ -80,6 +97,13 @@ address_option = click.option(
     metavar="URL",
     help="Job server of the Ray cluster: http://HEAD:8265. Default: RAY_API_SERVER_ADDRESS or RAY_ADDRESS, if set.",
 )
+
+
+def print_config(job: Any) -> None:
+    """Print a job's settings as a config file that is read back as the same job."""
+    from gradosr.config.settings import as_yaml
+
+    click.echo(as_yaml(job.model_dump(mode="json")), nl=False)
 
 
 def job_flags(command: F) -> F:
@@ -164,8 +188,7 @@ def _exit_code(error: BaseException) -> int:
 
 
 def _say(message: str, code: int, *, as_json: bool) -> None:
-    from gradosr.run.console import log_line
-    from gradosr.text import printable
+    from gradosr.text import log_line, printable
 
     for line in message.splitlines():
         told = log_line("error", line, "error", exit_code=code) if as_json else f"gradosr: {printable(line)}"

@@ -22,12 +22,18 @@ def compact(results: str, out: str, size: str, overrides: tuple[str, ...], as_js
     """
     from gradosr.config import StoreFields
     from gradosr.config.settings import load_settings
-    from gradosr.results.compacting import compact as compact_run
-    from gradosr.results.compacting import parse_size
+    from gradosr.results.about import read_about
     from gradosr.store import Store
 
     fields = load_settings(StoreFields, "", "--set", overrides)
-    manifest = compact_run(Store(fields.store, fields.stores), results, out, parse_size(size))
-    told = f"{manifest['rows']:,} rows of {len(manifest['parts']):,} parts in {len(manifest['files']):,} files: {out}"
+    store = Store(fields.store, fields.stores)
+    read_about(store, results)
+    from gradosr.results.compacting import compact as compact_run
+    from gradosr.results.compacting import parse_size
+    from gradosr.text import plural
+
+    manifest = compact_run(store, results, out, parse_size(size))
+    parts, files = plural(len(manifest["parts"]), "part"), plural(len(manifest["files"]), "file")
+    told = f"{plural(manifest['rows'], 'row')} of {parts} in {files}: {out}"
     facts = {name: manifest[name] for name in ("rows", "files", "checksums")}
     click.echo(json.dumps(facts) if as_json else told)

@@ -19,12 +19,10 @@ def compare(before: str, after: str, out: str | None, images: bool, overrides: t
 
     AUROC and the share of unknown images found come from labels: those of `gradosr label`, else the archive's own.
     """
-    from gradosr.comparison import compare as compare_runs
-    from gradosr.comparison import page, picture_rows
-    from gradosr.comparison.words import summary
     from gradosr.config import StoreFields
     from gradosr.config.settings import load_settings
     from gradosr.errors import ConfigError
+    from gradosr.results.about import read_about
     from gradosr.store import Store
     from gradosr.text import printable
 
@@ -34,6 +32,12 @@ def compare(before: str, after: str, out: str | None, images: bool, overrides: t
         raise ConfigError(f"--out {out}: expected a file name that ends with .html")
     fields = load_settings(StoreFields, "", "--set", overrides)
     store = Store(fields.store, fields.stores)
+    for run in (before, after):
+        read_about(store, run)
+    from gradosr.comparison import compare as compare_runs
+    from gradosr.comparison import page, picture_rows
+    from gradosr.comparison.words import summary
+
     document = compare_runs(store, before, after)
     for note in document["notes"]:
         click.echo(f"gradosr: {printable(note)}", err=True)

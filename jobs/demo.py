@@ -24,11 +24,11 @@ KNOWN = ("0", "1", "2", "3", "4", "5")
     help="Folder for the demo's data, models and results.",
 )
 def demo(folder: Path) -> int:
-    """Train on six kinds of handwritten digits, then find the other four in an archive on S3."""
+    """Train on six kinds of handwritten digits, find the other four in an archive on S3, and show them on a page."""
     from gradosr.lab.demo_data import write_configs, write_digits
     from gradosr.lab.seaweedfs import SeaweedFS
 
-    for part in ("images", "s3", "bundle", "results"):  # left by an earlier demo
+    for part in ("images", "s3", "bundle", "results", "audit"):  # left by an earlier demo
         shutil.rmtree(folder / part, ignore_errors=True)
     write_digits(folder / "images", KNOWN)
     write_configs(folder, KNOWN)
@@ -42,12 +42,16 @@ def demo(folder: Path) -> int:
             ["fit", str(folder / "fit.yaml")],
             ["score", str(folder / "score.yaml")],
             ["evaluate", str(folder / "results")],
+            ["audit", str(folder / "results"), "--out", str(folder / "audit")],
         )
         for arguments in commands:
             if code := _run(arguments, environment):
                 return code
     click.echo(f"\nbundle   {folder / 'bundle'}\nresults  {folder / 'results' / 'parts'} (Parquet)", err=True)
     click.echo(f"images   {folder / 'images' / 'archive'}", err=True)
+    page = (folder / "audit" / "index.html").resolve()
+    click.echo("\nWhat the classifier has never seen, with pictures; open it in a browser:", err=True)
+    click.echo(f"  {page.as_uri()}", err=True)
     return 0
 
 

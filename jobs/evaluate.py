@@ -27,12 +27,16 @@ def evaluate(target: str, known: str, protocol: str | None, overrides: tuple[str
         return
     from gradosr.config import StoreFields
     from gradosr.config.settings import load_settings
-    from gradosr.lab.evaluation.rows import evaluate_run, table
+    from gradosr.results.about import read_about
     from gradosr.store import Store
 
     fields = load_settings(StoreFields, "", "--set", overrides)
+    store = Store(fields.store, fields.stores)
+    read_about(store, target)
+    from gradosr.lab.evaluation.rows import evaluate_run, table
+
     names = tuple(name.strip() for name in known.split(",") if name.strip())
-    evaluation = evaluate_run(Store(fields.store, fields.stores), target, names)
+    evaluation = evaluate_run(store, target, names)
     if not evaluation.finished:
         click.echo("gradosr: this run is not finished: measured on the parts there are", err=True)
     click.echo(json.dumps(evaluation.facts()) if as_json else table(evaluation))
@@ -40,13 +44,17 @@ def evaluate(target: str, known: str, protocol: str | None, overrides: tuple[str
 
 def _compare(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
     from gradosr.config import OsrProtocol, load_job
+    from gradosr.fit.given import check_given
+
+    protocol = load_job(OsrProtocol, config, overrides)
+    for task in map(protocol.with_recipe, protocol.tasks):
+        check_given(protocol.fit_job(task, next(iter(protocol.detectors.values()))))
     from gradosr.lab.evaluation.plots import plots
     from gradosr.lab.evaluation.protocol import run_protocol
     from gradosr.lab.evaluation.tables import document, markdown, measure
     from gradosr.run.console import Notes
     from gradosr.store import Store, join
 
-    protocol = load_job(OsrProtocol, config, overrides)
     store = Store(protocol.store, protocol.stores)
 
     def write(files: Mapping[str, bytes]) -> None:

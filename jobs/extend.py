@@ -12,7 +12,9 @@ from .cli import json_flag, labelled_runs, set_option
 @labelled_runs
 @click.option("--class", "name", required=True, metavar="NAME", help="The new class, as labels name it.")
 @click.option("--out", required=True, metavar="FOLDER", help="Folder or s3:// prefix of the new bundle.")
-@click.option("--force", is_flag=True, help="Accept that the known classes lose more than half a point of accuracy.")
+@click.option(
+    "--force", is_flag=True, help="Replace a bundle, and accept that known classes lose more than half a point."
+)
 @set_option
 @json_flag
 def extend(
@@ -22,12 +24,11 @@ def extend(
 
     The old rows of the last layer stay; the detector is fitted anew, to the images that BUNDLE was fitted with.
     """
+    from gradosr.bundle.manifest import check_new, read_manifest
     from gradosr.config import ExtendSettings
     from gradosr.config.settings import load_settings
     from gradosr.errors import ConfigError
-    from gradosr.fit.extending import extend as extend_bundle
-    from gradosr.fit.extending import told
-    from gradosr.run.console import Notes
+    from gradosr.results.about import read_about
     from gradosr.store import Store
     from gradosr.text import printable
 
@@ -35,6 +36,15 @@ def extend(
         raise ConfigError(f"--out {out}: the bundle to extend; name a folder of its own")
     settings = load_settings(ExtendSettings, "", "--set", overrides)
     store = Store(settings.store, settings.stores)
+    read_manifest(store, bundle)
+    if not force:
+        check_new(store, out, ", or replace it with --force")
+    for run in runs:
+        read_about(store, run)
+    from gradosr.fit.extending import extend as extend_bundle
+    from gradosr.fit.extending import told
+    from gradosr.run.console import Notes
+
     with Notes() as notes:
         extended, facts = extend_bundle(bundle, runs, name, out, settings, notes, force=force)
         extended.save(store, out)

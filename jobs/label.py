@@ -30,7 +30,7 @@ def label(
     """
     from gradosr.config import StoreFields
     from gradosr.config.settings import load_settings
-    from gradosr.labels import counting
+    from gradosr.results.about import read_about
     from gradosr.store import Store
     from gradosr.text import printable
 
@@ -40,6 +40,11 @@ def label(
         raise click.UsageError("--next and --import are two commands")
     fields = load_settings(StoreFields, "", "--set", overrides)
     store = Store(fields.store, fields.stores)
+    if file:
+        store.stat(file)
+    read_about(store, results)
+    from gradosr.labels import counting
+
     done: dict[str, Any] = {}
     if number and out:
         from gradosr.labels.handing import hand_out

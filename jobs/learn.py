@@ -18,16 +18,24 @@ def learn(bundle: str, runs: tuple[str, ...], out: str, overrides: tuple[str, ..
 
     The classifier stays as it is, and so do the images that calibrate: p-values mean the same afterwards.
     """
+    from gradosr.bundle.manifest import check_new, read_manifest
     from gradosr.config import StoreFields
     from gradosr.config.settings import load_settings
     from gradosr.errors import ConfigError
-    from gradosr.fit.learning import learn as learn_labels
+    from gradosr.results.about import read_about
     from gradosr.store import Store
 
     if bundle.rstrip("/") == out.rstrip("/"):
         raise ConfigError(f"--out {out}: the bundle to learn from; name a folder of its own")
     fields = load_settings(StoreFields, "", "--set", overrides)
-    facts = learn_labels(Store(fields.store, fields.stores), bundle, runs, out)
+    store = Store(fields.store, fields.stores)
+    read_manifest(store, bundle)
+    check_new(store, out)
+    for run in runs:
+        read_about(store, run)
+    from gradosr.fit.learning import learn as learn_labels
+
+    facts = learn_labels(store, bundle, runs, out)
     if facts["penalty"] is None:
         click.echo("gradosr: these labels do not agree on anything new yet: scores stay in their order", err=True)
     told = f"learned from {facts['labels']} labelled images, {facts['unknown']} of them unknown"

@@ -18,10 +18,17 @@ def pack(source: str, target: str, overrides: tuple[str, ...], as_json: bool) ->
     SOURCE is a folder of images (an image's folder is its label) or, with --set input.kind=parquet, Parquet files.
     Other settings are changed the same way: --set images_per_shard=N, --set input.label_column=NAME.
     """
-    from gradosr.archive.packing import pack_shards
+    from gradosr.archive.shards import check_found
     from gradosr.config import pack_job
+    from gradosr.store import Store
+
+    job = pack_job(source, target, overrides)
+    check_found(job.input, Store(job.store, job.stores))
+    from gradosr.archive.packing import pack_shards
     from gradosr.run.console import Notes
+    from gradosr.text import plural
 
     with Notes() as notes:
-        packed = pack_shards(pack_job(source, target, overrides), notes.step)
-    click.echo(json.dumps(packed) if as_json else f"{packed['images']} images in {packed['shards']} shards: {target}")
+        packed = pack_shards(job, notes.step)
+    told = f"{plural(packed['images'], 'image')} in {plural(packed['shards'], 'shard')}: {target}"
+    click.echo(json.dumps(packed) if as_json else told)

@@ -43,8 +43,9 @@ def schedule(
     from datetime import timezone as zones
 
     from gradosr.config import ScreenJob, load_job
+    from gradosr.run.travel import check_seen
+    from gradosr.schedules import LOCAL, make_schedule, name_of
     from gradosr.schedules import TARGETS as KINDS
-    from gradosr.schedules import make_schedule, name_of
 
     kind = KINDS[target]
     if install is not None and (kind.install is None or kind.remove is None):
@@ -57,6 +58,8 @@ def schedule(
     if cron is None:
         raise click.UsageError("--cron is required")
     job = load_job(ScreenJob, config)  # report faults now instead of at night
+    if target not in LOCAL:
+        check_seen(job)
     wanted = make_schedule(config, cron, timezone, target, image, job.trust)
     rendered = kind.render(wanted, datetime.now(zones.utc))
     done = kind.install(rendered, wanted.name) if install and kind.install else None

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from .cli import DONE, FAILED, INCOMPLETE, LOG_INTERVAL, Terminated, drained, job_flags, log_flags
+from .cli import (
+    DONE,
+    FAILED,
+    INCOMPLETE,
+    LOG_INTERVAL,
+    Terminated,
+    drained,
+    json_flag,
+    log_flags,
+    print_config,
+    print_config_option,
+    set_option,
+)
 
 if TYPE_CHECKING:
     from gradosr.config import ScoreJob
@@ -19,18 +31,39 @@ T = TypeVar("T")
 
 
 @click.command()
-@job_flags
+@click.argument("target", metavar="CONFIG|BUNDLE", type=click.Path())
+@click.argument("images", required=False)
+@click.option("--out", metavar="RESULTS", help="Results folder or s3:// prefix; required for BUNDLE IMAGES.")
+@click.option("--workers", metavar="N", type=click.IntRange(min=1), help="Number of workers. Default: all there is.")
+@click.option(
+    "--trust", multiple=True, metavar="NAME", help="Code (package.module:factory) that BUNDLE may import; repeatable."
+)
 @click.option(
     "--dry-run", is_flag=True, help="Report what would be done and about how long it would take; change nothing."
 )
+@print_config_option
+@set_option
+@json_flag
 @log_flags
 def score(
-    config: str, overrides: tuple[str, ...], as_json: bool, dry_run: bool, log_interval: float, log_format: str
-) -> int:
-    """Score the archive of CONFIG into its output folder; running the same command again completes a run."""
-    from gradosr.config import ScoreJob, load_job
+    target: str, images: str | None, out: str | None, workers: int | None, trust: tuple[str, ...], dry_run: bool,
+    print_only: bool, overrides: tuple[str, ...], as_json: bool, log_interval: float, log_format: str,
+) -> int:  # fmt: skip
+    """Score an archive into a results folder; running the same command again completes a run.
 
-    job = load_job(ScoreJob, config, overrides)
+    The job is a config file, flags that change it, or a bundle and the IMAGES that it scores: a folder, tar or Parquet
+    files, or a pattern.
+
+    gradosr score CONFIG
+
+    gradosr score BUNDLE IMAGES --out RESULTS
+    """
+    from gradosr.run.flags import score_job
+
+    job = score_job(target, images, {"output": out, "workers": workers, "trust": trust}, overrides)
+    if print_only:
+        print_config(job)
+        return DONE
     return carry_out(job, as_json=as_json, dry_run=dry_run, interval=log_interval, log_format=log_format)
 
 
@@ -38,6 +71,9 @@ def carry_out(
     job: "ScoreJob", *, as_json: bool, dry_run: bool, interval: float = LOG_INTERVAL, log_format: str = "text"
 ) -> int:
     """Run or plan a job, report it, and return the exit code."""
+    from gradosr.run.given import check_given
+
+    check_given(job)
     from gradosr.results.outcome import Outcome
     from gradosr.run.console import Notes, plan_report
     from gradosr.run.plan import finish, prepare

@@ -4,25 +4,34 @@ import json
 
 import click
 
-from .cli import DONE, FAILED, TRIPPED, Terminated, job_flags, log_flags
+from .cli import DONE, FAILED, TRIPPED, Terminated, job_flags, log_flags, print_config, print_config_option
 from .score import run
 
 
 @click.command()
 @job_flags
 @log_flags
-def screen(config: str, overrides: tuple[str, ...], as_json: bool, log_interval: float, log_format: str) -> int:
+@print_config_option
+def screen(
+    config: str, overrides: tuple[str, ...], as_json: bool, log_interval: float, log_format: str, print_only: bool
+) -> int:
     """Score what is new in the archive of CONFIG, audit it, and exit with 6 if a gate trips."""
+    from gradosr.config import ScreenJob, load_job
+    from gradosr.run.given import check_given
+
+    job = load_job(ScreenJob, config, overrides)
+    if print_only:
+        print_config(job)
+        return DONE
+    check_given(job)
     from gradosr.audit import screening
     from gradosr.audit.nights import History
-    from gradosr.config import ScreenJob, load_job
     from gradosr.errors import RunFailed
     from gradosr.labels import read_labels, verdicts
     from gradosr.run.console import Notes
     from gradosr.run.plan import prepare
     from gradosr.store import Store
 
-    job = load_job(ScreenJob, config, overrides)
     screening.check(job)
     plan = prepare(job)
     store = Store(job.store, job.stores)

@@ -29,9 +29,9 @@ def status(target: str | None, address: str | None, overrides: tuple[str, ...], 
     elif target.startswith("gradosr-") and "/" not in target:
         _tell_job(target, address, overrides, as_json=as_json)
     else:
+        run = _run_status(target, "", overrides)
         from gradosr.results.status import status_report
 
-        run = _run_status(target, "", overrides)
         click.echo(json.dumps(run.facts()) if as_json else status_report(run))
 
 
@@ -86,8 +86,12 @@ def job_report(job: "SubmittedJob", run: "RunStatus | None") -> str:
 def _run_status(uri: str, store: str, overrides: Sequence[str]) -> "RunStatus":
     from gradosr.config import StoreFields
     from gradosr.config.settings import load_settings
-    from gradosr.results.status import read_status
+    from gradosr.results.about import read_about
     from gradosr.store import Store
 
     fields = load_settings(StoreFields, store, "--set", overrides)
-    return read_status(Store(fields.store, fields.stores), uri)
+    reached = Store(fields.store, fields.stores)
+    read_about(reached, uri)
+    from gradosr.results.status import read_status
+
+    return read_status(reached, uri)

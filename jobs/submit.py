@@ -23,12 +23,14 @@ def submit(
     Prints the job's id. Exits with 7 while the same run is active there.
     """
     from gradosr.config import ScoreJob, load_job
-    from gradosr.run.plan import check
-    from gradosr.run.submission import Cluster, check_travel
+    from gradosr.run.travel import check_travel
     from gradosr.text import printable
 
     job = load_job(ScoreJob, config, overrides)
     check_travel(job)
+    from gradosr.run.plan import check
+    from gradosr.run.submission import Cluster
+
     bundle = check(job)["bundle"]
     cluster = Cluster(address)
     submitted = cluster.submit(job, bundle, name or Path(config).stem)

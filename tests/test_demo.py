@@ -1,5 +1,6 @@
 """The demo, as a user runs it, and killed as a user kills it."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -38,6 +39,11 @@ def test_the_demo_ends_with_the_table_and_leaves_nothing_running(tmp_path: Path)
     assert "unknown score" in out
     assert "AUROC" in out
     assert "1,065 rows" in out
+    page = (tmp_path / "demo" / "audit" / "index.html").resolve()
+    assert page.as_uri() in out.splitlines()[-1]
+    facts = json.loads(page.with_name("audit.json").read_text())
+    assert len(facts["groups"]["items"]) >= 2
+    assert page.read_text().count("data:image/jpeg;base64,") > 100  # the S3 server has stopped
     assert wait_for_none(tmp_path) == []
 
 

@@ -24,6 +24,7 @@ ROOMS = {
         "run/driver/cluster.py",
         "run/driver/prometheus.py",
         "run/driver/ray_errors.py",
+        "run/driver/watch.py",
         "run/submission.py",
     },
     "boto3": {"store/s3.py"},

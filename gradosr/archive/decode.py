@@ -281,7 +281,7 @@ def _pixels(image: ImageFile, data: bytes, max_pixels: int) -> Tensor:
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         pixels: Tensor = _decode_jpeg(encoded, ImageReadMode.RGB.value)
         return pixels
-    return torch.from_numpy(_rgb(image)).permute(2, 0, 1)
+    return torch.from_numpy(rgb(image)).permute(2, 0, 1)
 
 
 def _check_avif(data: bytes, pixels: int) -> None:
@@ -313,8 +313,8 @@ def _tiles(data: bytes) -> int:
     return tiles
 
 
-def _rgb(image: ImageFile) -> NDArray[np.uint8]:
-    """Decode an image with Pillow to RGB [H, W, 3]."""
+def rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """Decode an image that Pillow has opened or made to RGB [H, W, 3]."""
     image.load()
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         # Pillow's own conversion clips at 255, which leaves a white image.

@@ -13,6 +13,7 @@ from gradosr.archive.shards import IMAGE_SUFFIXES
 from gradosr.config import PackJob
 from gradosr.errors import InputError
 from gradosr.store import Store, join
+from gradosr.text import plural
 
 _FORMATS = tuple(
     (re.compile(magic, re.DOTALL), suffix)
@@ -38,7 +39,7 @@ def pack_shards(job: PackJob, step: Callable[[str], object]) -> dict[str, int]:
         name = f"{counts['shards']:05}.tar"
         store.write(join(job.output, name), _tar(batch, names))
         counts.update(shards=1, images=len(batch))
-        step(f"packed {counts['images']:,} images into {counts['shards']} shards")
+        step(f"packed {plural(counts['images'], 'image')} into {plural(counts['shards'], 'shard')}")
     return {"images": counts["images"], "shards": counts["shards"]}
 
 

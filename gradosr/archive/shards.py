@@ -110,6 +110,11 @@ def _none_found(source: InputSettings, others: int, kinds: Counter[str]) -> Inpu
     return InputError(f"{source.uri}: no {wanted} files there ({others} other objects{there}); {advice}")
 
 
+def check_found(source: InputSettings, store: Store) -> None:
+    """Raise InputError, or NotFound, if nothing of the archive is there; only the beginning is listed."""
+    next(objects_of(source, store, None)[1])
+
+
 def locate(source: InputSettings, name: str, store: Store) -> StoredObject:
     """Find the object of the archive whose name, as text, is `name`: the name of a shard or the key of a single image.
 

@@ -26,7 +26,7 @@ from gradosr.bundle.held_out import HeldOut
 from gradosr.bundle.manifest import CLASSIFIER, HELD_OUT, MANIFEST, CalibrationSummary, Manifest, read_manifest
 from gradosr.classifier.build import build_classifier
 from gradosr.classifier.weights import load_weights, unpacked
-from gradosr.config import PLACES, Precision
+from gradosr.config import LIBRARIES, PLACES, Precision
 from gradosr.detectors import Detector, restore
 from gradosr.errors import BundleError, NotFound
 from gradosr.store import Store, join
@@ -55,16 +55,22 @@ class Bundle:
             bodies[HELD_OUT] = _packed(self.held_out.tensors())
         _write(store, uri, bodies, self.manifest, self.detector, self.calibrations)
 
+    @property
+    def own_code(self) -> str:
+        """Reference to the code of the user's own that the architecture is; empty if it is a library's."""
+        arch = self.manifest.arch
+        return "" if arch.partition(":")[0] in LIBRARIES else arch
+
     def facts(self) -> dict[str, Any]:
         """Return the facts about a new bundle that a user asks for."""
-        keys = ("held_out_accuracy", "images", "left_out", "dropped_coordinates")
+        keys = ("held_out_accuracy", "accuracy_by_class", "images", "left_out", "dropped_coordinates")
         rate = self.manifest.false_alarm_rate
         return {
             "classes": list(self.manifest.classes),
             "detector": self.manifest.detector,
             "false_alarm_rate": rate,
             "threshold": self.calibrations["float32"].threshold(rate),
-            **{key: self.manifest.provenance[key] for key in keys},
+            **{key: self.manifest.provenance.get(key) for key in keys},
         }
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from gradosr.config import OutputEntry, Precision, Signals, TransformSettings
+from gradosr.config.faults import one_fault
 from gradosr.config.settings import Settings
 from gradosr.errors import BundleError, ConfigError, NotFound, first_line
 from gradosr.store import Store, join
@@ -84,6 +85,15 @@ def check_precision(wanted: Precision, calibrated: Collection[Precision]) -> Non
         )
 
 
+def check_new(store: Store, uri: str, force: str = "") -> None:
+    """Raise ConfigError if there is a bundle already; `force` says how to replace it."""
+    try:
+        store.stat(join(uri, MANIFEST))
+    except NotFound:
+        return
+    raise ConfigError(f"{uri}: a bundle is there already; name another folder{force}")
+
+
 def read_manifest(store: Store, uri: str) -> tuple[Manifest, str]:
     """Read a bundle's manifest and its digest. Raises BundleError in one line."""
     try:
@@ -97,8 +107,6 @@ def read_manifest(store: Store, uri: str) -> tuple[Manifest, str]:
             raise BundleError(f"{uri}: bundle version {version}; this gradosr reads version {VERSION}, fit it again")
         return Manifest.model_validate(document), hashlib.sha256(body).hexdigest()
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        where = ".".join(map(str, fault["loc"]))
-        raise BundleError(f"{uri}: {MANIFEST} is damaged: {where}: {fault['msg']}") from error
+        raise BundleError(f"{uri}: {MANIFEST} is damaged: {one_fault(error)}") from error
     except (ValueError, AttributeError) as error:
         raise BundleError(f"{uri}: {MANIFEST} is damaged: {first_line(error)}") from error

@@ -2,15 +2,14 @@
 
 import functools
 import importlib
-import sys
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gradosr.classifier.architectures import LIBRARIES
+from gradosr.classifier.given import import_from_here
 from gradosr.config import FOLDER, TransformSettings
 from gradosr.errors import ClassifierError, ConfigError, GradosrError, MachineFault, first_line, machine_fault
 from gradosr.gradients import pick_logits
@@ -71,9 +70,7 @@ def _factory(arch: str, trusted: Collection[str]) -> Any:
     if arch not in trusted:
         raise ConfigError(f"{arch}: not trusted; a bundle imports no code unless the config says `trust: [{arch}]`")
     module, _, name = arch.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    import_from_here()
     try:
         return getattr(importlib.import_module(module), name)
     except Exception as error:  # importing runs the module's code

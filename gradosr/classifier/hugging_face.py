@@ -1,16 +1,16 @@
 """Model folders from Hugging Face's save_pretrained or timm's save_for_hf: config.json beside model.safetensors."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from gradosr.classifier.architectures import timm, transformers
 from gradosr.classifier.architectures.stated import Stated, unstated
-from gradosr.errors import ClassifierError, NotFound
+from gradosr.classifier.given import CONFIG, read_config, read_json
+from gradosr.errors import NotFound
 from gradosr.store import Store, join
 
-CONFIG, PROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
+PROCESSOR, WEIGHTS = "preprocessor_config.json", "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -55,23 +55,8 @@ class ModelFolder:
 
 def read_folder(store: Store, uri: str) -> ModelFolder:
     """Read the description of a model folder. Raises ClassifierError if there is none, or no library is named in it."""
+    config = read_config(store, uri)
     try:
-        config = _json(store, join(uri, CONFIG))
-    except NotFound as error:
-        raise ClassifierError(f"{uri}: no model folder there (no {CONFIG}); save_pretrained writes one") from error
-    if not {"model_type", "architecture"} & config.keys():
-        raise ClassifierError(f"{join(uri, CONFIG)}: says neither model_type nor architecture")
-    try:
-        return ModelFolder(uri, config, _json(store, join(uri, PROCESSOR)))
+        return ModelFolder(uri, config, read_json(store, join(uri, PROCESSOR)))
     except NotFound:
         return ModelFolder(uri, config, None)
-
-
-def _json(store: Store, uri: str) -> dict[str, Any]:
-    try:
-        document = json.loads(store.read(uri))
-    except ValueError as error:
-        raise ClassifierError(f"{uri}: not JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise ClassifierError(f"{uri}: expected a JSON object, found {type(document).__name__}")
-    return document

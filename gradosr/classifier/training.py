@@ -38,11 +38,12 @@ def train(
     transform: TransformSettings,
     device: torch.device,
     observe: Callable[[int, float], None],
+    seen: Callable[[int], object] = lambda _: None,
 ) -> None:
     """Train a classifier in place on uint8 images at input size, and leave it in eval mode.
 
-    `observe` is called with the epoch and its mean loss in nats. Raises ClassifierError if the classifier returns
-    something other than logits in training mode.
+    `observe` is called with the epoch and its mean loss in nats, `seen` with the number of images of each batch. Raises
+    ClassifierError if the classifier returns something other than logits in training mode.
     """
     generator = torch.Generator().manual_seed(recipe.seed)
     classifier.to(device).train()
@@ -64,6 +65,7 @@ def train(
                 images_BCHW = _input(images_BCHW, transform, device)
                 loss = descent.step(images_BCHW, labels_N[_moved(rows, device)])
                 total += loss.double() * len(rows)
+                seen(len(rows))
             observe(epoch, float(total) / (steps * batch))
     descent.finish()
     classifier.eval()

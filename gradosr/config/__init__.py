@@ -30,7 +30,7 @@ from gradosr.config.detectors import (
 from gradosr.config.extend import ExtendSettings
 from gradosr.config.fit import CompleteFitJob, FitJob
 from gradosr.config.inputs import MAX_PIXELS, ImagesInput, Input, LabelNames, ParquetInput, ResultsInput, TarInput
-from gradosr.config.load import check_job, load_job
+from gradosr.config.load import KINDS, check_job, is_config, load_job
 from gradosr.config.pack import PackJob, pack_job
 from gradosr.config.protocol import OsrProtocol, OsrTask
 from gradosr.config.score import Allowance, Sample, ScoreJob
@@ -42,6 +42,7 @@ __all__ = [
     "BASELINES",
     "DETECTORS",
     "FOLDER",
+    "KINDS",
     "LIBRARIES",
     "MAX_PIXELS",
     "PLACES",
@@ -86,6 +87,7 @@ __all__ = [
     "Webhook",
     "Workers",
     "check_job",
+    "is_config",
     "load_job",
     "pack_job",
 ]

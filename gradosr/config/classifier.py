@@ -33,12 +33,17 @@ class TrainSettings(Settings):
     """A plain training recipe for users without a classifier: SGD with momentum, one-cycle rate, crop and flip."""
 
     epochs: PositiveInt = 20
+    """Passes over the training images."""
     batch_size: PositiveInt = 128
+    """Images per step."""
     learning_rate: PositiveFloat = 0.1
     """Highest learning rate of the one-cycle schedule."""
     momentum: float = Field(0.9, ge=0, lt=1)
+    """Momentum of SGD (Nesterov's)."""
     weight_decay: float = Field(5e-4, ge=0)
+    """Weight decay of SGD."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the label that is spread over all classes."""
     crop_padding: int = Field(0, ge=0)
     """Pixels of padding on each side before a random crop (the CIFAR recipe uses 4)."""
     flip: bool = False
@@ -54,6 +59,7 @@ class TrainSettings(Settings):
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of the forward pass and of its gradients (autocast); weights stay float32."""
     seed: int = 0
+    """Seed of the initial weights, the order of the images and their augmentation."""
 
 
 OutputEntry = StrictInt | str

@@ -57,6 +57,7 @@ class TransferSettings(DetectorSettings):
     """
 
     kind: Literal["transfer"] = "transfer"
+    """Kind of detector: the paper's, which needs a classifier trained on a part of the classes."""
     objectives: Annotated[tuple[ObjectiveName, ...], Field(min_length=1)] = ("all_hot",)
     """Objectives, one backward pass each."""
     pseudo_unknown: PositiveInt | tuple[str, ...] | None = None
@@ -66,11 +67,13 @@ class TransferSettings(DetectorSettings):
     hidden: PositiveInt = 64
     """Width of the first of the two fully connected layers (ours)."""
     epochs: PositiveInt = 30
+    """Passes over the training images."""
     learning_rate: PositiveFloat = 1e-3
     """Learning rate of AdamW (ours)."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     """Weight decay of AdamW; strong, because the low-variance directions do not move between classifiers (ours)."""
     batch_size: PositiveInt = 256
+    """Images per step of the detector's training."""
     seed: int = 0
     """Seed that draws the class split and initialises the detector."""
     mirror: bool = False
@@ -85,22 +88,29 @@ class OneClassWeights(Settings):
     """Weights of the parts of the one_class detector's score; 0 leaves a part out."""
 
     max_logit: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the negative largest logit."""
     gradients: Annotated[float, Field(ge=0)] = 0.3
+    """Weight of the norms of the gradients."""
     scale: Annotated[float, Field(ge=0)] = 0.2
+    """Weight of the energy of logits from scaled features (SCALE)."""
     middle: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the distance in activations of the middle of the classifier."""
     beyond: Annotated[float, Field(ge=0)] = 0.6
+    """Weight of how far that distance lies beyond 2.5 deviations, where few known images lie."""
 
 
 class OneClassSettings(DetectorSettings):
     """A detector for a classifier trained elsewhere, fitted on known images alone."""
 
     kind: Literal["one_class"] = "one_class"
+    """Kind of detector: the default, fitted to known images alone."""
     objectives: Annotated[tuple[ObjectiveName, ...], Field(min_length=1)] = ("predicted",)
     """Objectives, one backward pass each."""
     layers: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Share of the parameter tensors, counted from the last, whose gradient norms are seen, at least two; fewer take
     less time."""
     weights: OneClassWeights = OneClassWeights()
+    """Weights of the parts of the score."""
     mirror: bool = True
     """Whether each image's mirror image is seen too, which takes twice the time."""
 
@@ -165,6 +175,7 @@ class BaselineSettings(DetectorSettings):
     """A published detector, to measure others against, or to use where it is the best."""
 
     kind: BaselineKind
+    """Kind of detector: a published one, by name."""
     mirror: bool = False
     """Whether each image's mirror image is seen too, which takes twice the time."""
 

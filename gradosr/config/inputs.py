@@ -41,6 +41,7 @@ class ParquetInput(InputSettings):
     suffixes = (".parquet",)
 
     kind: Literal["parquet"] = "parquet"
+    """Kind of input: Parquet files with encoded images."""
     uri: Uri
     """Folder, prefix, glob or brace range of .parquet files."""
     image_column: str = "image"
@@ -55,6 +56,7 @@ class TarInput(InputSettings):
     suffixes = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 
     kind: Literal["tar"] = "tar"
+    """Kind of input: tar files as WebDataset has them."""
     uri: Uri
     """Folder, prefix, glob or brace range of .tar files, which may be compressed: .tar.gz, .tar.bz2, .tar.xz, .tar.zst
     (.tgz, .tbz2, .txz, .tzst)."""
@@ -73,6 +75,7 @@ class ImagesInput(InputSettings):
     hides = ()
 
     kind: Literal["images"] = "images"
+    """Kind of input: image files."""
     uri: Uri
     """Folder, prefix, glob or brace range of image files."""
     group_size: PositiveInt = 1000
@@ -85,6 +88,7 @@ class ResultsInput(InputSettings):
     suffixes = (".parquet",)
 
     kind: Literal["results"] = "results"
+    """Kind of input: the results of another run."""
     uri: Uri
     """Results folder of a run with `signals: all`."""
     label_names: None = None

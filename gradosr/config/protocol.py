@@ -20,6 +20,7 @@ class OsrTask(Settings):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Name of the task, and of its folder in `output`."""
     classifier: ClassifierSettings
+    """Classifier of the task."""
     train: TrainSettings | None = None
     """Training recipe, used in place of classifier.weights."""
     held_out: Annotated[float, Field(gt=0, lt=1)] | Uri = 0.1
@@ -46,6 +47,7 @@ class OsrProtocol(StoreFields):
     shows: dict[str, tuple[str, ...]] = {}
     """Labels of far images that do show a class, by that class. They are left out in tasks where the class is known."""
     tasks: Annotated[tuple[OsrTask, ...], Field(min_length=1)]
+    """Classifiers to compare detectors on, each with its known classes."""
     train: TrainSettings | None = None
     """Training recipe for tasks that have none and whose classifier comes without weights."""
     detectors: Annotated[dict[str, Detector], Field(min_length=1)]
@@ -55,12 +57,17 @@ class OsrProtocol(StoreFields):
     output: Uri
     """Results folder; running the same command again continues an unfinished run."""
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of known images that may be called unknown, where a threshold is measured."""
     resamplings: PositiveInt = 1000
     """Number of resamplings for the bootstrap intervals."""
     batch_size: PositiveInt = 128
+    """Images per forward pass."""
     device: DeviceName = "auto"
+    """Device to compute on; auto picks CUDA if there is a CUDA device."""
     max_pixels: PositiveInt = MAX_PIXELS
+    """Largest image, in pixels according to its header, that is decoded; others are left out."""
     seed: int = 0
+    """Seed of the splits, the generated images and the resamplings."""
 
     @model_validator(mode="before")
     @classmethod

@@ -34,8 +34,9 @@ class ScoreJob(Serving):
     workers: PositiveInt | Literal["auto"] | Workers = "auto"
     """Number of workers; auto: one per GPU, or else by the cores of the cluster at the start; {min, max} for a cluster
     that grows."""
-    features: Literal["none", "unknown", "all"] = "none"
-    """Rows for which the penultimate features are stored."""
+    features: Literal["none", "unknown", "all"] = "unknown"
+    """Rows for which the penultimate features are stored; an audit groups unknown images by them, and a screening finds
+    candidate classes."""
     representation: Literal["none", "unknown", "all"] = "none"
     """Rows for which the gradient representation is stored."""
     signals: Literal["none", "unknown", "all"] | Sample = "none"
@@ -58,6 +59,7 @@ class ScoreJob(Serving):
     price_per_hour: PositiveFloat | None = None
     """Price of one worker per hour, in any currency, from which --dry-run estimates the cost."""
     ray: RaySettings = RaySettings()
+    """Ray cluster that does the work."""
     runtime_env: dict[str, Any] = {}
     """Runtime environment passed to Ray; its env_vars are never written to run.json or a log."""
 
@@ -70,6 +72,6 @@ class ScoreJob(Serving):
     def _nothing_of_images(self) -> "ScoreJob":
         if isinstance(self.input, ResultsInput):
             for name in _OF_IMAGES:
-                if getattr(self, name) != type(self).model_fields[name].default:
+                if getattr(self, name) not in (type(self).model_fields[name].default, "none"):
                     raise ValueError(f"{name}: not with input.kind results, which reads no image and keeps all columns")
         return self

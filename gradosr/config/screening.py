@@ -1,6 +1,6 @@
 """Settings of nightly screening."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 from zoneinfo import ZoneInfo
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -29,18 +29,18 @@ class Webhook(Settings):
     """Receiver of an HTTP POST with the night's JSON document when a gate trips."""
 
     url: Annotated[str, Field(pattern=r"^https?://")]
+    """Address, http:// or https://."""
     key_env: str | None = None
     """Environment variable with a key that signs the body: X-Gradosr-Signature: sha256=HMAC."""
     timeout: PositiveFloat = 10.0
     """Seconds allowed for each attempt."""
     attempts: PositiveInt = 5
+    """Attempts before it is given up for the night; the next night tries again."""
 
 
 class ScreenJob(ScoreJob):
     """Score images that are new or changed since the last night, and report whether someone should look at them."""
 
-    features: Literal["none", "unknown", "all"] = "unknown"
-    """Rows for which the penultimate features are stored; candidate classes are found from them."""
     gates: Gates = Gates()
     """Limits on the night's results; at least one is required."""
     dismissed: tuple[str, ...] = ()
@@ -53,6 +53,7 @@ class ScreenJob(ScoreJob):
     timezone: str = "UTC"
     """IANA name of the time zone whose dates name the nights."""
     webhook: Webhook | None = None
+    """Receiver of a POST when a gate trips."""
     command: tuple[str, ...] = ()
     """Command run when a gate trips, with the night's JSON document on its standard input; killed after ten minutes."""
 

@@ -1,20 +1,21 @@
 """Strict, frozen settings, read from YAML with every fault reported at once, each on one line."""
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from gradosr.config.faults import faults_of
 from gradosr.errors import ConfigError
 
 
 class Settings(BaseModel):
     """Base class of all settings: immutable, and unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class _Loader(yaml.SafeLoader):
@@ -33,11 +34,28 @@ for _kind in (_Loader, _Dumper):
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
-def load_settings(model: type[SettingsT], text: str, source: str, overrides: Sequence[str] = ()) -> SettingsT:
-    """Return the settings in YAML `text` after applying `key.path=value` overrides, whose values are YAML too.
+def load_settings(
+    model: type[SettingsT],
+    text: str,
+    source: str,
+    overrides: Sequence[str] = (),
+    flags: Mapping[str, Any] = MappingProxyType({}),
+) -> SettingsT:
+    """Return the settings in YAML `text` after applying flags and then `key.path=value` overrides, which are YAML too.
 
-    `source` names the document in messages. Raise ConfigError with every fault, one per line.
+    `source` names the document in messages; flags are values by key path. Raise ConfigError with every fault, one per
+    line.
     """
+    document = read_document(text, source)
+    for path, value in flags.items():
+        _put(document, path, value, f"--{path}")
+    for override in overrides:
+        _apply(document, override)
+    return validate_settings(model, document, source)
+
+
+def read_document(text: str, source: str) -> dict[str, Any]:
+    """Return the mapping in YAML `text`. Raise ConfigError if there is none."""
     try:
         document = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
@@ -46,9 +64,7 @@ def load_settings(model: type[SettingsT], text: str, source: str, overrides: Seq
         document = {}
     if not isinstance(document, dict):
         raise ConfigError(f"{source}: expected a mapping of settings, found {type(document).__name__}")
-    for override in overrides:
-        _apply(document, override)
-    return validate_settings(model, document, source)
+    return document
 
 
 def validate_settings(model: type[SettingsT], document: Mapping[str, Any], source: str) -> SettingsT:
@@ -56,8 +72,8 @@ def validate_settings(model: type[SettingsT], document: Mapping[str, Any], sourc
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        faults = [f"{source}: {fault}" for fault in _faults(model, error)]
-        raise ConfigError("\n".join(faults)) from error
+        prefix = f"{source}: " if source else ""
+        raise ConfigError("\n".join(prefix + fault for fault in faults_of(model, error))) from error
 
 
 def as_yaml(document: dict[str, Any]) -> str:
@@ -65,90 +81,28 @@ def as_yaml(document: dict[str, Any]) -> str:
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False)
 
 
+def in_line(value: Any) -> str:
+    """Return a value as YAML on one line that load_settings reads back."""
+    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=True, width=1_000_000)
+    return text.removesuffix("\n").removesuffix("\n...").strip()
+
+
 def _apply(document: dict[str, Any], override: str) -> None:
     path, separator, value = override.partition("=")
-    keys = path.strip().split(".")
-    if not separator or not all(keys):
+    if not separator or not all(path.strip().split(".")):
         raise ConfigError(f"--set {override}: expected key=value or key.path=value")
     try:
         parsed = yaml.load(value, _Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override}: the value is not valid YAML") from error
-    for key in keys[:-1]:
+    _put(document, path.strip(), parsed, f"--set {override}")
+
+
+def _put(document: dict[str, Any], path: str, value: Any, source: str) -> None:
+    *sections, last = path.split(".")
+    for key in sections:
         inner = document.setdefault(key, {})
         if not isinstance(inner, dict):
-            raise ConfigError(f"--set {override}: {key} is not a section")
+            raise ConfigError(f"{source}: {key} is not a section")
         document = inner
-    document[keys[-1]] = parsed
-
-
-def _faults(model: type[BaseModel], error: ValidationError) -> list[str]:
-    """Return one line per faulty place in the document; expectations of a union's alternatives are joined by "or"."""
-    wants: dict[str, list[str]] = {}
-    found: dict[str, str] = {}
-    for fault in error.errors(include_url=False):
-        path, want, shown = _fault(model, dict(fault))
-        wants.setdefault(path, []).append(want)
-        found[path] = shown
-    # In a union, faults inside the alternative that the user chose are enough.
-    wants = {path: want for path, want in wants.items() if not any(other.startswith(f"{path}.") for other in wants)}
-    return [(f"{path}: " if path else "") + " or ".join(dict.fromkeys(wants[path])) + found[path] for path in wants]
-
-
-def _fault(model: type[BaseModel], fault: dict[str, Any]) -> tuple[str, str, str]:
-    """Return the path as the user wrote it, the expectation there, and the value found."""
-    path, owner = _resolve(model, fault["loc"])
-    if fault["type"] == "missing":
-        return path, "required", ""
-    if fault["type"] == "extra_forbidden":
-        valid = sorted(owner.model_fields)
-        close = difflib.get_close_matches(str(fault["loc"][-1]), valid, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        return path, f"unknown key{hint} (valid: {', '.join(valid)})", ""
-    value = fault.get("input")
-    shown = f", found {value!r}" if isinstance(value, str | int | float | bool) else ""
-    return path, str(fault["msg"]).removeprefix("Value error, "), shown
-
-
-def _resolve(model: type[BaseModel], loc: tuple[str | int, ...]) -> tuple[str, type[BaseModel]]:
-    """Return the dotted path as the user wrote it and the model that holds its last key.
-
-    Tags of unions are left out of the path.
-    """
-    names: list[str] = []
-    owner = model
-    choices = [model]  # models in which the next step may be a key; empty inside a plain field
-    for place, step in enumerate(loc):
-        tagged = [choice for choice in choices if len(choices) > 1 and step in (_tag(choice), choice.__name__)]
-        if tagged:
-            choices = tagged
-        elif choices and not _is_kind(step, choices[0]):
-            names.append(str(step))
-            field = choices[0].model_fields.get(str(step))
-            if field or place == len(loc) - 1:  # otherwise it is a key in a mapping of models
-                owner = choices[0]
-                choices = _models(field.annotation) if field else []
-        elif isinstance(step, int):
-            names.append(str(step))
-    return ".".join(names), owner
-
-
-def _is_kind(step: str | int, model: type[BaseModel]) -> bool:
-    """Return whether pydantic names a member of a union in this step.
-
-    It names a model, or a type such as `constrained-int` or `literal['auto']`.
-    """
-    return isinstance(step, str) and (
-        model.__name__ in step or step.partition("[")[0] in ("constrained-int", "literal")
-    )
-
-
-def _tag(model: type[BaseModel]) -> str | None:
-    kind = model.model_fields.get("kind")
-    return kind.default if kind else None
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for argument in get_args(annotation) for model in _models(argument)]
+    document[last] = value

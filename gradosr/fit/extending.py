@@ -78,7 +78,7 @@ def extend(
     facts = {"class": name, "labels": int(labelled.new_B.sum()), "found_by_cross_validation": row.found}
     facts |= {"penalty": row.penalty, "accuracy": accuracy}
     ids = list(dict.fromkeys([*parent.manifest.provenance.get("extended", {}).get("ids", ()), *labelled.ids]))
-    fitted = fit_prepared(ready, notes)
+    fitted = fit_prepared(ready, notes, force=force)
     origin = {"extended": {**facts, "parent": parent.digest, "runs": list(runs), "ids": ids}}
     manifest = fitted.manifest.model_copy(update={"provenance": fitted.manifest.provenance | origin})
     return Bundle(manifest, wider, fitted.detector, fitted.calibrations, held_out=fitted.held_out), facts

@@ -3,7 +3,7 @@
 import copy
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from tempfile import gettempdir
@@ -34,13 +34,24 @@ from gradosr.config import (
 from gradosr.config import Detector as DetectorSettings
 from gradosr.detectors import ClassSplit, Detector, Known, Observation, detector_class
 from gradosr.errors import ClassifierError, ConfigError
+from gradosr.fit.guards import (
+    Calls,
+    accuracy_of,
+    accuracy_warnings,
+    by_class,
+    calls,
+    check_names,
+    image_warnings,
+    setting_warnings,
+    told_by_class,
+)
 from gradosr.fit.known_images import CALIBRATION, FITTING, TRAINING, KnownImages, read_known
 from gradosr.gradients import Head
-from gradosr.run.console import Notes
+from gradosr.run.console import Meter, Notes
 from gradosr.scoring.compute import Compute, choose_compute
 from gradosr.scoring.observer import Observer
 from gradosr.store import Store, join
-from gradosr.text import duration
+from gradosr.text import duration, plural, printable
 from gradosr.versions import software
 
 LARGE = 10**9
@@ -76,7 +87,8 @@ def prepare(
     if isinstance(job.detector, TransferSettings):
         pseudo_unknown(job.detector, classes)
     keep_training = job.train is not None or isinstance(job.detector, TransferSettings)
-    known = read_known(job, store, decoded or DecodedImages(store), classes, keep_training=keep_training)
+    seen = Meter(notes, "reading the known images").add
+    known = read_known(job, store, decoded or DecodedImages(store), classes, keep_training=keep_training, seen=seen)
     check_enough(known.counts()["calibration"], job.false_alarm_rate)
     notes.say(f"{len(classes)} known classes; images: {_listed(known.counts())}")
     if (size := known.pixels.nbytes) >= LARGE:
@@ -87,26 +99,42 @@ def prepare(
     return Ready(job, classifier, known, compute)
 
 
-def fit(asked: FitJob, notes: Notes) -> Bundle:
-    """Make the bundle of a fit job, not saved yet. Raises ConfigError, InputError or ClassifierError."""
-    return fit_prepared(prepare(asked, notes), notes)
+def fit(asked: FitJob, notes: Notes, *, force: bool = False) -> Bundle:
+    """Make the bundle of a fit job, not saved yet. Raises ConfigError, InputError or ClassifierError.
+
+    What looks like a mistake is warned of, or raised as InputError unless `force`.
+    """
+    for line in setting_warnings(asked):
+        notes.warn(line)
+    ready = prepare(asked, notes)
+    for line in image_warnings(ready.job, ready.known, ready.job.classifier.classes):
+        notes.warn(printable(line))
+    return fit_prepared(ready, notes, force=force)
 
 
-def fit_prepared(ready: Ready, notes: Notes) -> Bundle:
+def fit_prepared(ready: Ready, notes: Notes, *, force: bool = False) -> Bundle:
     """Make the bundle of a job whose classifier is trained, not saved yet. Raises the errors of `fit`."""
-    job, known = ready.job, ready.known
+    job, known, classes = ready.job, ready.known, ready.job.classifier.classes
     observer = Observer(ready.classifier, job.classifier.transform, job.detector.signals, ready.compute)
-    head = observer.check(len(job.classifier.classes)).head
-    fitting, calibration = (observe(observer, known.of(use), job.batch_size) for use in (FITTING, CALIBRATION))
-    if warning := probabilities(fitting.logits_BK):
-        notes.warn(warning)
+    head = observer.check(len(classes)).head
+    seen = Meter(notes, "observing the known images", len(known.of(FITTING, CALIBRATION))).add
+    fitting = observe(observer, known.of(FITTING), job.batch_size, seen)
+    found = _calls(fitting, known.of(FITTING))
+    if not force:
+        check_names(found, classes)
+    calibration = observe(observer, known.of(CALIBRATION), job.batch_size, seen)
+    found += _calls(calibration, known.of(CALIBRATION))
+    for line in (probabilities(fitting.logits_BK), *accuracy_warnings(found, len(classes), job.expected_accuracy)):
+        if line:
+            notes.warn(line)
     detector = fit_detector(ready, job.detector, fitting, head, notes)
-    correct = torch.cat([_correct(fitting, known.of(FITTING)), _correct(calibration, known.of(CALIBRATION))])
-    measured = {
-        "held_out_accuracy": float(correct.float().mean()),
+    measured: dict[str, Any] = {
+        "held_out_accuracy": accuracy_of(found),
+        "accuracy_by_class": by_class(found, classes),
         "dropped_coordinates": list(detector.dropped(observer.coordinates)),
     }
-    notes.say(f"closed-set accuracy on {len(correct)} held-out images: {measured['held_out_accuracy']:.4f}")
+    notes.say(f"closed-set accuracy on {plural(found.total(), 'held-out image')}: {accuracy_of(found):.4f}")
+    notes.say(printable(told_by_class(measured["accuracy_by_class"])))
     observed: dict[Precision, Observation] = {"float32": calibration}
     observed |= {precision: _observe_again(ready, precision) for precision in job.precisions}
     calibrations = {
@@ -142,8 +170,8 @@ def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
-def _correct(observation: Observation, known: KnownImages) -> Tensor:
-    return observation.logits_BK.argmax(1).cpu() == known.labels_N
+def _calls(observation: Observation, known: KnownImages) -> Calls:
+    return calls(known.labels_N, observation.logits_BK.argmax(1).cpu())
 
 
 def _manifest(job: CompleteFitJob, provenance: dict[str, Any]) -> Manifest:
@@ -176,10 +204,17 @@ def _provenance(job: CompleteFitJob, known: KnownImages) -> dict[str, Any]:
     }
 
 
-def observe(observer: Observer, images_NCHW: Images, batch_size: int) -> Observation:
-    """Observe images batch by batch; what was observed stays in memory, pixels do not."""
-    batches = torch.arange(len(images_NCHW)).split(batch_size)
-    return Observation.joined((observer(images_NCHW[rows]).observation for rows in batches), len(images_NCHW))
+def observe(
+    observer: Observer, images_NCHW: Images, batch_size: int, seen: Callable[[int], object] = lambda _: None
+) -> Observation:
+    """Observe images batch by batch; what was observed stays in memory, pixels do not. `seen` gets their numbers."""
+
+    def observed() -> Iterator[Observation]:
+        for rows in torch.arange(len(images_NCHW)).split(batch_size):
+            yield observer(images_NCHW[rows]).observation
+            seen(len(rows))
+
+    return Observation.joined(observed(), len(images_NCHW))
 
 
 def finite(observation: Observation, notes: Notes) -> Tensor:
@@ -268,9 +303,13 @@ def _train(
     what: str,
 ) -> None:
     def observe_epoch(epoch: int, loss: float) -> None:
-        notes.step(f"training {what}: epoch {epoch + 1}/{recipe.epochs}, loss {loss:.3f}")
+        meter.what = f"training {what}: epoch {epoch + 1}/{recipe.epochs}, loss {loss:.3f}"
+        notes.step(meter.what)
 
+    meter = Meter(notes, f"training {what}", recipe.epochs * len(known))
     start = time.monotonic()
-    train(classifier, known, known.labels_N, recipe, transform, compute.device, observe_epoch)
+    train(classifier, known, known.labels_N, recipe, transform, compute.device, observe_epoch, meter.add)
     seconds, images = time.monotonic() - start, recipe.epochs * len(known)
-    notes.say(f"{what} trained: {recipe.epochs} epochs in {duration(seconds)}, {images / seconds:,.0f} images/s")
+    notes.say(
+        f"{what} trained: {plural(recipe.epochs, 'epoch')} in {duration(seconds)}, {images / seconds:,.0f} images/s"
+    )

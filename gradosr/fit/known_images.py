@@ -7,14 +7,16 @@ calibration   held out of everything: used for p-values alone
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from gradosr.archive.decoded import DecodedImages
 from gradosr.archive.image import EncodedImage
+from gradosr.archive.names import count, listed
 from gradosr.archive.pixel_file import PixelFile
 from gradosr.config import CompleteFitJob, FitJob
 from gradosr.errors import InputError
@@ -40,17 +42,22 @@ class KnownImages:
     """Use of each image: TRAINING, FITTING or CALIBRATION."""
     left_out: Mapping[str, int]
     """Number of images that were read and not kept, by reason."""
+    other_labels: Mapping[str, int]
+    """Number of images left out because of their label, by label; many labels are counted as one."""
 
     def of(self, *uses: int) -> "KnownImages":
         """Return the images that have one of the given uses."""
         rows = torch.isin(self.use_N, torch.tensor(uses))
-        return KnownImages(self.pixels, self.places_N[rows], self.labels_N[rows], self.use_N[rows], self.left_out)
+        return self._of(rows, self.labels_N[rows])
 
     def of_classes(self, classes: Sequence[int]) -> "KnownImages":
         """Return the images of the given classes (ascending indices), relabelled by their position in `classes`."""
         rows = torch.isin(self.labels_N, torch.tensor(classes))
         labels_N = torch.searchsorted(torch.tensor(classes), self.labels_N[rows])
-        return KnownImages(self.pixels, self.places_N[rows], labels_N, self.use_N[rows], self.left_out)
+        return self._of(rows, labels_N)
+
+    def _of(self, rows: Tensor, labels_N: Tensor) -> "KnownImages":
+        return replace(self, places_N=self.places_N[rows], labels_N=labels_N, use_N=self.use_N[rows])
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -64,27 +71,39 @@ class KnownImages:
 
 
 def read_known(
-    job: CompleteFitJob, store: Store, decoded: DecodedImages, classes: Sequence[str], *, keep_training: bool
+    job: CompleteFitJob,
+    store: Store,
+    decoded: DecodedImages,
+    classes: Sequence[str],
+    *,
+    keep_training: bool,
+    seen: Callable[[], object] = lambda: None,
 ) -> KnownImages:
-    """Read the known images of a job's input; their pixels go to a temporary file.
+    """Read the known images of a job's input; their pixels go to a temporary file. `seen` is called for each.
 
     Raises InputError if labels, or all images of one use, are missing; MachineFault if the disk has no room.
     """
     wanted = {name: index for index, name in enumerate(classes) if not job.known or name in job.known}
     split = _Split(job, store)
-    left_out = {"other_classes": 0, "unlabelled": 0, "unreadable": 0}
+    left_out = {"other_classes": 0, "unlabelled": 0, "unreadable": 0, "not_held_out": 0}
+    others = Counter[str]()
 
     def keep(image: EncodedImage) -> bool:
         """Return whether an image is kept; asked before decoding, which is the expensive step."""
         if image.label not in wanted:
             left_out["unlabelled" if image.label is None else "other_classes"] += 1
+            if image.label is not None:
+                count(image.label, others)
             return False
-        return keep_training or split.place(image) < HELD_OUT
+        kept = keep_training or split.place(image) < HELD_OUT
+        left_out["not_held_out"] += not kept
+        return kept
 
     pixels = PixelFile()
     labels: list[int] = []
     places: list[float] = []
     for image in decoded.read(job.input, job.classifier.transform, job.max_pixels, keep):
+        seen()
         if image.pixels is None:
             left_out["unreadable"] += 1
         else:
@@ -93,13 +112,14 @@ def read_known(
             places.append(split.place(image.encoded))
     if not labels:
         raise InputError(
-            f"{job.input.uri}: no images to fit with ({_reasons(left_out)}); check known, labels and held_out"
+            f"{job.input.uri}: no images to fit with ({_reasons(left_out)}{_labels(others)}); "
+            "check known, labels and held_out"
         )
     use_N = _uses(torch.tensor(places, dtype=torch.float64))
     for name, use in USES.items():
         if not (use_N == use).any() and (use != TRAINING or keep_training):
             raise InputError(f"{job.input.uri}: no images left for {name}; check held_out")
-    return KnownImages(pixels, torch.arange(len(pixels)), torch.tensor(labels), use_N, left_out)
+    return KnownImages(pixels, torch.arange(len(pixels)), torch.tensor(labels), use_N, left_out, others)
 
 
 def fitting_share(held_out: int) -> float:
@@ -116,6 +136,10 @@ def _uses(place_N: Tensor) -> Tensor:
     held_out_N = place_N < HELD_OUT
     fitting_N = place_N < fitting_share(int(held_out_N.sum()))
     return torch.where(fitting_N, FITTING, torch.where(held_out_N, CALIBRATION, TRAINING))
+
+
+def _labels(others: Mapping[str, int]) -> str:
+    return f"; labels found: {listed(others)}" if others else ""
 
 
 def _reasons(left_out: Mapping[str, int]) -> str:

@@ -1,6 +1,7 @@
 """The run folder: which shards are done, which are not, and which parts make up the table.
 
 RUN/run.json        the fingerprint, written once before the first part
+RUN/config.yaml     the settings of the command that went to work last, defaults included, without secrets
 RUN/parts/          one Parquet object per shard version; its presence is the completion mark
 RUN/quarantine/     PART.json: the mark of a shard version that can never be read, or kills its workers;
                     PART.images.jsonl: the bad images of a part, one JSON line each
@@ -30,7 +31,10 @@ import pyarrow.parquet as pq
 from gradosr.archive.groups import Recording, Regrouped
 from gradosr.archive.pieces import damaged
 from gradosr.archive.shards import Shard
+from gradosr.config import ScoreJob
+from gradosr.config.settings import as_yaml
 from gradosr.errors import FingerprintMismatch, InputError, NotFound, RunFailed
+from gradosr.results.about import read_about
 from gradosr.results.outcome import PartStats
 from gradosr.results.part import SCHEMA_VERSION, SPOOL_BYTES
 from gradosr.results.stats import TableStats
@@ -77,6 +81,12 @@ class RunFolder:
         if not self._store.write(self.path("run.json"), json.dumps(document, indent=2).encode(), if_absent=True):
             self.check(fingerprint)
 
+    def record_config(self, job: ScoreJob) -> None:
+        """Write config.yaml: the job that goes to work now, defaults included, but for what may hold secrets."""
+        hidden: Any = {"runtime_env": {"env_vars"}, "webhook": True, "command": True}
+        body = as_yaml(job.model_dump(mode="json", exclude=hidden))
+        self._store.write(self.path("config.yaml"), body.encode())
+
     def check(self, fingerprint: Mapping[str, Any]) -> None:
         """Raise FingerprintMismatch, naming each difference, if the folder's own fingerprint is another one."""
         theirs = self.fingerprint()
@@ -91,19 +101,8 @@ class RunFolder:
         return cast("dict[str, Any]", self.about()["fingerprint"])
 
     def about(self) -> dict[str, Any]:
-        """Return the content of run.json. Raises InputError if there is no run.
-
-        `learned` are the ids of the images that the bundle has learned from; their scores are not those of fresh ones.
-        """
-        try:
-            document = json.loads(self._store.read(self.path("run.json")))
-            added_later = {name: document.get(name) for name in ("false_alarm_rate", "calibration", "observer")}
-            added_later["learned"] = document.get("learned", [])
-            return {"fingerprint": document["fingerprint"], "classes": document["classes"], **added_later}
-        except NotFound as error:
-            raise InputError(f"{self.uri}: no results there ({error}); `gradosr score` makes them") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{self.uri}: run.json is damaged; choose another output") from error
+        """Return the content of run.json, as `read_about` does."""
+        return read_about(self._store, self.uri)
 
     def look(self) -> Listing:
         """List the folder. A local folder that does not exist yet is empty; a missing bucket raises NotFound."""

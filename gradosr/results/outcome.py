@@ -12,6 +12,15 @@ SHOWN = 10
 """Most shards that are named in a summary, and while the work goes on."""
 
 
+class Underway(NamedTuple):
+    """Progress on a shard that is at work."""
+
+    images: int
+    """Number of images scored."""
+    bytes: int
+    """Bytes that these images take in the shard, about."""
+
+
 @dataclass
 class Progress:
     """The progress on the shards that were pending when the run started."""
@@ -28,6 +37,8 @@ class Progress:
     """Number of workers that are ready."""
     counts: Counter[str] = field(default_factory=Counter)
     """Counts of the shards done: rows, unknown, and one per status."""
+    underway: dict[str, "Underway"] = field(default_factory=dict)
+    """Progress on shards at work, by part name, as last heard of."""
     first_ready: float | None = None
     """Value of time.monotonic() when the first worker was ready; start-up does not count towards the rate."""
 
@@ -37,10 +48,15 @@ class Progress:
         return 0.0 if self.first_ready is None else time.monotonic() - self.first_ready
 
     @property
+    def images(self) -> int:
+        """The number of images scored so far, those of unfinished shards included."""
+        return self.counts["rows"] + sum(one.images for one in self.underway.values())
+
+    @property
     def share(self) -> float:
         """The share of the work that is done, from 0 to 1; by bytes if known, because shards differ in size."""
         if self.total_bytes:
-            return self.done_bytes / self.total_bytes
+            return min(1.0, (self.done_bytes + sum(one.bytes for one in self.underway.values())) / self.total_bytes)
         return self.done / self.total if self.total else 1.0
 
     def facts(self) -> dict[str, float]:
@@ -54,6 +70,8 @@ class Progress:
             "rows": self.counts["rows"],
             "ok": self.counts["ok"],
             "unknown": self.counts["unknown"],
+            "underway": self.images - self.counts["rows"],
+            "share": round(self.share, 4),
             "seconds": round(self.seconds, 3),
         }
 

@@ -4,13 +4,11 @@ Names of shards and reasons come from data: in text their control characters are
 Rich draws the display and is imported only for that, so a machine without a terminal can do without it.
 """
 
-import json
 import sys
 import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import datetime, timezone
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -18,26 +16,22 @@ from gradosr.archive.names import listed
 from gradosr.results.outcome import SHOWN, Progress
 from gradosr.results.part import STATUSES
 from gradosr.run.plan import Summary
-from gradosr.text import duration, printable
+from gradosr.text import duration, log_line, plural, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.status import Status
 WINDOW = 60.0
 """Seconds over which the rate of the last minute is averaged."""
-
-
-def log_line(event: str, text: str, level: str = "info", **facts: Any) -> str:
-    """Return a line of the JSON log: time (ISO 8601, UTC), level (info, warning, error), event, message, facts."""
-    now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-    return json.dumps({"time": now, "level": level, "event": event, "message": text, **facts})
+SHOWN_EVERY = 0.5
+"""Seconds between two counts of images that a Meter shows."""
 
 
 class Notes:
     """The sink of all messages of a job: lines that stay, and the current state of the work.
 
     On a terminal the state is a display that is replaced by each new one. Elsewhere it is a line every `interval`
-    seconds; the first comes at once, and another when the first shard is done. With `as_json` every line is a JSON
+    seconds; the first comes at once, and another when the first images are scored. With `as_json` every line is a JSON
     object in the form of `log_line`.
     """
 
@@ -92,12 +86,12 @@ class Notes:
 
     def progress(self, progress: Progress) -> None:
         """Show the progress of a run; to be called often."""
-        recent = self._pace(progress.seconds, progress.counts["rows"])
+        recent, begun = self._pace(progress.seconds, progress.images), progress.images + progress.done > 0
         if self._status:
             self._status.update(_display(progress, recent))
-        elif self._is_due(at_once=progress.done > 0 and not self._any_done):
+        elif self._is_due(at_once=begun and not self._any_done):
             self._tell("progress", line(progress, recent), **_facts(progress, recent))
-        self._any_done |= progress.done > 0
+        self._any_done |= begun
 
     def summary(self, summary: Summary) -> None:
         """Write the summary of a run."""
@@ -121,6 +115,32 @@ class Notes:
         self._stream.flush()
 
 
+class Meter:
+    """A count of images that shows their rate as the current step, from the first second on."""
+
+    def __init__(self, notes: Notes, what: str, total: int | None = None) -> None:
+        """Begin to count; `what` names the step, and may be changed."""
+        self.what, self._notes, self._total = what, notes, total
+        self._start = self._shown = time.monotonic()
+        self._images = 0
+
+    def add(self, images: int = 1) -> None:
+        """Count images, and show the count if it was not shown just now."""
+        self._images += images
+        now = time.monotonic()
+        if now - self._shown >= SHOWN_EVERY:
+            self._shown = now
+            self._notes.step(self.text(now - self._start))
+
+    def text(self, seconds: float) -> str:
+        """Format the count after so many seconds."""
+        rate = self._images / max(seconds, 1e-9)
+        if self._total is None:
+            return f"{self.what}: {plural(self._images, 'image')} ({_rate(rate)})"
+        left = duration((self._total - self._images) / rate) if rate else "unknown"
+        return f"{self.what}: {self._images:,} of {plural(self._total, 'image')} ({_rate(rate)}), ETA {left}"
+
+
 class _Pace:
     """A meter of images per second over the last WINDOW seconds."""
 
@@ -141,7 +161,8 @@ def line(progress: Progress, recent: float | None = None) -> str:
     """Format a run's progress in one line; `recent` is in images per second."""
     rows, ok = progress.counts["rows"], progress.counts["ok"]
     lately = "" if recent is None else f", last minute {_rate(recent)}"
-    parts = [f"shards {progress.done:,}/{progress.total:,}", f"images {rows:,} ({_rate(_average(progress))}{lately})"]
+    images = f"images {progress.images:,} ({_rate(_average(progress))}{lately})"
+    parts = [f"shards {progress.done:,}/{progress.total:,}", images]
     if ok:
         parts.append(f"unknown {progress.counts['unknown'] / ok:.1%}")
     if rows > ok:
@@ -175,7 +196,7 @@ def _display(progress: Progress, recent: float | None) -> "RenderableType":
 
 
 def _average(progress: Progress) -> float:
-    return progress.counts["rows"] / max(progress.seconds, 1e-9)
+    return progress.images / max(progress.seconds, 1e-9)
 
 
 def _rate(per_second: float) -> str:
@@ -189,9 +210,9 @@ def plan_report(facts: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             f"output       {facts['output']}",
-            f"archive      {facts['shards']:,} shards, {facts['bytes']:,} bytes",
-            f"done         {done:,} shards",
-            f"to be done   {facts['pending_shards']:,} shards, {facts['pending_bytes']:,} bytes",
+            f"archive      {plural(facts['shards'], 'shard')}, {plural(facts['bytes'], 'byte')}",
+            f"done         {plural(done, 'shard')}",
+            f"to be done   {plural(facts['pending_shards'], 'shard')}, {plural(facts['pending_bytes'], 'byte')}",
             *(_estimate_lines(found) if found else ()),
             *(f"  {key}: {value}" for key, value in facts["fingerprint"].items()),
         ]
@@ -201,9 +222,11 @@ def plan_report(facts: Mapping[str, Any]) -> str:
 def _estimate_lines(found: Mapping[str, Any]) -> list[str]:
     cost = "" if found["cost"] is None else f", cost {found['cost']:,.2f}"
     return [
-        f"estimate     {found['images']:,} images, {duration(found['seconds'])} by {found['workers']} workers of "
+        f"estimate     {plural(found['images'], 'image')}, {duration(found['seconds'])} by "
+        f"{plural(found['workers'], 'worker')} of "
         f"{_rate(found['images_per_second'])} each{cost}",
-        f"             from {found['sample_images']:,} images of {found['sample_shards']} shards scored here on "
+        f"             from {plural(found['sample_images'], 'image')} of {plural(found['sample_shards'], 'shard')} "
+        "scored here on "
         f"{found['device']}; the start of Ray and of the workers is not included",
         *([_wide(found)] if found["wide_bytes"] else ()),
     ]
@@ -217,21 +240,27 @@ def _wide(found: Mapping[str, Any]) -> str:
     )
 
 
+_PASSED_OVER = {
+    "members": ("member is no image", "members are no images"),
+    "objects": ("other object of the input was left out", "other objects of the input were left out"),
+}
+
+
 def summary_report(summary: Summary) -> str:
     """Format the summary of a run for people: one line, and one more for each shard without results."""
     counts = summary.counts
     rows, ok = counts.get("rows", 0), counts.get("ok", 0)
-    head = f"{summary.scored:,} shards scored now" if summary.scored else "nothing left to score"
+    head = f"{plural(summary.scored, 'shard')} scored now" if summary.scored else "nothing left to score"
     bad = ", ".join(f"{counts[status]:,} {status}" for status in STATUSES[1:] if counts.get(status))
     lines = [
-        f"{head}; {printable(summary.output)} holds {rows:,} rows of {summary.shards:,} shards: "
+        f"{head}; {printable(summary.output)} holds {plural(rows, 'row')} of {plural(summary.shards, 'shard')}: "
         f"{ok:,} scored, {counts.get('unknown', 0):,} unknown" + (f", {bad}" if bad else "")
     ]
-    for what, text in (("members", "members are no images"), ("objects", "other objects of the input were left out")):
+    for what, text in _PASSED_OVER.items():
         if kinds := summary.passed_over.get(what):
-            lines.append(f"{sum(kinds.values()):,} {text}: {listed(kinds)}")
+            lines.append(f"{plural(sum(kinds.values()), *text)}: {listed(kinds)}")
     if summary.superseded:
-        lines.append(f"{summary.superseded:,} outdated parts moved to superseded/")
+        lines.append(f"{plural(summary.superseded, 'outdated part')} moved to superseded/")
     lines += [f"quarantined: {printable(name)} (reason in quarantine/)" for name in summary.quarantined[:SHOWN]]
     failed = list(summary.failed.items())[:SHOWN]
     lines += [f"failed: {printable(name)}: {printable(reason)}" for name, reason in failed]

@@ -1,10 +1,10 @@
 """The plan of a scoring run and its conclusion, without Ray or torch: what is pending, and what remains at the end."""
 
 from collections import Counter
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from typing import Any, TypeVar
+from typing import Any
 
 from gradosr.archive.groups import Record, Regrouped
 from gradosr.archive.image import decoder, resolve_names
@@ -12,16 +12,15 @@ from gradosr.archive.readers import READERS
 from gradosr.archive.shards import Shard, means
 from gradosr.bundle.manifest import Manifest, check_precision, read_manifest
 from gradosr.config import LIBRARIES, Allowance, ResultsInput, ScoreJob
-from gradosr.errors import ConfigError, GradosrError, InputError
+from gradosr.errors import ConfigError, InputError
 from gradosr.results.folder import BAD_IMAGES, MARK, PART, Listing, RunFolder
 from gradosr.results.outcome import Outcome
 from gradosr.results.part import SCHEMA_VERSION
 from gradosr.results.rescored import fingerprint_after, parts_of
 from gradosr.results.stats import TableStats
+from gradosr.run.attempts import Attempts
 from gradosr.store import Store
 from gradosr.versions import software
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -50,6 +49,8 @@ class Plan:
         """
         if not self.listing.claimed:
             self.folder.claim(self.fingerprint, self._about())
+        if self.pending or not self.listing.claimed:
+            self.folder.record_config(self.job)
         if pieces := self.folder.record_groups(self.listing, self.groups):
             self.pending = [replace(one, piece=pieces.get(one.piece, one.piece)) for one in self.pending]
         if self.pending and self.listing.finished:
@@ -120,8 +121,8 @@ def prepare(job: ScoreJob) -> Plan:
     """
     store = Store(job.store, job.stores)
     folder = RunFolder(store, job.output)
-    attempt = _Attempts(store)
-    bundle, listing = _look(job, store, folder, attempt)
+    attempt = Attempts(store)
+    job, bundle, listing = _look(job, store, folder, attempt)
     skipped = listing.parts | (set() if job.retry_quarantined else listing.quarantined)
     listed = attempt(job.input.uri, lambda: _shards(job, store, folder, listing, skipped))
     if attempt.faults or bundle is None or listed is None:
@@ -140,8 +141,8 @@ def check(job: ScoreJob) -> dict[str, Any]:
     """
     store = Store(job.store, job.stores)
     folder = RunFolder(store, job.output)
-    attempt = _Attempts(store)
-    bundle, listing = _look(job, store, folder, attempt)
+    attempt = Attempts(store)
+    job, bundle, listing = _look(job, store, folder, attempt)
     if attempt.faults or bundle is None:
         raise attempt.fault()
     _, fingerprint = bundle
@@ -150,38 +151,23 @@ def check(job: ScoreJob) -> dict[str, Any]:
     return fingerprint
 
 
-class _Attempts:
-    """A series of checks that are all run, so that every fault is reported at once."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self.faults: list[GradosrError] = []
-
-    def __call__(self, uri: str, step: Callable[[], T]) -> T | None:
-        """Run a check on `uri`, and return its result or None if it failed.
-
-        A server that does not answer is given up quickly, and reported once for all checks.
-        """
-        try:
-            self._store.reach(uri)
-            return step()
-        except (ConfigError, InputError) as error:
-            self.faults.append(error)
-            return None
-
-    def fault(self) -> GradosrError:
-        """Return all faults as one error of the first one's type."""
-        return type(self.faults[0])("\n".join(dict.fromkeys(str(fault) for fault in self.faults)))
-
-
 def _look(
-    job: ScoreJob, store: Store, folder: RunFolder, attempt: _Attempts
-) -> tuple[tuple[Manifest, dict[str, Any]] | None, Listing]:
-    """Return the bundle's manifest and the run's fingerprint, and the listing of the run folder."""
+    job: ScoreJob, store: Store, folder: RunFolder, attempt: Attempts
+) -> tuple[ScoreJob, tuple[Manifest, dict[str, Any]] | None, Listing]:
+    """Return the job as its run was begun, the bundle's manifest and the run's fingerprint, and the listing."""
     names = job.input.label_names
-    bundle = attempt(job.bundle, lambda: _usable(job, store))
+    listing = attempt(job.output, folder.look) or Listing()
+    begun = (attempt(job.output, lambda: _as_begun(job, folder)) or job) if listing.claimed else job
+    bundle = attempt(job.bundle, lambda: _usable(begun, store))
     attempt(names if isinstance(names, str) else job.input.uri, lambda: resolve_names(names, store))
-    return bundle, attempt(job.output, folder.look) or Listing()
+    return begun, bundle, listing
+
+
+def _as_begun(job: ScoreJob, folder: RunFolder) -> ScoreJob:
+    """Return the job with `features: none` if its run was begun so by default, as it was before; it goes on so."""
+    says_nothing = type(job) is ScoreJob and "features" not in job.model_fields_set
+    begun_without = says_nothing and folder.fingerprint().get("features") == "none"
+    return job.model_copy(update={"features": "none"}) if begun_without else job
 
 
 def _usable(job: ScoreJob, store: Store) -> tuple[Manifest, dict[str, Any]]:

@@ -30,7 +30,6 @@ from gradosr.config.settings import as_yaml
 from gradosr.errors import ConfigError, InputError, RunActive, RunFailed, first_line, system_reason
 from gradosr.results.lease import JOB
 from gradosr.run.tail import Lines
-from gradosr.store import BACKENDS, is_shared, scheme_of
 from gradosr.store.threads import UPLOAD_BYTES, within
 
 ADDRESS = "http://127.0.0.1:8265"
@@ -252,28 +251,6 @@ def _job_server(address: str | None) -> str:
     if not address.startswith(("http://", "https://")):
         raise ConfigError(f"--address {address}: jobs go to the dashboard of the cluster: http://HEAD:8265")
     return address.rstrip("/")
-
-
-_ALONE = {"machine": "a local path", "process": "in the memory of this process"}
-"""Reasons why the nodes of a cluster do not see a URI, by Scheme.seen_from."""
-
-
-def check_travel(job: ScoreJob) -> None:
-    """Raise ConfigError, with all faults at once, for anything that would be missing on the cluster's nodes."""
-    uris = {"bundle": job.bundle, "input.uri": job.input.uri, "output": job.output}
-    if isinstance(job.input.label_names, str):
-        uris["input.label_names"] = job.input.label_names
-    *schemes, last = (f"{name}://" for name, scheme in BACKENDS.items() if scheme.shared)
-    seen = f"{', '.join(schemes)} and {last}"
-    faults = [
-        f"{field}: {uri} is {_ALONE[scheme_of(uri).seen_from]}; the nodes of a cluster see {seen} only"
-        for field, uri in uris.items()
-        if not is_shared(uri)
-    ]
-    if "working_dir" in job.runtime_env:
-        faults.append("runtime_env.working_dir: the config itself travels as that; list folders of code as py_modules")
-    if faults:
-        raise ConfigError("\n".join(faults))
 
 
 def _document(job: ScoreJob) -> dict[str, Any]:

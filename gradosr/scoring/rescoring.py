@@ -25,7 +25,7 @@ from gradosr.config import Precision, ScoreJob
 from gradosr.detectors import Observation
 from gradosr.errors import InputError, ShardUnreadable
 from gradosr.results.folder import RunFolder
-from gradosr.results.outcome import PartStats
+from gradosr.results.outcome import PartStats, Underway
 from gradosr.results.part import STAGES, PartBuilder, schema, stored_numbers
 from gradosr.results.rescored import HOW, fingerprint_before
 from gradosr.scoring.clock import Clock, rounded, timed
@@ -54,6 +54,10 @@ class RescoringWorker:
         self._folder.check(self._fingerprint)
         self._bundle = load_detector(self._store, self._job.bundle)
         return self.name
+
+    def underway(self) -> dict[str, Underway]:
+        """Return nothing: a part is scored again within seconds."""
+        return {}
 
     def expect(self, shard: Shard) -> None:
         """Prefetch nothing: parts are read as they are scored."""

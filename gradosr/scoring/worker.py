@@ -6,7 +6,8 @@ Plain classes: they run without Ray.
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,13 +21,15 @@ from gradosr.archive.shards import Shard
 from gradosr.bundle.bundle import load_bundle
 from gradosr.config import ScoreJob
 from gradosr.results.folder import RunFolder
-from gradosr.results.outcome import PartStats
+from gradosr.results.outcome import PartStats, Underway
 from gradosr.results.part import STAGES, PartBuilder, schema
 from gradosr.scoring.clock import Clock, rounded, timed
 from gradosr.scoring.columns import Kept, start_scoring
 from gradosr.scoring.scorer import Scorer
 from gradosr.store import Store
 from gradosr.versions import software
+
+NOTHING = Underway(0, 0)
 
 
 class ShardWorker:
@@ -35,7 +38,12 @@ class ShardWorker:
     def __init__(self, job: ScoreJob, fingerprint: Mapping[str, Any], threads: int) -> None:
         self._job, self._fingerprint, self._threads = job, dict(fingerprint), threads
         self._prefetch = Prefetch(self._load)
+        self._underway: dict[str, Underway] = {}
         self.name = f"{socket.gethostname()}:{os.getpid()}"
+
+    def underway(self) -> dict[str, Underway]:
+        """Return how far the shards at work are, by part name; may be called on another thread."""
+        return dict(self._underway)
 
     def ready(self) -> str:
         """Load everything and return the worker's name.
@@ -75,10 +83,14 @@ class ShardWorker:
                     rows = start_scoring(self._scorer, batch, self._kept)
                     if before:
                         part.add(before())
+                images, size = self._underway.get(shard.part, NOTHING)
+                size += sum(loading.sizes.popleft() for _ in batch)
+                self._underway[shard.part] = Underway(images + len(batch), size)
             with Clock(seconds, "score"):
                 if rows:
                     part.add(rows())
         except BaseException:
+            self._underway.pop(shard.part, None)
             part.close()
             raise
         finally:
@@ -97,6 +109,7 @@ class ShardWorker:
             with Clock(seconds, "write"):  # again: the footer cannot tell how long its own PUT took
                 self._folder.put_part(name, part.finish(self._footer(loading)))
         finally:
+            self._underway.pop(name, None)
             part.close()
         return PartStats(dict(part.counts), rounded(seconds), loading.passed_over)
 
@@ -107,16 +120,17 @@ class ShardWorker:
     def _load(self, shard: Shard) -> "Loading":
         """Begin to read and decode a shard; once all of it is read, the announced one may be prefetched."""
         seconds, read, passed_over = dict.fromkeys(STAGES, 0.0), threading.Event(), dict[str, int]()
+        sizes = deque[int]()
         source = READERS[self._job.input.kind].read(shard, self._store, self._job.input, self._label_names)
 
         def images() -> Iterator[EncodedImage]:
-            passed_over.update((yield from timed(source, seconds, "read")) or {})
+            passed_over.update((yield from _measured(timed(source, seconds, "read"), sizes)) or {})
             read.set()
             self._prefetch.start()
 
         transform, job = self._scorer.bundle.manifest.transform, self._job
         batches = prepared_batches(images(), transform, job.max_pixels, job.batch_size, self._threads)
-        return Loading(shard, batches, seconds, read, passed_over)
+        return Loading(shard, batches, seconds, read, passed_over, sizes)
 
     def _footer(self, loading: "Loading") -> dict[str, Any]:
         shard = loading.shard
@@ -142,6 +156,19 @@ class Loading(NamedTuple):
     """Event set when all of the shard is read."""
     passed_over: dict[str, int]
     """Number of members that are no images, by kind; filled in when all of the shard is read."""
+    sizes: deque[int]
+    """Encoded bytes of the images that are read and not scored yet, in order."""
+
+
+def _measured(images: Generator[EncodedImage, None, Any], sizes: deque[int]) -> Generator[EncodedImage, None, Any]:
+    """Yield the images and return what their iterator returns; append the bytes of each."""
+    while True:
+        try:
+            image = next(images)
+        except StopIteration as end:
+            return end.value
+        sizes.append(len(image.data))
+        yield image
 
 
 class Prefetch:

@@ -26,7 +26,13 @@ FILES = {"bundle.json", "classifier.safetensors", "detector.safetensors", "calib
 ARCH = "torchvision:shufflenet_v2_x0_5"
 TRANSFORM = TransformSettings(crop=32)
 OBJECTIVES = ("all_hot", "predicted")
-PROVENANCE = {"held_out_accuracy": 0.5, "images": {"train": 3}, "left_out": [], "dropped_coordinates": []}
+PROVENANCE = {
+    "held_out_accuracy": 0.5,
+    "accuracy_by_class": {},
+    "images": {"train": 3},
+    "left_out": [],
+    "dropped_coordinates": [],
+}
 
 
 def pixels(count, seed=0):
@@ -220,10 +226,10 @@ def test_damaged_json_is_one_clear_line(saved, body, reason):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"classes": None}, "classes: Field required"),
-        ({"classes": "ant"}, "classes: Input should be a valid tuple"),
-        ({"transform": {"crop": 3, "std": [1, 1, 0]}}, "transform.std.2: Input should be greater than 0"),
-        ({"hook": "os:system"}, "hook: Extra inputs are not permitted"),
+        ({"classes": None}, "classes: required"),
+        ({"classes": "ant"}, "classes: expected a list"),
+        ({"transform": {"crop": 3, "std": [1, 1, 0]}}, "transform.std.2: expected a number above 0"),
+        ({"hook": "os:system"}, "hook: unknown key"),
     ],
 )
 def test_a_manifest_that_does_not_fit_names_the_key(saved, changes, reason):

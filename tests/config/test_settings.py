@@ -35,16 +35,17 @@ FAULTS = {
     "count: 3": "d.yaml: shape: required",
     "shape: {kind: circle, radus: 2}": "d.yaml: shape.radius: required\n"
     "d.yaml: shape.radus: unknown key; did you mean radius? (valid: kind, radius)",
-    "shape: {kind: square, side: 0}": "d.yaml: shape.side: Input should be greater than 0, found 0",
-    "shape: {kind: blob}": "d.yaml: shape: Input tag 'blob' found using 'kind' does not match any of the expected "
-    "tags: 'circle', 'square'",
-    "shape: {kind: circle, radius: 1}\ncount: many": "d.yaml: count: Input should be a valid integer, unable to parse "
-    "string as an integer or Input should be 'auto', found 'many'",
-    "shape: {kind: circle, radius: 1}\nlayers: {top: {side: x}}": "d.yaml: layers.top.side: Input should be a valid "
-    "integer, unable to parse string as an integer, found 'x'",
-    "shape: {kind: circle, radius: 1}\nfill: 0": "d.yaml: fill: Input should be greater than 0 or Input should be "
-    "'none' or Input should be a valid dictionary or instance of Square, found 0",
-    "shape: {kind: circle, radius: 1}\nfill: {side: 0}": "d.yaml: fill.side: Input should be greater than 0, found 0",
+    "shape: {kind: square, side: 0}": "d.yaml: shape.side: expected a number above 0, found 0",
+    "shape: {kind: blob}": "d.yaml: shape.kind: expected 'circle' or 'square', found 'blob'",
+    "shape: {radius: 1}": "d.yaml: shape.kind: required",
+    "shape: {kind: circle, radius: 1}\ncount: many": "d.yaml: count: expected a whole number or 'auto', found 'many'",
+    "shape: {kind: circle, radius: 1}\nlayers: {top: {side: x}}": "d.yaml: layers.top.side: expected a whole number, "
+    "found 'x'",
+    "shape: {kind: circle, radius: 1}\nfill: 0": "d.yaml: fill: expected a number above 0, 'none' or a section of "
+    "kind, side, found 0",
+    "shape: {kind: circle, radius: 1}\nfill: {side: 0}": "d.yaml: fill.side: expected a number above 0, found 0",
+    "shape: {kind: circle, radius: .inf}\nnames: cat": "d.yaml: names: expected a list, found 'cat'",
+    "shape: {kind: circle, radius: true}\nnames: [[1]]": "d.yaml: names.0: expected a text, found a list",
 }
 
 

@@ -86,7 +86,7 @@ def test_a_key_that_comes_twice_is_told(tmp_path: Path) -> None:
 def test_the_command_says_what_it_did(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["compact", str(results), "--out", f"{tmp_path}/out"]
     assert run(arguments) == 0
-    assert capsys.readouterr().out == f"30 rows of 5 parts in 1 files: {tmp_path}/out\n"
+    assert capsys.readouterr().out == f"30 rows of 5 parts in 1 file: {tmp_path}/out\n"
     assert run(arguments) == 4
     assert "holds objects already" in capsys.readouterr().err
     assert run(["compact", str(tmp_path), "--out", f"{tmp_path}/other"]) == 4

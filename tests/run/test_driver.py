@@ -281,6 +281,22 @@ def until(holds: Callable[[], bool], shown: Callable[[], object]) -> None:
         time.sleep(0.2)
 
 
+def test_images_of_a_shard_at_work_are_counted_while_it_is(job: ScoreJob, tmp_path: Path) -> None:
+    plan, told = prepare(job), list[tuple[int, float]]()
+
+    def observe(progress: Progress) -> None:
+        if progress.underway:
+            told.append((progress.images - progress.counts["rows"], progress.share))
+            (tmp_path / "seen").touch()
+
+    plan.claim()
+    outcome = driver(job, plan, observe, doomed.Slow).run(plan.pending)
+    assert len(outcome.scored) == 4
+    images, share = told[0]
+    assert images == 3
+    assert 0.2 < share < 0.9  # no more than the shard is counted, whatever the worker tells
+
+
 @pytest.mark.slow
 def test_prometheus_is_served_what_the_run_did(job: ScoreJob, tmp_path: Path) -> None:
     (tmp_path / "archive" / "00001.tar").write_bytes(b"not a tar at all" * 100)

@@ -18,7 +18,7 @@ from fault_proxy import FaultProxy
 from hostile import bomb_png, cmyk_jpeg, cut, encoded, grey16_png, noise, parquet_file, tar
 from tiny import CLASSES, labelled_tar, local_job, make_bundle, picture, plain, rows_of, run_here, write_archive
 
-from gradosr.config import ScoreJob
+from gradosr.config import ScoreJob, load_job
 from gradosr.errors import ConfigError, FingerprintMismatch, GradosrError, InputError, RunFailed
 from gradosr.lab.seaweedfs import SeaweedFS
 from gradosr.run.plan import prepare
@@ -71,6 +71,28 @@ def test_a_finished_run_is_recognised_and_not_touched(job: ScoreJob, tmp_path: P
     plan, summary = run_here(job)
     assert (len(plan.pending), summary.scored, summary.counts["rows"]) == (0, 0, 24)
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*") if path.is_file()}
+
+
+def test_the_settings_of_the_last_command_lie_beside_the_table(tmp_path: Path) -> None:
+    write_archive(Store(), f"{tmp_path}/archive", shards=2)
+    secret = {"env_vars": {"TOKEN": "a-secret"}, "pip": ["x"]}
+    run_here(local_job(tmp_path, runtime_env=secret), only=1)
+    job = local_job(tmp_path, batch_size=3)
+    kept = load_job(ScoreJob, f"{tmp_path}/results/config.yaml")
+    assert (kept.batch_size, kept.runtime_env) == (4, {"pip": ["x"]})
+    run_here(job)
+    assert load_job(ScoreJob, f"{tmp_path}/results/config.yaml") == job
+
+
+def test_a_run_begun_without_features_by_default_goes_on_so(tmp_path: Path) -> None:
+    write_archive(Store(), f"{tmp_path}/archive", shards=3)
+    run_here(local_job(tmp_path, features="none"), only=1)
+    with pytest.raises(FingerprintMismatch, match="features was 'none', is 'unknown'"):
+        prepare(local_job(tmp_path, features="unknown"))
+    plan, summary = run_here(local_job(tmp_path))
+    assert (plan.job.features, len(plan.pending), summary.counts["rows"]) == ("none", 2, 18)
+    run_here(local_job(tmp_path, output=f"{tmp_path}/new"), only=1)
+    assert prepare(local_job(tmp_path, output=f"{tmp_path}/new")).job.features == "unknown"
 
 
 def test_a_run_cut_short_is_finished_by_the_same_command(job: ScoreJob, tmp_path: Path) -> None:
@@ -370,7 +392,8 @@ def test_signals_are_stored_as_asked(tmp_path: Path, wanted: object, drawn: bool
     run_here(local_job(tmp_path, signals=wanted))
     table = pa.concat_tables(map(pq.read_table, sorted((tmp_path / "results" / "parts").iterdir())))
     widths = {"logits": 3, "features": 64, "middle": 8, "log_norms": 2 * 7}
-    assert set(widths) & set(table.column_names) == (set() if wanted == "none" else set(widths))
+    # features are stored of unknown images anyway
+    assert set(widths) & set(table.column_names) == ({"features"} if wanted == "none" else set(widths))
     if wanted == "none":
         return
     stored = {tuple(table[name].is_valid().to_pylist()) for name in widths}

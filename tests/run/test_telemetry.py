@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from gradosr.results.outcome import Progress
-from gradosr.run.console import SHOWN, WINDOW, Notes, line, summary_report
+from gradosr.results.outcome import Progress, Underway
+from gradosr.run.console import SHOWN, WINDOW, Meter, Notes, line, summary_report
 from gradosr.run.plan import Exceeded, Summary
-from gradosr.text import printable
+from gradosr.text import plural, printable
 
 HOSTILE = "a\x1b[2J\n[bold]\u202e:skull:.tar"
 
@@ -88,6 +88,41 @@ def test_a_log_gets_a_line_when_the_first_shard_is_done_and_then_every_interval(
     for done in (0, 0, 1, 2, 3):
         notes.progress(Progress(total=9, done=done))
     assert [text.split(" |")[0] for text in out.getvalue().splitlines()] == ["starting Ray", "shards 1/9"]
+
+
+def test_images_of_unfinished_shards_count_from_the_first_on() -> None:
+    progress = Progress(total=2, workers=2, total_bytes=1000, first_ready=time.monotonic() - 10)
+    notes, out = logging_notes()
+    notes.progress(progress)
+    progress.underway = {"a": Underway(200, 240), "b": Underway(30, 10)}
+    notes.progress(progress)
+    first, second = out.getvalue().splitlines()
+    assert "shards 0/2 | images 0 (0.0/s) | workers 2" in first
+    assert "shards 0/2 | images 230 (23/s) | ETA 0:30 | workers 2" in second
+    assert (progress.share, progress.facts()["underway"], progress.facts()["rows"]) == (0.25, 230, 0)
+
+
+def test_a_meter_shows_images_and_their_rate_in_the_first_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("gradosr.run.console.time.monotonic", lambda: now[0])
+    notes, out = logging_notes(interval=0)
+    reading, observing = Meter(notes, "reading"), Meter(notes, "observing", 100)
+    for meter, images in ((reading, 1), (observing, 50), (reading, 1)):
+        now[0] += 0.4
+        meter.add(images)
+    assert out.getvalue().splitlines() == ["observing: 50 of 100 images (62/s), ETA 0:01", "reading: 2 images (1.7/s)"]
+
+
+def test_one_is_not_said_as_many() -> None:
+    assert (plural(1, "shard"), plural(0, "shard"), plural(2000, "class", "classes")) == (
+        "1 shard", "0 shards", "2,000 classes",
+    )  # fmt: skip
+    one = summary(shards=1, scored=1, counts={"rows": 1, "ok": 1}, superseded=1, passed_over={"objects": {"txt": 1}})
+    assert summary_report(one).splitlines() == [
+        "1 shard scored now; out holds 1 row of 1 shard: 1 scored, 0 unknown",
+        "1 other object of the input was left out: 1 txt",
+        "1 outdated part moved to superseded/",
+    ]
 
 
 class Terminal(io.StringIO):

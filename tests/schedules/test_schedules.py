@@ -539,6 +539,20 @@ def test_bad_input_is_told(config: str, arguments: list[str], message: str, caps
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("target", ["k8s-cronjob", "ray-cronjob"])
+def test_paths_of_this_machine_are_refused_where_pods_run(
+    tmp_path: Path, target: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "local.yaml"
+    path.write_text("{bundle: b/, input: {kind: tar, uri: s3://a/b/}, output: r, gates: {bad_images: 0}}")
+    assert run(["schedule", str(path), "--cron", NIGHTLY, "--as", target]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert [line.split(": ")[1] for line in err.splitlines()] == ["bundle", "output"]
+    assert "the nodes of a cluster see s3:// and gs:// only" in err
+    assert run(["schedule", str(path), "--cron", NIGHTLY, "--as", "crontab"]) == 0
+
+
 def test_stdout_is_the_schedule_and_stderr_the_times(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert schedule(config) == 0
     out, err = capsys.readouterr()

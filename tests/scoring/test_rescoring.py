@@ -314,7 +314,7 @@ def test_an_unfinished_run_and_a_folder_without_one_are_refused(
 
 @pytest.mark.parametrize("name", ["features", "representation", "signals"])
 def test_settings_of_images_are_refused(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, line = refusal(folder, capsys, "--set", f"{name}=unknown")
+    code, line = refusal(folder, capsys, "--set", f"{name}=all")
     assert (code, f"{name}: not with input.kind results" in line) == (2, True)
 
 

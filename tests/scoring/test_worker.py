@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -115,6 +116,20 @@ def test_another_shard_than_the_prefetched_one_is_read_from_its_beginning(plan: 
     assert opened == ["00000", "00001", "put", "00002", "put", "00001", "put"]
 
 
+def test_a_worker_tells_how_far_its_shards_are(plan: Plan) -> None:
+    worker, (first, second, *_) = ready(plan), plan.pending
+    publish = worker.score(first)
+    told = worker.underway()
+    assert told.keys() == {first.part}
+    assert told[first.part].images == 6
+    assert 0 < told[first.part].bytes < first.size
+    also = worker.score(second)
+    assert worker.underway().keys() == {first.part, second.part}
+    publish()
+    also()
+    assert worker.underway() == {}
+
+
 def test_what_is_wrong_with_a_prefetched_shard_is_told_in_its_turn(plan: Plan, tmp_path: Path) -> None:
     worker = ready(plan)
     (tmp_path / "archive" / "00001.tar").write_bytes(b"not a tar" * 100)
@@ -157,7 +172,7 @@ class Loads:
         batches = Prefetcher[list[PreparedImage]](iter(()), len, budget=1)
         close = batches.close
         batches.close = lambda: (self.closed.append(shard.name), close())  # type: ignore[method-assign]
-        return Loading(shard, batches, {}, threading.Event(), {})
+        return Loading(shard, batches, {}, threading.Event(), {}, deque())
 
 
 A, B, C, D = (Shard(name, f"/{name}", "1", 1) for name in "ABCD")

@@ -17,7 +17,7 @@ from gradosr.lab.seaweedfs import SeaweedFS
 from gradosr.results.folder import RunFolder
 from gradosr.run.driver.cluster import check_local_uris
 from gradosr.run.plan import prepare
-from gradosr.run.submission import check_travel
+from gradosr.run.travel import check_travel
 from gradosr.store import BACKENDS, Store, is_shared, join, s3, scheme_of
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from gradosr.config import TransformSettings
+from gradosr.config.faults import one_fault
 from gradosr.errors import ConfigError
 
 
@@ -22,11 +23,7 @@ def stated(origin: str, **fields: Any) -> Stated:
     try:
         return Stated(TransformSettings(**fields), origin)
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        where = ".".join(map(str, fault["loc"]))
-        raise unstated(
-            f"{origin} is not one that can be said here ({where + ': ' if where else ''}{fault['msg']})"
-        ) from error
+        raise unstated(f"{origin} is not one that can be said here ({one_fault(error)})") from error
 
 
 def unstated(reason: str) -> ConfigError:

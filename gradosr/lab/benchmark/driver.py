@@ -13,7 +13,7 @@ from gradosr.archive.shards import Shard
 from gradosr.bundle.manifest import MANIFEST, Manifest
 from gradosr.config import RaySettings, ScoreJob, TransformSettings
 from gradosr.results.folder import RunFolder
-from gradosr.results.outcome import PartStats, Progress
+from gradosr.results.outcome import PartStats, Progress, Underway
 from gradosr.results.part import PartBuilder, schema
 from gradosr.run.driver import Driver, Notes, connected
 from gradosr.run.plan import finish, prepare
@@ -40,6 +40,10 @@ class NullWorker:
 
     def expect(self, shard: Shard) -> None:
         """Ignore the next shard, since nothing is read."""
+
+    def underway(self) -> dict[str, Underway]:
+        """Return nothing: no shard is at work for long."""
+        return {}
 
     def score(self, shard: Shard) -> Callable[[], PartStats]:
         """Return the function that publishes the part with one PUT."""

@@ -33,6 +33,7 @@ from gradosr.lab.evaluation.metrics import auroc
 from gradosr.run.console import Notes
 from gradosr.scoring.observer import Observer
 from gradosr.store import Store, join
+from gradosr.text import plural
 from gradosr.versions import software
 
 CALIBRATED, TEST = "calibration", "test"
@@ -121,7 +122,7 @@ def _found(protocol: OsrProtocol, task: OsrTask, store: Store) -> TaskScores | N
 
 def _done(protocol: OsrProtocol, task: OsrTask, store: Store, decoded: DecodedImages, notes: Notes) -> TaskScores:
     folder, detectors = join(protocol.output, task.name), detectors_of(protocol, task)
-    notes.say(f"{task.name}: {len(detectors)} detectors")
+    notes.say(f"{task.name}: {plural(len(detectors), 'detector')}")
     ready = _ready(protocol, task, folder, store, decoded, notes)
     sets = [_calibration(ready), *_unseen(protocol, task, ready, decoded)]
     columns: dict[str, NDArray[Any]] = {}

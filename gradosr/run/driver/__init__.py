@@ -31,13 +31,14 @@ from gradosr.errors import (
 )
 from gradosr.results.folder import RunFolder
 from gradosr.results.outcome import Outcome, PartStats, Progress
-from gradosr.run.driver.actor import PUBLISHING, MakeWorker, WorkerActor, shard_worker
+from gradosr.run.driver.actor import PUBLISHING, TELLING, MakeWorker, WorkerActor, shard_worker
 from gradosr.run.driver.cluster import Resources, address_of, check_local_uris, connected, live_nodes, resources
 from gradosr.run.driver.faults import FaultLedger, ShardDecision, WorkerDecision
 from gradosr.run.driver.handout import HandOut, Turn, WorkerHandle
 from gradosr.run.driver.prometheus import RunMetrics
 from gradosr.run.driver.ray_errors import meaning, own, told
 from gradosr.run.driver.verdicts import Notes, Verdicts
+from gradosr.run.driver.watch import Watch
 
 __all__ = ["Driver", "Notes", "Resources", "check_local_uris", "connected", "resources"]
 
@@ -80,7 +81,7 @@ class Driver:
         self._share = resources(self._job, len(shards))
         self._handout = HandOut(shards, self._faults)
         self._verdicts = Verdicts(self._folder, self._notes, self._metrics, shards)
-        self._enough_since = self._clock()
+        self._watch, self._enough_since = Watch(self._verdicts, self._clock), self._clock()
         for _ in range(self._share.workers):
             self._start_worker()
         try:
@@ -130,11 +131,10 @@ class Driver:
         }
         if avoided := [node for node in self._faults.avoided if node]:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(avoided)})"}
-        threads = max(1, int(share.cpus))
         job = self._job.model_copy(update={"runtime_env": {}})
         remote: Any = ray.remote  # whose types do not know all options
-        kind = remote(concurrency_groups={PUBLISHING: 1})(WorkerActor)
-        actor = kind.options(**options).remote(self._make_worker, job, self._fingerprint, threads)
+        kind = remote(concurrency_groups={PUBLISHING: 1, TELLING: 1})(WorkerActor)
+        actor = kind.options(**options).remote(self._make_worker, job, self._fingerprint, max(1, int(share.cpus)))
         self._workers.append(worker := WorkerHandle(actor, self._clock()))
         self._calls[actor.node.remote()] = worker, None
 
@@ -214,6 +214,7 @@ class Driver:
         """
         self._kill(worker)
         for shard in [turn.shard for turn in worker.turns]:
+            self._verdicts.progress.underway.pop(shard.part, None)
             fate = fates.get(shard.part, ShardDecision("retry"))
             if fate.action == "quarantine":
                 self._verdicts.quarantine(shard, fate.reason, fate.attempts)
@@ -342,7 +343,8 @@ class Driver:
         )
 
     def _report(self) -> None:
-        progress = self._verdicts.progress
-        progress.workers = len(self._ready())
+        progress, ready = self._verdicts.progress, self._ready()
+        self._watch.look(ready)
+        progress.workers = len(ready)
         self._metrics.update(progress.workers, len(self._handout.waiting))
         self._observe(progress)

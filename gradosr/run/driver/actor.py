@@ -7,7 +7,7 @@ import ray
 
 from gradosr.archive.shards import Shard
 from gradosr.config import ResultsInput, ScoreJob
-from gradosr.results.outcome import PartStats
+from gradosr.results.outcome import PartStats, Underway
 
 
 class Worker(Protocol):
@@ -21,6 +21,9 @@ class Worker(Protocol):
 
     def score(self, shard: Shard) -> Callable[[], PartStats]:
         """Score a shard; return the function that publishes its part, on another thread while the next is scored."""
+
+    def underway(self) -> Mapping[str, Underway]:
+        """Return how far the shards at work are, by part name; asked on another thread."""
 
 
 MakeWorker = Callable[[ScoreJob, Mapping[str, Any], int], Worker]
@@ -40,6 +43,8 @@ def shard_worker(job: ScoreJob, fingerprint: Mapping[str, Any], threads: int) ->
 
 PUBLISHING = "publish"
 """Ray's concurrency group of one thread that publishes, beside the one that scores."""
+TELLING = "tell"
+"""Ray's concurrency group of one thread that tells how far the work is."""
 
 
 class WorkerActor:
@@ -63,6 +68,10 @@ class WorkerActor:
         if prefetch is not None:
             self._worker.expect(prefetch)
         self._scored[shard.part] = self._worker.score(shard)
+
+    def underway(self) -> Mapping[str, Underway]:
+        """Tell how far the shards at work are, by part name."""
+        return self._worker.underway()
 
     def publish(self, part: str) -> PartStats:
         """Publish the part of a shard that was scored; raise what the worker raises."""

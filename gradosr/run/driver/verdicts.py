@@ -5,7 +5,7 @@ from typing import Protocol
 
 from gradosr.archive.shards import Shard
 from gradosr.results.folder import RunFolder
-from gradosr.results.outcome import Outcome, PartStats, Progress
+from gradosr.results.outcome import Outcome, PartStats, Progress, Underway
 from gradosr.run.driver.prometheus import RunMetrics
 
 
@@ -28,6 +28,13 @@ class Verdicts:
         """Shards without a verdict, by part name."""
         self.progress = Progress(len(shards), total_bytes=sum(shard.size for shard in shards))
         self.outcome = Outcome()
+
+    def hear(self, part: str, underway: Underway) -> None:
+        """Note how far a worker is with a shard; of two workers on one shard, the one that is further counts."""
+        shard = self.open.get(part)
+        if shard is not None:
+            known, size = self.progress.underway.get(part, Underway(0, 0)), min(underway.bytes, shard.size)
+            self.progress.underway[part] = Underway(max(known.images, underway.images), max(known.bytes, size))
 
     def score(self, shard: Shard, stats: PartStats) -> None:
         """Record that a shard became a part."""
@@ -55,6 +62,7 @@ class Verdicts:
         """Settle a shard; answer False where a faster copy settled it already."""
         if self.open.pop(shard.part, None) is None:
             return False
+        self.progress.underway.pop(shard.part, None)
         self.progress.done += 1
         self.progress.done_bytes += shard.size
         return True
