@@ -40,17 +40,21 @@ class KnownImages:
     """Use of each image: TRAINING, FITTING or CALIBRATION."""
     left_out: Mapping[str, int]
     """Number of images that were read and not kept, by reason."""
+    keys: Mapping[int, str]
+    """Key of each image that is held out, by its row in `pixels`."""
 
     def of(self, *uses: int) -> "KnownImages":
         """Return the images that have one of the given uses."""
         rows = torch.isin(self.use_N, torch.tensor(uses))
-        return KnownImages(self.pixels, self.places_N[rows], self.labels_N[rows], self.use_N[rows], self.left_out)
+        return KnownImages(
+            self.pixels, self.places_N[rows], self.labels_N[rows], self.use_N[rows], self.left_out, self.keys
+        )
 
     def of_classes(self, classes: Sequence[int]) -> "KnownImages":
         """Return the images of the given classes (ascending indices), relabelled by their position in `classes`."""
         rows = torch.isin(self.labels_N, torch.tensor(classes))
         labels_N = torch.searchsorted(torch.tensor(classes), self.labels_N[rows])
-        return KnownImages(self.pixels, self.places_N[rows], labels_N, self.use_N[rows], self.left_out)
+        return KnownImages(self.pixels, self.places_N[rows], labels_N, self.use_N[rows], self.left_out, self.keys)
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -84,13 +88,16 @@ def read_known(
     pixels = PixelFile()
     labels: list[int] = []
     places: list[float] = []
+    keys: dict[int, str] = {}
     for image in decoded.read(job.input, job.classifier.transform, job.max_pixels, keep):
         if image.pixels is None:
             left_out["unreadable"] += 1
         else:
+            places.append(split.place(image.encoded))
+            if places[-1] < HELD_OUT:
+                keys[len(pixels)] = image.encoded.key
             pixels.append(image.pixels)
             labels.append(wanted[image.encoded.label or ""])
-            places.append(split.place(image.encoded))
     if not labels:
         raise InputError(
             f"{job.input.uri}: no images to fit with ({_reasons(left_out)}); check known, labels and held_out"
@@ -99,7 +106,7 @@ def read_known(
     for name, use in USES.items():
         if not (use_N == use).any() and (use != TRAINING or keep_training):
             raise InputError(f"{job.input.uri}: no images left for {name}; check held_out")
-    return KnownImages(pixels, torch.arange(len(pixels)), torch.tensor(labels), use_N, left_out)
+    return KnownImages(pixels, torch.arange(len(pixels)), torch.tensor(labels), use_N, left_out, keys)
 
 
 def fitting_share(held_out: int) -> float:

@@ -93,11 +93,14 @@ class RunFolder:
     def about(self) -> dict[str, Any]:
         """Return the content of run.json. Raises InputError if there is no run.
 
+        `bundle` is the URI of the bundle, wherever it is now; runs begun before it was recorded have None.
         `learned` are the ids of the images that the bundle has learned from; their scores are not those of fresh ones.
         """
         try:
             document = json.loads(self._store.read(self.path("run.json")))
-            added_later = {name: document.get(name) for name in ("false_alarm_rate", "calibration", "observer")}
+            added_later = {
+                name: document.get(name) for name in ("false_alarm_rate", "calibration", "observer", "bundle")
+            }
             added_later["learned"] = document.get("learned", [])
             return {"fingerprint": document["fingerprint"], "classes": document["classes"], **added_later}
         except NotFound as error:
