@@ -14,8 +14,8 @@ from made_runs import CLASSES, RATE, bad, calibration, rows, write_run
 from tiny import local_job, run_here, write_archive
 
 from gradosr.audit import audit, words
+from gradosr.audit.false_alarms import FalseAlarms
 from gradosr.audit.flags import certified
-from gradosr.audit.groups import FalseAlarms
 from gradosr.audit.histograms import score_histogram
 from gradosr.audit.places import Days, Prefixes, folder_of
 from gradosr.audit.prevalence import share_of_unknown
