@@ -67,9 +67,13 @@ def group(
     space = space_of(material.vectors_NF, material.predicted_N, material.reference, fewest)
     found = find_dense(space, fewest) or find(space.points_ND, space.known_KD, fewest)
     facts = _Facts(rows, space.points_ND, found, false_alarms, kind)
-    members = [np.flatnonzero(found.labels_N == label) for label in range(found.labels_N.max() + 1)]
-    items = [facts.item(members_G) for members_G in members]
-    group_of = {rows[place]["id"]: item["id"] for item, one in zip(items, members, strict=True) for place in one}
+    items: list[dict[str, Any]] = []
+    group_of: dict[str, str] = {}
+    for label in range(found.labels_N.max() + 1):
+        members_G = np.flatnonzero(found.labels_N == label)
+        item = facts.item(members_G)
+        items.append(item)
+        group_of |= {rows[place]["id"]: item["id"] for place in members_G.tolist()}
     items.sort(key=lambda item: (-item["size"], item["id"]))
     return Groups(
         None if items else "no group: the images over the threshold are each like no other",
@@ -102,7 +106,7 @@ class _Facts:
 
     def item(self, members_G: NDArray[np.integer]) -> dict[str, Any]:
         """Describe one cluster."""
-        members = [self.rows[place] for place in members_G]
+        members = [self.rows[place] for place in members_G.tolist()]
         points_GD, strength_G = self.points_ND[members_G], self.found.strength_N[members_G]
         distance_G = np.linalg.norm(points_GD - points_GD.mean(0), axis=1)
         typical = np.lexsort((distance_G, -strength_G))[:TYPICAL].tolist()
@@ -127,7 +131,7 @@ class _Facts:
         found = []
         for label, name in enumerate(names):
             places = np.flatnonzero((self.found.labels_N < 0) & (self.found.resembled_N == label))
-            rows = [self.rows[place] for place in places]
+            rows = [self.rows[place] for place in places.tolist()]
             nearest = np.argsort(-self.found.strength_N[places], kind="stable")[:BORDERLINE].tolist()
             if rows:
                 typical = [rows[place] for place in nearest]

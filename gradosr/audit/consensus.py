@@ -67,7 +67,7 @@ def _run(points_ND: Floats, known_KD: Floats, linked: int, rng: np.random.Genera
     count = int(rng.integers(FEWEST_NEW, MOST_NEW + 1))
     points = points_ND[:, axes]
     centres = _k_means(points[seen], known_KD[:, axes], count, rng)
-    return _squared(points, centres).argmin(1).astype(np.int16)
+    return np.asarray(_squared(points, centres).argmin(1), np.int16)
 
 
 def _k_means(points_ND: Floats, known_KD: Floats, count: int, rng: np.random.Generator) -> Floats:
@@ -93,7 +93,7 @@ def _k_means(points_ND: Floats, known_KD: Floats, count: int, rng: np.random.Gen
 def _squared(points_ND: Floats, centres_KD: Floats) -> Floats:
     """Return squared distances [N, K]."""
     squares = (points_ND**2).sum(1)[:, None] - 2 * points_ND @ centres_KD.T + (centres_KD**2).sum(1)
-    return np.maximum(squares, 0)
+    return np.asarray(np.maximum(squares, 0))
 
 
 def _linked(runs_RL: Labels, known: int, fewest: float) -> Labels:

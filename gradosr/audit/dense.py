@@ -9,12 +9,12 @@ import numpy as np
 from gradosr.audit.consensus import Found, Labels
 from gradosr.audit.space import Space
 
-AXES = 8
+AXES = 6
 """Components that are looked at; in more dimensions fewer images are dense."""
-CLUSTERED = 0.4
+CLUSTERED = 1 / 3
 """Least share of the images in clusters."""
 BLOB = 0.8
-"""Largest share of the images in one cluster, which may be one class, or simply everything."""
+"""Largest share of the clustered images in one cluster, which may be one class, or simply everything."""
 NEIGHBOURS = 5
 
 
@@ -26,7 +26,7 @@ def find_dense(space: Space, fewest: int) -> Found | None:
     found = model.fit(space.points_ND[:, :AXES])
     labels_N: Labels = found.labels_
     sizes_C = np.bincount(labels_N[labels_N >= 0], minlength=1)
-    if sizes_C.sum() < CLUSTERED * len(labels_N) or sizes_C.max() > BLOB * len(labels_N):
+    if sizes_C.sum() < CLUSTERED * len(labels_N) or sizes_C.max() > BLOB * sizes_C.sum():
         return None
     return _without_known(space, labels_N, found.probabilities_)
 

@@ -42,8 +42,8 @@ def nearest(groups: Groups, examples: KnownExamples | None, listed: Iterable[Map
     examples_ED = groups.space.project(examples.features_NF)
     points = {row["id"]: point for row, point in zip(groups.rows, groups.space.points_ND, strict=True)}
     members: dict[str, list[NDArray[np.floating]]] = {}
-    for row, cluster in groups.group_of.items():
-        members.setdefault(cluster, []).append(points[row])
+    for name, cluster in groups.group_of.items():
+        members.setdefault(cluster, []).append(points[name])
     for item in groups.items:
         found.of_cluster[item["id"]] = _ids(np.mean(members[item["id"]], axis=0), examples_ED, OF_CLUSTER)
     for one in groups.look_alikes:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradosr.audit.clusters import Groups
+from gradosr.audit.rows import shown
 
 MOST = 1_500
 """Most images on a map; t-SNE of as many takes seconds."""
@@ -34,6 +35,7 @@ def map_of(groups: Groups, listed: Collection[str], classes: Sequence[str]) -> d
     points_ND = np.pad(points_ND, ((0, 0), (0, 2)))  # vectors of one value have one component
     method = "t-SNE" if len(places) >= FEWEST else "principal components"
     xy_N2 = _fitted(_tsne(points_ND) if method == "t-SNE" else points_ND[:, :2])
+    index = {shown(name): place for place, name in enumerate(classes)}
     return {
         "method": method,
         "x": xy_N2[:, 0].tolist(),
@@ -41,7 +43,7 @@ def map_of(groups: Groups, listed: Collection[str], classes: Sequence[str]) -> d
         "ids": [row["id"] for row in rows],
         "keys": [row["key"] for row in rows],
         "groups": [groups.group_of.get(row["id"]) for row in rows],
-        "predicted": [classes.index(row["predicted_class"]) for row in rows],
+        "predicted": [index.get(row["predicted_class"]) for row in rows],
     }
 
 
@@ -56,4 +58,4 @@ def _tsne(points_ND: Floats) -> Floats:
 def _fitted(xy_N2: Floats) -> Floats:
     """Shift and scale coordinates to 0..1, both by the same factor."""
     low_2, size = xy_N2.min(0), max(float(np.ptp(xy_N2, axis=0).max()), 1e-12)
-    return np.round((xy_N2 - low_2) / size, 4)
+    return np.asarray(np.round((xy_N2 - low_2) / size, 4))

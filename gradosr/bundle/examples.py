@@ -53,8 +53,8 @@ class KnownExamples:
         table = pq.read_table(io.BytesIO(body)).combine_chunks()
         features = table["features"].combine_chunks()
         flat = features.flatten().to_numpy(zero_copy_only=False)
-        columns = (table[name].to_pylist() for name in ("key", "class", "jpeg"))
-        return cls(*columns, flat.reshape(len(table), features.type.list_size))
+        keys, classes, pictures = (table[name].to_pylist() for name in ("key", "class", "jpeg"))
+        return cls(keys, classes, pictures, flat.reshape(len(table), features.type.list_size))
 
 
 def read_examples(store: Store, uri: str, manifest: Manifest) -> KnownExamples | None:
