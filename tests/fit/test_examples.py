@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import ARCH, CLASSES, TRANSFORM, labelled_tar
+from tiny import ARCH, CLASSES, TRANSFORM, labelled_tar, local_job, run_here
 
+from gradosr.audit import audit
 from gradosr.bundle.bundle import load_detector
 from gradosr.bundle.examples import KnownExamples, read_examples
 from gradosr.bundle.manifest import read_manifest
-from gradosr.config import FitJob
+from gradosr.config import AuditSettings, FitJob
 from gradosr.errors import BundleError
 from gradosr.fit import examples
 from gradosr.fit.fitting import fit
@@ -77,6 +78,20 @@ def test_a_detector_that_learns_keeps_the_examples_of_its_parent(tmp_path: Path)
     assert beside is not None
     assert beside.keys == found.keys
     assert np.array_equal(beside.features_NF, found.features_NF)
+
+
+def test_an_audit_shows_them_beside_the_images_of_a_run(tmp_path: Path) -> None:
+    found = fitted(tmp_path, false_alarm_rate=0.9)
+    Store().write(f"{tmp_path}/archive/0.tar", labelled_tar(1000, 60))
+    run_here(local_job(tmp_path, features="unknown"))
+    facts = audit(Store(), f"{tmp_path}/results", AuditSettings(), out=tmp_path / "out")
+    assert facts["groups"]["method"] == {"space": "features", "known": True}
+    assert found is not None
+    beside = {(one["key"], one["class"]) for one in facts["known_images"].values()}
+    assert beside <= set(zip(found.keys, found.classes, strict=True))
+    assert {row["id"] for row in facts["highest"]} == set(facts["nearest_known"])
+    assert {len(ids) for ids in facts["nearest_known"].values()} == {4}
+    assert set(facts["map"]["ids"]) >= set(facts["nearest_known"])
 
 
 def test_damaged_examples_are_one_line(tmp_path: Path) -> None:
