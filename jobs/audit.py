@@ -21,10 +21,17 @@ from .cli import json_flag, set_option
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Share of the flagged images that may be false alarms.  [default: 0.1]",
 )
+@click.option("--embeddings", metavar="FILE", help="Find clusters in these (Parquet: key, vector) instead.")
 @set_option
 @json_flag
 def audit(
-    results: str, out: Path | None, baseline: str | None, fdr: float | None, overrides: tuple[str, ...], as_json: bool
+    results: str,
+    out: Path | None,
+    baseline: str | None,
+    fdr: float | None,
+    embeddings: str | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Report the images in RESULTS (a folder or s3:// prefix of `gradosr score`) that the classifier has never seen.
 
@@ -37,8 +44,8 @@ def audit(
     from gradosr.text import printable
 
     out = out or Path(f"{PurePath(results).name}-audit")
-    level = () if fdr is None else (f"fdr={fdr}",)
-    settings = load_settings(AuditSettings, "", "--set", (*overrides, *level))
+    flags = [f"{name}={value}" for name, value in (("fdr", fdr), ("embeddings", embeddings)) if value is not None]
+    settings = load_settings(AuditSettings, "", "--set", (*overrides, *flags))
     store = Store(settings.store, settings.stores)
     about = [read_about(store, run) for run in (results, baseline) if run is not None]
     from gradosr.audit import audit as find_facts

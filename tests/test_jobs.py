@@ -382,7 +382,7 @@ def test_fit_with_given_weights(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert manifest["provenance"]["weights"].endswith("weights.safetensors")
     assert {path.name for path in (tmp_path / "bundle").iterdir()} == {
         "bundle.json", "fit.json", "classifier.safetensors", "detector.safetensors", "calibration.safetensors",
-        "signals.safetensors",
+        "signals.safetensors", "known.parquet",
     }  # fmt: skip
 
 
@@ -552,9 +552,9 @@ def test_every_command_is_listed_and_has_few_flags(capsys: pytest.CaptureFixture
         command = cli.get_command(None, name)  # type: ignore[arg-type]
         assert command is not None
         # `schedule` says how a job is started, which no field of it can; `label` and `extend` have no job, and `label`
-        # does two things. `fit` and `score` can do without a config: their flags are the fields without which no job
-        # is, and no more.
-        most = {"schedule": 7, "label": 8, "extend": 7, "fit": 11, "score": 11}.get(name, 6)
+        # does two things; `audit` takes two files beside the run. `fit` and `score` can do without a config: their
+        # flags are the fields without which no job is, and no more.
+        most = {"schedule": 7, "label": 8, "extend": 7, "audit": 7, "fit": 11, "score": 11}.get(name, 6)
         assert len(command.params) <= most, f"{name}: a new knob is a config field"
 
 

@@ -14,14 +14,21 @@ from pydantic import TypeAdapter, ValidationError
 
 from gradosr.audit import export, pictures, report
 from gradosr.audit.by_labels import by_labels
+from gradosr.audit.clusters import Groups, group
 from gradosr.audit.document import FLAGGED, Found, document
 from gradosr.audit.drift import changes, check_baseline
+from gradosr.audit.false_alarms import FalseAlarms
 from gradosr.audit.flagged import check_folder, write_flagged
 from gradosr.audit.flags import Flags, certified, no_flags
-from gradosr.audit.groups import FalseAlarms, group
+from gradosr.audit.known import read_known
+from gradosr.audit.material import embedded, stored
+from gradosr.audit.nearest import nearest
+from gradosr.audit.overview import map_of
 from gradosr.audit.prevalence import Prevalence, no_prevalence, share_of_unknown
 from gradosr.audit.rows import RunTable
+from gradosr.audit.space import Reference
 from gradosr.audit.tally import Tally, count
+from gradosr.bundle.examples import KnownExamples
 from gradosr.bundle.manifest import CalibrationSummary
 from gradosr.config import AuditSettings, Input
 from gradosr.errors import InputError
@@ -61,15 +68,19 @@ def audit(
     notes += check_baseline(table, compared) if compared else []
     if out is not None:
         check_folder(out)
-    found, changed = _found(table, settings, verdicts), None
+    known, more = read_known(store, table, settings)
+    notes += more
+    found, changed = _found(store, table, settings, verdicts, known.reference), None
     if compared:
         changed, more = changes(table, found.tally, compared, count(compared, None, 0))
         notes += more
     facts = document(found, changed, notes)
+    shown_beside = _compare(facts, found.groups, known.examples)
     if out is not None:
         write_flagged(table, found.flags.cut if found.flags.count else None, found.groups.group_of, out / FLAGGED)
         rows = chain(pictures.rows_of(facts), export.flagged_rows(out, MOST_PICTURED))
         shown = pictures.fetch(store, _INPUT.validate_python(table.fingerprint["input"]), rows, table.parts)
+        shown.known = shown_beside
         facts["notes"] += [
             f"{number} pictures missing: {pictures.REASONS[kind]}" for kind, number in shown.missing.items()
         ]
@@ -79,16 +90,35 @@ def audit(
     return facts
 
 
-def _found(table: RunTable, settings: AuditSettings, verdicts: pa.Table | None) -> Found:
+def _compare(facts: dict[str, Any], groups: Groups, examples: KnownExamples | None) -> dict[str, bytes]:
+    """Add the map and the nearest known images to a document; return the JPEGs of these by id."""
+    listed = pictures.rows_of(facts)
+    near = nearest(groups, examples, listed)
+    for one in (*groups.items, *groups.look_alikes):
+        one["nearest_known"] = near.of_cluster.get(one.get("id") or one["class"], [])
+    facts["map"] = map_of(groups, {row["id"] for row in listed}, facts["classes"])
+    facts |= {"known_images": near.images, "nearest_known": near.of_image}
+    return near.pictures
+
+
+def _found(
+    store: Store,
+    table: RunTable,
+    settings: AuditSettings,
+    verdicts: pa.Table | None,
+    reference: Reference | None,
+) -> Found:
     calibration = _calibration(table)
     sought = [] if verdicts is None else verdicts["key"].to_pylist()
-    tally = count(table, calibration.images if calibration else None, settings.group_sample, sought)
+    images, own = calibration.images if calibration else None, settings.embeddings
+    tally = count(table, images, settings.group_sample, sought, features=own is None)
     counts_N = None if tally.p_values is None or tally.p_values.strange else tally.p_values.counts
     share, flags = _figures(tally, settings)
     known, rate, alarms = 1 - (share.estimate or 0.0), table.about["false_alarm_rate"], None
     if counts_N is not None and rate is not None and tally.images:
         alarms = FalseAlarms.of(counts_N, known, rate)
-    groups = group(tally.sample, tally.without_features, alarms, settings.max_groups, table.kind)
+    compared = embedded(store, own, table, tally) if own else stored(table, tally, reference)
+    groups = group(compared, alarms, settings.max_groups, table.kind, table.about["classes"])
     labels = by_labels(verdicts, tally.over) if sought else None
     return Found(table, tally, calibration, counts_N, share, flags, groups, settings.max_groups, labels)
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradosr.audit.clusters import Groups
 from gradosr.audit.flags import Flags
-from gradosr.audit.groups import Groups
 from gradosr.audit.histograms import p_value_histogram, score_histogram
 from gradosr.audit.places import MOST_PREFIXES
 from gradosr.audit.prevalence import Prevalence
@@ -127,6 +127,8 @@ def _grouped(found: Groups) -> dict[str, Any]:
         "clustered": len(found.group_of),
         "left_over": found.left_over,
         "items": list(found.items),
+        "look_alikes": list(found.look_alikes),
+        "method": found.method,
     }
 
 

@@ -69,6 +69,8 @@ class Pictures:
     """The pictures of all requested rows, by row id."""
 
     by_id: dict[str, Picture] = field(default_factory=dict)
+    known: Mapping[str, bytes] = field(default_factory=dict)
+    """JPEGs of known images that the document names, by their ids in `known_images`."""
 
     @property
     def missing(self) -> dict[str, int]:
@@ -85,6 +87,7 @@ def rows_of(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the rows shown on the page of an audit.json, each once, the most informative first."""
     groups = document["groups"]["items"]
     shown = [row for group in groups for row in group["typical"]]
+    shown += [row for one in document["groups"].get("look_alikes", ()) for row in one["typical"]]
     shown += document["highest"]
     shown += [row for group in groups for row in group["borderline"]]
     return list({row["id"]: row for row in shown}.values())

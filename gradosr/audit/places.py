@@ -122,6 +122,13 @@ class Days:
         counts[1] += unknown
 
 
+def days_of(keys: pa.ChunkedArray, shard: str | None, modified: int | None) -> list[str | None]:
+    """Return the day (YYYY-MM-DD) of each image as `Days` counts it; the arguments are those of `Days.add`."""
+    other = _utc_day(modified)
+    codes = [code if _date(code) else other for code in _days_in(keys, shard).tolist()]
+    return [None if code is None else str(_date(code)) for code in codes]
+
+
 def _days_in(keys: pa.ChunkedArray, shard: str | None) -> NDArray[np.int64]:
     """Return the first date in each key as YYYYMMDD, or 0; the date need not exist in the calendar."""
     codes = np.zeros(len(keys), np.int64)

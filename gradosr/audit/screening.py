@@ -23,8 +23,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gradosr.audit import audit, report
+from gradosr.audit.clusters import group
 from gradosr.audit.gates import NightFacts, judge
-from gradosr.audit.groups import group
+from gradosr.audit.known import read_known
+from gradosr.audit.material import stored
 from gradosr.audit.nights import Counts, History, Night, Seen
 from gradosr.audit.rows import OpenPart, RunTable, id_of
 from gradosr.audit.tally import count
@@ -152,11 +154,13 @@ def _new_classes(
     try:
         new = RunTable(store, uri, fresh, with_learned=False)
         labelled = _parts_of(RunTable(store, uri), [key for key, label in labels.items() if label in job.dismissed])
-        tally = count(RunTable(store, uri, {*fresh, *window, *labelled}, with_learned=False), None, MOST_GROUPED)
+        both = RunTable(store, uri, {*fresh, *window, *labelled}, with_learned=False)
+        tally = count(both, None, MOST_GROUPED)
     except EmptyTable:
         return []
     shards = set(count(new, None, 0).by_shard)
-    groups = group(tally.sample, tally.without_features, None, MOST_GROUPED, new.kind).group_of
+    known, _ = read_known(store, both, AuditSettings(store=job.store, stores=job.stores))
+    groups = group(stored(both, tally, known.reference), None, MOST_GROUPED, new.kind, both.about["classes"]).group_of
     dismissed = {id_of(key): label in job.dismissed for key, label in labels.items()} if labelled else {}
     members: defaultdict[str, list[bool]] = defaultdict(list)
     said: defaultdict[str, list[bool]] = defaultdict(list)

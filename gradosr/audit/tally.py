@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from gradosr.audit.places import Days, Prefixes, shard_folder
+from gradosr.audit.places import Days, Prefixes, days_of, shard_folder
 from gradosr.audit.proportions import wilson
 from gradosr.audit.rows import OpenPart, RunTable, id_of, key_hash, shown
 from gradosr.results.part import stored_numbers
@@ -24,6 +24,10 @@ DESCRIBED = ("key", "shard", "row", "label", "predicted_class", "unknown_score",
 """Columns of a row that is shown."""
 HIGHEST = 100
 BAD_IMAGES = 1000
+SURELY_KNOWN = 0.5
+"""p-value from which on an image counts as known where embeddings are compared with those of known images."""
+MOST_KNOWN = 3_000
+"""Number of such images that are compared with."""
 SCORE_BITS = 20
 """Leading bits of a float32 score that select its cell: 11 of the mantissa's 23 bits, a resolution of 1 in 2,000."""
 
@@ -73,7 +77,7 @@ class PValueCounts:
 
 
 class Sample:
-    """A sample of the rows over the threshold that have features: those with the smallest hashes of their keys."""
+    """A sample of rows, those with the smallest hashes of their keys, with features if these are wanted."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -90,17 +94,17 @@ class Sample:
         places = np.flatnonzero(ids <= np.uint64(self._bound))
         return places, ids[places]
 
-    def add(self, ids: NDArray[np.uint64], rows: pa.Table, features_NF: NDArray[np.float16]) -> None:
+    def add(self, ids: NDArray[np.uint64], rows: list[dict[str, Any]], features_NF: NDArray[np.float16]) -> None:
         """Add rows that `wanted` has chosen."""
-        self._chunks.append((ids, described(rows), features_NF))
+        self._chunks.append((ids, rows, features_NF))
         self._held += len(ids)
         if self._held > 2 * self.limit:
             self._settle()
 
-    def settled(self) -> tuple[list[dict[str, Any]], NDArray[np.float16] | None]:
-        """Return the rows in order of their hashes, and their features [N, F] or, if there are no rows, None."""
+    def settled(self) -> tuple[list[dict[str, Any]], NDArray[np.float16]]:
+        """Return the rows in order of their hashes, and their features [N, F]."""
         if not self._held:
-            return [], None
+            return [], np.empty((0, 0), np.float16)
         self._settle()
         _, rows, features_NF = self._chunks[0]
         return rows, features_NF
@@ -120,11 +124,19 @@ class Tally:
     """Everything that one pass gathers; several threads may call `read`."""
 
     def __init__(
-        self, classes: int, calibration_images: int | None, kind: str, sample: int, sought: Collection[str] = ()
+        self,
+        classes: int,
+        calibration_images: int | None,
+        kind: str,
+        sample: int,
+        sought: Collection[str] = (),
+        *,
+        features: bool = True,
     ) -> None:
         """Start without counts; `kind` is that of the input, `sample` the number of rows kept for clustering.
 
-        `sought` are keys of which `over` is to tell on which side of the threshold they are.
+        `sought` are keys of which `over` is to tell on which side of the threshold they are. Without `features`, rows
+        are sampled whose features are not stored, and known ones to compare with.
         """
         self.rows = 0
         self.left_out = 0
@@ -144,6 +156,10 @@ class Tally:
         self.prefixes, self.days = Prefixes(kind), Days()
         self.part_rows: dict[str, int] = {}
         self.sample = Sample(sample)
+        """Rows over the threshold."""
+        self.known = Sample(0 if features else MOST_KNOWN)
+        """Rows that are surely known."""
+        self._features = features
         self.without_features = 0
         """Number of rows over the threshold whose features are not stored."""
         self._highest: pa.Table | None = None
@@ -153,19 +169,22 @@ class Tally:
     def read(self, part: str, opened: OpenPart) -> None:
         """Count the rows of one part."""
         columns = [*dict.fromkeys([*COUNTED, *DESCRIBED, "error"])]
-        stored = "features" in opened.columns
+        stored = "features" in opened.columns or not self._features
         self.part_rows[part] = 0
         for number, rows in opened.groups(columns):
             over = np.flatnonzero(pc.fill_null(rows["is_unknown"], fill_value=False).to_numpy())
-            chosen = self._chosen(opened, number, rows, over) if stored and len(over) and self.sample.limit else None
+            chosen = self._chosen(self.sample, opened, number, rows, over) if stored else None
+            surely = np.flatnonzero(np.nan_to_num(rows["p_value"].to_numpy()) >= SURELY_KNOWN)
+            known = self._chosen(self.known, opened, number, rows, surely)
             with self._lock:
                 self.part_rows[part] += len(rows)
                 self._add(rows, opened.modified)
                 self.sample.considered += len(over) if stored else 0
                 self.without_features += 0 if stored else len(over)
                 self._find(rows)
-                if chosen is not None:
-                    self.sample.add(*chosen)
+                for sample, found in ((self.sample, chosen), (self.known, known)):
+                    if found is not None:
+                        sample.add(*found)
         with self._lock:
             self.left_out += opened.file.metadata.num_rows - self.part_rows[part]
 
@@ -175,15 +194,22 @@ class Tally:
             self.over.update(zip(found["key"].to_pylist(), found["is_unknown"].to_pylist(), strict=True))
 
     def _chosen(
-        self, opened: OpenPart, number: int, rows: pa.Table, over: NDArray[np.intp]
-    ) -> tuple[NDArray[np.uint64], pa.Table, NDArray[np.float16]] | None:
-        """Return hashes, rows and features of the rows over the threshold that the sample wants, without the lock."""
-        places, ids = self.sample.wanted(rows["key"].take(over))
-        if not len(places):
+        self, sample: Sample, opened: OpenPart, number: int, rows: pa.Table, places: NDArray[np.intp]
+    ) -> tuple[NDArray[np.uint64], list[dict[str, Any]], NDArray[np.float16]] | None:
+        """Return hashes, rows and features of those rows of a group that a sample wants, without the lock."""
+        if not sample.limit or not len(places):
             return None
-        features = opened.group(number, ["features"])["features"].take(over[places]).combine_chunks()
-        valid = features.is_valid().to_numpy(zero_copy_only=False)
-        return (ids[valid], rows.take(over[places][valid]), stored_numbers(features)) if valid.any() else None
+        chosen, ids = sample.wanted(rows["key"].take(places))
+        if not len(chosen):
+            return None
+        taken, features_NF = rows.take(places[chosen]), np.empty((len(chosen), 0), np.float16)
+        if self._features:
+            features = opened.group(number, ["features"])["features"].take(places[chosen]).combine_chunks()
+            valid = features.is_valid().to_numpy(zero_copy_only=False)
+            if not valid.any():
+                return None
+            ids, taken, features_NF = ids[valid], taken.filter(pa.array(valid)), stored_numbers(features)
+        return ids, dated(taken, self.prefixes.kind, opened.modified), features_NF
 
     def _add(self, rows: pa.Table, modified: int | None) -> None:
         self.rows += len(rows)
@@ -246,11 +272,27 @@ class Tally:
         return [] if self._highest is None else described(self._highest)
 
 
-def count(table: RunTable, calibration_images: int | None, sample: int, sought: Collection[str] = ()) -> Tally:
-    """Count all parts of a table in one pass; `sample` and `sought` are as in `Tally`."""
-    tally = Tally(len(table.about["classes"]), calibration_images, table.kind, sample, sought)
+def count(
+    table: RunTable,
+    calibration_images: int | None,
+    sample: int,
+    sought: Collection[str] = (),
+    *,
+    features: bool = True,
+) -> Tally:
+    """Count all parts of a table in one pass; the other arguments are as in `Tally`."""
+    tally = Tally(len(table.about["classes"]), calibration_images, table.kind, sample, sought, features=features)
     table.each(tally.read)
     return tally
+
+
+def dated(rows: pa.Table, kind: str, modified: int | None) -> list[dict[str, Any]]:
+    """Return rows of one shard as `described` does, each with its `day` if that is known."""
+    if not len(rows):
+        return []
+    shard = shard_folder(kind, rows["shard"][0].as_py())
+    days = days_of(rows["key"], shard, modified)
+    return [row | {"day": day} for row, day in zip(described(rows), days, strict=True)]
 
 
 def described(rows: pa.Table) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@
     detector.safetensors      the detector's arrays
     calibration.safetensors   unknown scores of held-out known images, ascending, by precision
     signals.safetensors       everything seen of the held-out known images, to learn from labels; scoring needs none
+    known.parquet             a few of them to look at: picture, key and features, by class; scoring needs none
 
 bundle.json is written last; its presence completes the bundle. Loading a bundle runs no code from it and opens no
 network connection except to the store.
@@ -22,13 +23,23 @@ import torch
 from torch import Tensor, nn
 
 from gradosr.bundle.calibration import Calibration
+from gradosr.bundle.examples import KnownExamples
 from gradosr.bundle.held_out import HeldOut
-from gradosr.bundle.manifest import CLASSIFIER, HELD_OUT, MANIFEST, CalibrationSummary, Manifest, read_manifest
+from gradosr.bundle.manifest import (
+    CLASSIFIER,
+    EXAMPLES,
+    HELD_OUT,
+    MANIFEST,
+    CalibrationSummary,
+    Manifest,
+    read_body,
+    read_manifest,
+)
 from gradosr.classifier.build import build_classifier
 from gradosr.classifier.weights import load_weights, unpacked
 from gradosr.config import LIBRARIES, PLACES, Precision
 from gradosr.detectors import Detector, restore
-from gradosr.errors import BundleError, NotFound
+from gradosr.errors import BundleError
 from gradosr.store import Store, join
 
 DETECTOR, CALIBRATION = "detector.safetensors", "calibration.safetensors"
@@ -47,12 +58,16 @@ class Bundle:
     """SHA-256 of bundle.json, which holds the digests of the other files; it identifies the bundle."""
     held_out: HeldOut | None = None
     """Signals of the known images held out; None in a bundle that was loaded for scoring."""
+    examples: KnownExamples | None = None
+    """Some of the known images held out; None in a bundle that keeps none, or was loaded for scoring."""
 
     def save(self, store: Store, uri: str) -> None:
         """Write all files of the bundle, bundle.json last."""
         bodies = {CLASSIFIER: _packed(self.classifier.state_dict())}
         if self.held_out:
             bodies[HELD_OUT] = _packed(self.held_out.tensors())
+        if self.examples:
+            bodies[EXAMPLES] = self.examples.body()
         _write(store, uri, bodies, self.manifest, self.detector, self.calibrations)
 
     @property
@@ -90,7 +105,8 @@ class DetectorOnly:
         Raises BundleError if a file of that one is damaged.
         """
         manifest, _ = read_manifest(store, parent)
-        bodies = {name: _body(store, parent, name, manifest) for name in (CLASSIFIER, HELD_OUT)}
+        kept = (CLASSIFIER, HELD_OUT, *({EXAMPLES} & manifest.files.keys()))
+        bodies = {name: read_body(store, parent, name, manifest) for name in kept}
         _write(store, uri, bodies, self.manifest, self.detector, self.calibrations)
 
 
@@ -172,21 +188,8 @@ def read_held_out(store: Store, uri: str) -> HeldOut:
 
 
 def _unpacked(store: Store, uri: str, name: str, manifest: Manifest) -> dict[str, Tensor]:
-    body = _body(store, uri, name, manifest)
+    body = read_body(store, uri, name, manifest)
     try:
         return unpacked(body)
     except safetensors.SafetensorError as error:
         raise BundleError(f"{join(uri, name)}: not a safetensors file: {error}") from error
-
-
-def _body(store: Store, uri: str, name: str, manifest: Manifest) -> bytes:
-    """Read one file of a bundle. Raises BundleError if it is missing, or another than the manifest names."""
-    try:
-        body = store.read(join(uri, name))
-    except NotFound as error:
-        raise BundleError(f"{join(uri, name)}: missing, though {MANIFEST} names it; copy the bundle again") from error
-    if hashlib.sha256(body).hexdigest() != manifest.files.get(name):
-        raise BundleError(
-            f"{join(uri, name)}: not the file that {MANIFEST} names (digest differs); copy the bundle again"
-        )
-    return body

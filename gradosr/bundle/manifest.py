@@ -14,7 +14,12 @@ from gradosr.errors import BundleError, ConfigError, NotFound, first_line
 from gradosr.store import Store, join
 
 VERSION: Literal[1] = 1
-MANIFEST, CLASSIFIER, HELD_OUT = "bundle.json", "classifier.safetensors", "signals.safetensors"
+MANIFEST, CLASSIFIER, HELD_OUT, EXAMPLES = (
+    "bundle.json",
+    "classifier.safetensors",
+    "signals.safetensors",
+    "known.parquet",
+)
 
 
 class CalibrationSummary(Settings):
@@ -110,3 +115,16 @@ def read_manifest(store: Store, uri: str) -> tuple[Manifest, str]:
         raise BundleError(f"{uri}: {MANIFEST} is damaged: {one_fault(error)}") from error
     except (ValueError, AttributeError) as error:
         raise BundleError(f"{uri}: {MANIFEST} is damaged: {first_line(error)}") from error
+
+
+def read_body(store: Store, uri: str, name: str, manifest: Manifest) -> bytes:
+    """Read one file of a bundle. Raises BundleError if it is missing, or another than the manifest names."""
+    try:
+        body = store.read(join(uri, name))
+    except NotFound as error:
+        raise BundleError(f"{join(uri, name)}: missing, though {MANIFEST} names it; copy the bundle again") from error
+    if hashlib.sha256(body).hexdigest() != manifest.files.get(name):
+        raise BundleError(
+            f"{join(uri, name)}: not the file that {MANIFEST} names (digest differs); copy the bundle again"
+        )
+    return body

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field, PositiveInt
 
 from gradosr.config.store import StoreFields
+from gradosr.config.uris import Uri
 
 
 class AuditSettings(StoreFields):
@@ -14,6 +15,11 @@ class AuditSettings(StoreFields):
     """Level of the flag list: the largest share of known images among the flagged images, on average."""
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
     """Confidence level of the interval and of the one-sided lower bound for the share of unknown images."""
+    bundle: Uri | None = None
+    """Bundle that the run was scored with, to compare with its held-out known images. Default: where it was then."""
+    embeddings: Uri | None = None
+    """Parquet file with the columns `key` and `vector`: embeddings of images; clusters are found in them instead of the
+    features that the run stores. Those of images below the threshold, if it has any, tell what is like known ones."""
     group_sample: PositiveInt = 20_000
     """Number of images over the threshold that are clustered, chosen by hash of their keys."""
     max_groups: PositiveInt = 50

@@ -34,6 +34,9 @@ class FitJob(StoreFields):
     precisions: tuple[Literal["tf32", "bfloat16"], ...] = ()
     """Precisions, besides float32, that score jobs may use with the bundle. The detector is calibrated in each of them,
     because p-values hold only in the precision of their calibration; each costs another pass over those images."""
+    known_examples: Literal["thumbnails", "keys", "none"] = "thumbnails"
+    """A few hundred held-out images that the bundle keeps, for audits to show beside unknown ones: features and keys
+    with thumbnails (64 pixels), without (`keys`), if pictures must not leave their archive, or no images at all."""
     bundle: Uri
     """Folder or prefix to write the bundle to."""
     batch_size: PositiveInt = 64

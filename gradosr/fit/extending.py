@@ -9,7 +9,7 @@ certified until it is fitted with held-out images of all classes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,7 @@ def extend(
     fitted = fit_prepared(ready, notes, force=force)
     origin = {"extended": {**facts, "parent": parent.digest, "runs": list(runs), "ids": ids}}
     manifest = fitted.manifest.model_copy(update={"provenance": fitted.manifest.provenance | origin})
-    return Bundle(manifest, wider, fitted.detector, fitted.calibrations, held_out=fitted.held_out), facts
+    return replace(fitted, manifest=manifest, classifier=wider), facts
 
 
 def _check(parent: Bundle, name: str, uri: str) -> None:
@@ -149,6 +149,7 @@ def _job(parent: Bundle, name: str, out: str, settings: ExtendSettings) -> Compl
         "input": origin["input"],
         "known": origin.get("known") or manifest.classes,
         "held_out": origin["held_out"],
+        "known_examples": origin.get("known_examples", "none"),  # bundles that made no choice kept nothing
         "seed": origin["seed"],
         "detector": origin["detector"],
         "false_alarm_rate": manifest.false_alarm_rate,

@@ -34,6 +34,7 @@ from gradosr.config import (
 from gradosr.config import Detector as DetectorSettings
 from gradosr.detectors import ClassSplit, Detector, Known, Observation, detector_class
 from gradosr.errors import ClassifierError, ConfigError
+from gradosr.fit.examples import examples
 from gradosr.fit.guards import (
     Calls,
     accuracy_of,
@@ -145,7 +146,8 @@ def fit_prepared(ready: Ready, notes: Notes, *, force: bool = False) -> Bundle:
     kept = {precision: seen[seen.finite()] for precision, seen in observed.items()}
     held_out = HeldOut(fitting[rows], known.of(FITTING).labels_N.to(rows.device)[rows], kept)
     manifest = _manifest(job, _provenance(job, known) | measured)
-    return Bundle(manifest, ready.classifier, detector, calibrations, held_out=held_out)
+    shown = examples(job, known, fitting, calibration)
+    return Bundle(manifest, ready.classifier, detector, calibrations, held_out=held_out, examples=shown)
 
 
 def _observe_again(ready: Ready, precision: Precision) -> Observation:
@@ -197,6 +199,7 @@ def _provenance(job: CompleteFitJob, known: KnownImages) -> dict[str, Any]:
         "train": job.train.model_dump(mode="json") if job.train else None,
         "detector": job.detector.model_dump(mode="json"),
         "held_out": job.held_out,
+        "known_examples": job.known_examples,
         "seed": job.seed,
         "images": known.counts(),
         "left_out": dict(known.left_out),

@@ -44,6 +44,8 @@ class KnownImages:
     """Number of images that were read and not kept, by reason."""
     other_labels: Mapping[str, int]
     """Number of images left out because of their label, by label; many labels are counted as one."""
+    keys: Mapping[int, str]
+    """Key of each image that is held out, by its row in `pixels`."""
 
     def of(self, *uses: int) -> "KnownImages":
         """Return the images that have one of the given uses."""
@@ -102,14 +104,17 @@ def read_known(
     pixels = PixelFile()
     labels: list[int] = []
     places: list[float] = []
+    keys: dict[int, str] = {}
     for image in decoded.read(job.input, job.classifier.transform, job.max_pixels, keep):
         seen()
         if image.pixels is None:
             left_out["unreadable"] += 1
         else:
+            places.append(split.place(image.encoded))
+            if places[-1] < HELD_OUT:
+                keys[len(pixels)] = image.encoded.key
             pixels.append(image.pixels)
             labels.append(wanted[image.encoded.label or ""])
-            places.append(split.place(image.encoded))
     if not labels:
         raise InputError(
             f"{job.input.uri}: no images to fit with ({_reasons(left_out)}{_labels(others)}); "
@@ -119,7 +124,7 @@ def read_known(
     for name, use in USES.items():
         if not (use_N == use).any() and (use != TRAINING or keep_training):
             raise InputError(f"{job.input.uri}: no images left for {name}; check held_out")
-    return KnownImages(pixels, torch.arange(len(pixels)), torch.tensor(labels), use_N, left_out, others)
+    return KnownImages(pixels, torch.arange(len(pixels)), torch.tensor(labels), use_N, left_out, others, keys)
 
 
 def fitting_share(held_out: int) -> float:

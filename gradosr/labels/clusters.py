@@ -5,13 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from gradosr.audit.groups import group
+from gradosr.audit.clusters import group
+from gradosr.audit.known import read_known
+from gradosr.audit.material import stored
 from gradosr.audit.rows import RunTable
-from gradosr.audit.tally import DESCRIBED, Sample, count
+from gradosr.audit.tally import DESCRIBED, Sample, count, dated
 from gradosr.config import AuditSettings
+from gradosr.store import Store
 
 
-def clusters(table: RunTable, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, str]:
+def clusters(store: Store, table: RunTable, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, str]:
     """Return the cluster of images by id, found as an audit finds them, with `rows` in the sample for certain.
 
     Empty for a run scored without features.
@@ -22,7 +25,9 @@ def clusters(table: RunTable, rows: Sequence[Mapping[str, Any]]) -> Mapping[str,
     settings = AuditSettings()
     tally = count(table, None, settings.group_sample)
     _add(tally.sample, table, rows)
-    return group(tally.sample, tally.without_features, None, settings.max_groups, table.kind).group_of
+    known, _ = read_known(store, table, settings)
+    material = stored(table, tally, known.reference)
+    return group(material, None, settings.max_groups, table.kind, table.about["classes"]).group_of
 
 
 def _add(sample: Sample, table: RunTable, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -36,7 +41,8 @@ def _add(sample: Sample, table: RunTable, rows: Sequence[Mapping[str, Any]]) -> 
             features = found["features"][0].values
             if features is not None:
                 first = np.zeros(1, np.uint64)  # no hash is smaller, so it stays
-                sample.add(first, found, features.to_numpy(zero_copy_only=False)[None])
+                own = dated(found, table.kind, opened.modified)
+                sample.add(first, own, features.to_numpy(zero_copy_only=False)[None])
 
 
 def in_order(

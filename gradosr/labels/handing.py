@@ -76,7 +76,7 @@ def _claimed(store: Store, table: RunTable, number: int, seed: int, out: Path) -
     while True:
         rounds, labelled = read_rounds(store, uri), set(read_labels(store, uri)["key"].to_pylist())
         made, rows = draw(table, rounds, labelled, number, seed)
-        rows = in_order(rows, clusters(table, rows), (seed, made.number))
+        rows = in_order(rows, clusters(store, table, rows), (seed, made.number))
         shown = pictures.fetch(store, source, rows, table.parts)
         folder = out / (_STAGING + made.token)
         with written(out):

@@ -10,11 +10,12 @@ from gradosr.store import Store, join
 def read_about(store: Store, uri: str) -> dict[str, Any]:
     """Return the content of run.json in the results folder `uri`. Raises InputError if there is no run.
 
-    `learned` are the ids of the images that the bundle has learned from; their scores are not those of fresh ones.
+    `bundle` is the URI of the bundle, wherever it is now; runs begun before it was recorded have None. `learned` are
+    the ids of the images that the bundle has learned from; their scores are not those of fresh ones.
     """
     try:
         document = json.loads(store.read(join(uri, "run.json")))
-        added_later = {name: document.get(name) for name in ("false_alarm_rate", "calibration", "observer")}
+        added_later = {name: document.get(name) for name in ("false_alarm_rate", "calibration", "observer", "bundle")}
         added_later["learned"] = document.get("learned", [])
         return {"fingerprint": document["fingerprint"], "classes": document["classes"], **added_later}
     except NotFound as error:

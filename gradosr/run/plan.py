@@ -63,7 +63,8 @@ class Plan:
         facts = manifest.model_dump(mode="json", include={"classes", "false_alarm_rate"})
         calibration = summary and summary.model_dump(mode="json")
         learned = {"learned": manifest.learned_from} if manifest.learned_from else {}
-        return {**facts, **learned, "calibration": calibration, "observer": manifest.observer, "software": software()}
+        origin = {"bundle": self.job.bundle, "observer": manifest.observer, "software": software()}
+        return {**facts, **learned, "calibration": calibration, **origin}
 
     def facts(self) -> dict[str, Any]:
         """Return the plan as plain data."""
