@@ -18,7 +18,7 @@ import click
 
 COMMANDS = (
     *("fit", "check", "score", "rescore", "submit", "status", "logs", "cancel", "audit", "label", "learn", "extend"),
-    *("compare", "screen", "schedule", "evaluate", "pack", "compact", "bench", "demo"),
+    *("compare", "explain", "screen", "schedule", "evaluate", "pack", "compact", "bench", "demo"),
 )
 
 LOG_INTERVAL = 30.0

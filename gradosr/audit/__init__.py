@@ -14,8 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from gradosr.audit import export, pictures, report
 from gradosr.audit.by_labels import by_labels
-from gradosr.audit.document import FLAGGED, Found, document
+from gradosr.audit.document import FLAGGED, OVER, Found, document
 from gradosr.audit.drift import changes, check_baseline
+from gradosr.audit.explaining import Explaining
 from gradosr.audit.flagged import check_folder, write_flagged
 from gradosr.audit.flags import Flags, certified, no_flags
 from gradosr.audit.groups import FalseAlarms, group
@@ -67,16 +68,31 @@ def audit(
         notes += more
     facts = document(found, changed, notes)
     if out is not None:
-        write_flagged(table, found.flags.cut if found.flags.count else None, found.groups.group_of, out / FLAGGED)
-        rows = chain(pictures.rows_of(facts), export.flagged_rows(out, MOST_PICTURED))
-        shown = pictures.fetch(store, _INPUT.validate_python(table.fingerprint["input"]), rows, table.parts)
+        listed = out / facts["list"]
+        _forget({FLAGGED, OVER} - {listed.name}, out)
+        write_flagged(table, found.flags.cut if found.flags.count else None, found.groups.group_of, listed)
+        explaining, why_not = Explaining.of(store, table, settings, pictures.rows_of(facts))
+        rows = chain(pictures.rows_of(facts), export.flagged_rows(listed, MOST_PICTURED))
+        source = _INPUT.validate_python(table.fingerprint["input"])
+        seen = {"see": explaining.see} if explaining else {}
+        shown = pictures.fetch(store, source, rows, table.parts, **seen)
+        if explaining:
+            facts["explained"], why_not = explaining.facts()
+        facts["notes"] += why_not
         facts["notes"] += [
             f"{number} pictures missing: {pictures.REASONS[kind]}" for kind, number in shown.missing.items()
         ]
         store.write(str(out / "audit.json"), json.dumps(facts, indent=1).encode())
-        export.write(out, shown, facts["classes"])
+        export.write(listed, shown, facts["classes"])
         report.write(facts, shown, out)
     return facts
+
+
+def _forget(lists: Collection[str], out: Path) -> None:
+    """Remove lists that an earlier audit left in a folder, and that this one does not write."""
+    for name in lists:
+        for path in (out / name, (out / name).with_suffix(".csv")):
+            path.unlink(missing_ok=True)
 
 
 def _found(table: RunTable, settings: AuditSettings, verdicts: pa.Table | None) -> Found:

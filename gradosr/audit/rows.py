@@ -135,6 +135,22 @@ class RunTable:
         )
 
 
+def find(table: RunTable, keys: Collection[str]) -> dict[str, str]:
+    """Return the shard of each of the keys that a run's table has, in one pass with the memory of the keys alone."""
+    wanted, found, lock = set(keys), dict[str, str](), threading.Lock()
+
+    def look(_part: str, opened: OpenPart) -> None:
+        for _number, rows in opened.groups(["key", "shard"]):
+            here = wanted.intersection(rows["key"].to_pylist())
+            if here:
+                shard = rows["shard"][0].as_py()  # all rows of a part belong to one shard
+                with lock:
+                    found.update(dict.fromkeys(here, shard))
+
+    table.each(look)
+    return found
+
+
 def differing(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     """Describe how two fingerprints differ, for example `other bundle (... against ...)`."""
     keys = [key for key in sorted({*theirs, *ours}) if theirs.get(key) != ours.get(key)]

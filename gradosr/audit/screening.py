@@ -120,7 +120,7 @@ def _tell(job: ScreenJob, history: History, night: Night, attempts: int | None) 
 
 def _audited(job: ScreenJob, store: Store, uri: str, fresh: Collection[str], out_uri: str) -> Counts:
     """Audit the parts `fresh`, upload the audit to `out_uri`, and return the counts."""
-    settings = AuditSettings(store=job.store, stores=job.stores, fdr=job.fdr)
+    settings = AuditSettings(store=job.store, stores=job.stores, fdr=job.fdr, explain=0)
     with tempfile.TemporaryDirectory() as place:
         out = Path(place)
         try:
