@@ -13,7 +13,7 @@ from .score import run
 @log_flags
 def screen(config: str, overrides: tuple[str, ...], as_json: bool, log_interval: float, log_format: str) -> int:
     """Score what is new in the archive of CONFIG, audit it, and exit with 6 if a gate trips."""
-    from gradosr.audit import screening
+    from gradosr.audit import night_words, screening
     from gradosr.audit.nights import History
     from gradosr.config import ScreenJob, load_job
     from gradosr.errors import RunFailed
@@ -38,8 +38,10 @@ def screen(config: str, overrides: tuple[str, ...], as_json: bool, log_interval:
         if summary.interrupted:
             raise Terminated
         if night:
-            new = f"{night.counts.images:,} new images, {night.counts.unknown:,} of them unknown"
-            notes.say(f"night {night.night}: {new}; {history.path('index.html')}")
+            told = night_words.share(night.document()) if night.counts.images else "no new image"
+            notes.say(f"night {night.night}: {told}; {history.path('index.html')}")
+            if warning := night_words.watched(night.document()):
+                notes.warn(warning)
             for verdict in night.tripped:
                 notes.warn(f"gate {verdict.gate} tripped: {verdict.why}")
             if as_json:

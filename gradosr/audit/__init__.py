@@ -74,8 +74,7 @@ def audit(
         explaining, why_not = Explaining.of(store, table, settings, pictures.rows_of(facts))
         rows = chain(pictures.rows_of(facts), export.flagged_rows(listed, MOST_PICTURED))
         source = _INPUT.validate_python(table.fingerprint["input"])
-        seen = {"see": explaining.see} if explaining else {}
-        shown = pictures.fetch(store, source, rows, table.parts, **seen)
+        shown = pictures.fetch(store, source, rows, table.parts, see=explaining.see if explaining else None)
         if explaining:
             facts["explained"], why_not = explaining.facts()
         facts["notes"] += why_not

@@ -58,7 +58,8 @@ class Explaining:
 
         from gradosr.explanation import Explainer
 
-        ids, until, items = [one for one in self._wanted if one in self._inputs], time.monotonic() + SECONDS, {}
+        ids, until = [one for one in self._wanted if one in self._inputs], time.monotonic() + SECONDS
+        items: dict[str, Any] = {}
         if not ids:
             return None, []
         try:

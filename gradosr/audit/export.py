@@ -1,7 +1,7 @@
 """Export of the flagged images for labelling: Label Studio, FiftyOne, a spreadsheet, and the pictures as files.
 
-flagged.csv        every flagged row, over_threshold.csv where none is flagged; it opens in any spreadsheet, and no cell is
-                   a formula
+flagged.csv        every flagged row, over_threshold.csv where none is flagged; it opens in any spreadsheet, and no cell
+                   is a formula
 images/ID.jpg      the pictures; ID is a hash of the key, so no key can choose where a file is written
 labelstudio.json   one task per row with a picture; tasks contain the picture, so Label Studio needs no storage
 labelstudio.xml    the labelling configuration for them: the known classes, "none of these", and the name of a new class

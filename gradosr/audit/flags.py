@@ -9,7 +9,6 @@ The smallest p-value is 1 / (n + 1), so k flagged images among m need 1 / (n + 1
 in a huge archive need a large calibration, whatever the detector.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,8 +61,7 @@ def certified(counts_N: NDArray[np.integer], level: float) -> Flags:
 def _why_none(images: int, n_plus_1: int, level: float, smallest: int) -> str:
     if not images:
         return "no image has a score"
-    enough = math.ceil(images / (level * n_plus_1) - 1e-9)
     return (
-        f"none can be certified at {level:.0%}: {smallest} of {images} images have the smallest p-value, 1/{n_plus_1}; "
-        f"{enough} would be enough"
+        f"at no score are there {1 / level:.3g} times as many images as known ones alone would give: {smallest:,} "
+        f"score higher than all {n_plus_1 - 1:,} calibration images, and {images / n_plus_1:.3g} would if all were known"
     )

@@ -36,6 +36,15 @@ def groups_of(document: Document) -> list[dict[str, Any]]:
     ]
 
 
+def look_alikes_of(document: Document) -> list[dict[str, Any]]:
+    """Return the images over the threshold that are more like a known class than like each other, by class."""
+    known = document.get("known_images") or {}
+    return [
+        {**one, "known": [{"id": name, **known[name]} for name in one.get("nearest_known") or () if name in known]}
+        for one in document["groups"].get("look_alikes") or ()
+    ]
+
+
 def rows_of(document: Document) -> list[dict[str, Any]]:
     """Return every row shown on the page once, the highest score first, each with its cluster.
 
@@ -45,10 +54,10 @@ def rows_of(document: Document) -> list[dict[str, Any]]:
         row["id"]: (group["id"], row)
         for group in document["groups"]["items"]
         for row in (*group["typical"], *group["borderline"])
-    }
+    } | {row["id"]: (None, row) for one in document["groups"].get("look_alikes") or () for row in one["typical"]}
     atlas = document.get("map") or {"ids": [], "groups": []}
     cluster_of = dict(zip(atlas["ids"], atlas["groups"], strict=True))
-    cluster_of |= {row_id: cluster for row_id, (cluster, _) in tiled.items()}
+    cluster_of |= {row_id: cluster for row_id, (cluster, _) in tiled.items() if cluster}
     rows = {row["id"]: row for row in (*document["highest"], *(row for _, row in tiled.values()))}
     explained = (document.get("explained") or {}).get("items", {})
     return [
@@ -142,7 +151,7 @@ def of_what(heat: Mapping[str, Any]) -> str:
     """Return which parts of the score a heat map is of, and which it cannot show."""
     told = ", ".join(_PART.get(name, name).lower() for name in heat["of"])
     left = ", ".join(_PART.get(name, name).lower() for name in heat["without"])
-    return told + (f" (no map leads back from: {left})" if left else "")
+    return f"red where the score comes from most. It is of {told}" + (f"; {left} have no place." if left else ".")
 
 
 def bars(facts: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:

@@ -100,7 +100,7 @@ def fetch(
     limit: int = LIMIT,
     seconds: float = SECONDS,
     tell: Callable[[int, int], None] = lambda _done, _all: None,
-    see: Callable[[str, Tensor], None] = lambda _id, _pixels: None,
+    see: Callable[[str, Tensor], None] | None = None,
 ) -> Pictures:
     """Fetch the pictures of `rows`, whose order is that of priority; each row has id, key, shard, width and height.
 
@@ -130,7 +130,7 @@ class _Work:
     source: Input
     parts: Collection[str] | None
     until: float
-    see: Callable[[str, Tensor], None]
+    see: Callable[[str, Tensor], None] | None
     decoding: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(self, shard: tuple[str, list[Mapping[str, Any]]]) -> dict[str, Picture]:
@@ -182,7 +182,7 @@ def _placeholder(row: Mapping[str, Any], kind: str, why: str) -> Picture:
     return Picture(row["id"], kind=kind, reason=why)
 
 
-def _picture(row: Mapping[str, Any], image: EncodedImage, see: Callable[[str, Tensor], None]) -> Picture:
+def _picture(row: Mapping[str, Any], image: EncodedImage, see: Callable[[str, Tensor], None] | None) -> Picture:
     if image.fault:
         return _faulty(row, image.fault)
     decoded = decode(image.data, MAX_PIXELS)
@@ -192,7 +192,8 @@ def _picture(row: Mapping[str, Any], image: EncodedImage, see: Callable[[str, Te
         return _placeholder(row, "changed", was)
     if decoded.pixels is None:
         return _faulty(row, decoded.fault or Fault("unsupported", "no pixels"))
-    see(row["id"], decoded.pixels)
+    if see:
+        see(row["id"], decoded.pixels)
     full = Image.fromarray(decoded.pixels.permute(1, 2, 0).contiguous().numpy())
     larger, thumbnail = _fitted(full, LARGER), _fitted(full, SIDE)
     return Picture(row["id"], _jpeg(thumbnail), _jpeg(larger), *thumbnail.size)

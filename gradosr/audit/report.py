@@ -18,7 +18,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from gradosr.audit import charts, listing, text, words
+from gradosr.audit import charts, listing, night_words, text, words
 from gradosr.audit.pictures import REASONS, Picture, Pictures
 from gradosr.audit.proportions import wilson
 from gradosr.audit.steps import steps
@@ -56,6 +56,7 @@ def render(document: Mapping[str, Any], pictures: Pictures) -> str:
         words=words,
         steps=steps(document),
         groups=groups,
+        look_alikes=listing.look_alikes_of(document),
         rows=rows,
         labelled=any(row["label"] is not None for row in rows),
         why=any(row["why"] for row in rows),
@@ -97,10 +98,13 @@ def render_nights(output: str, nights: Sequence[Mapping[str, Any]]) -> str:
         policy=_policy(style, "'none'"),
         style=Markup(style),  # noqa: S704 - our own file
         output=output,
-        headline=_headline(rows[-1]),
+        headline=night_words.headline(nights[-1]),
+        watched=night_words.watched(nights[-1]),
         nights=rows[::-1],
         overall=overall,
-        chart=charts.over_time(measured, overall, "Unknown share of the new images by night") if measured else None,
+        chart=charts.over_time(measured, overall, "Share of the new images over the threshold, by night")
+        if measured
+        else None,
     )
 
 
@@ -134,14 +138,9 @@ def _night(night: Mapping[str, Any]) -> dict[str, Any]:
         "audited": counts["rows"] > 0,
         "new_shards": night["new_shards"],
         "missing": len(night["missing"]),
+        "share": night.get("unknown_share"),
         "tripped": [f"{one['gate']}: {one['why']}" for one in night["verdicts"] if one["tripped"]],
     }
-
-
-def _headline(night: Mapping[str, Any]) -> str:
-    if tripped := len(night["tripped"]):
-        return f"{night['name']}: {tripped} {'gate' if tripped == 1 else 'gates'} tripped"
-    return f"{night['name']}: no gate tripped"
 
 
 def _policy(style: str, scripts: str) -> str:

@@ -55,7 +55,7 @@ def _flags(found: Mapping[str, Any]) -> str:
 def _groups(found: Mapping[str, Any]) -> str:
     if found["reason"]:
         return f"none: {found['reason']}"
-    return f"{len(found['items'])}, of {found['clustered']:,} images; {found['left_over']:,} are like no other"
+    return f"{len(found['items'])}, with {found['clustered']:,} images; {found['left_over']:,} are in none"
 
 
 def _baseline(found: Mapping[str, Any]) -> str:

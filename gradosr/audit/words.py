@@ -1,6 +1,6 @@
 """Sentences for the content of an audit.json. Figures are quoted unchanged; a missing one is replaced by its reason."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gradosr.audit.proportions import CONFIDENCE
@@ -110,10 +110,8 @@ def flags(document: Document) -> str:
             f"{plural(facts['count'], 'image')} {'is' if facts['count'] == 1 else 'are'} flagged: on average at most "
             f"{level} of them, here {count_small(facts['expected_false'])}, are known after all."
         )
-    lines = [f"No image can be flagged so that at most {level} of the flagged are known after all."]
-    if facts["reason"]:
-        lines.append(_sentence(facts["reason"]))
-    return " ".join(lines)
+    why = f": {facts['reason']}" if facts["reason"] else ""
+    return f"No image can be flagged so that at most {level} of the flagged are known after all{why}."
 
 
 def listed(document: Document, rows: int) -> str:
@@ -184,6 +182,19 @@ def cluster(group: Mapping[str, Any], document: Document) -> str:
         first, last = days["first"], days["last"]
         lines.append(f"Dated {first}." if first == last else f"Dated {first} to {last}.")
     return " ".join(lines)
+
+
+def look_alikes(found: Sequence[Mapping[str, Any]]) -> str:
+    """Return how many images over the threshold are more like a known class than like each other."""
+    images = sum(one["images"] for one in found)
+    return f"{plural(images, 'image')} over the threshold that look like a known class"
+
+
+def look_alike(one: Mapping[str, Any]) -> str:
+    """Return how many of the images that look like one known class are expected to be of it."""
+    if one["false_alarm_share"] is None:
+        return "Probably known."
+    return f"{_begun(count_small(one['expected_false_alarms']))} of them are expected to be false alarms."
 
 
 def atlas(document: Document) -> str:

@@ -13,10 +13,10 @@ class Gates(Settings):
     """Limits on a night's results; a gate that is left out is off."""
 
     unknown_rate: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Share of new images called unknown. Trips if its whole 95 % interval lies above this share."""
+    """Share of new images over the threshold. Trips if its whole 95 % interval lies above this share."""
     rate_increase: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Increase of the share of new images called unknown over the `baseline_nights`. Trips if its whole 95 % interval
-    lies above this value."""
+    """Increase of the share of new images over the threshold, against that of the `baseline_nights`. Trips if its whole
+    95 % interval lies above this value."""
     new_candidate_class: PositiveInt | None = None
     """New images in one cluster of look-alikes that is rare in earlier nights. Trips at this many or more."""
     bad_images: Allowance | None = None
@@ -40,7 +40,7 @@ class ScreenJob(ScoreJob):
     """Score images that are new or changed since the last night, and report whether someone should look at them."""
 
     features: Literal["none", "unknown", "all"] = "unknown"
-    """Rows for which the penultimate features are stored; candidate classes are found from them."""
+    """Rows for which the penultimate features are stored; clusters are found from them."""
     gates: Gates = Gates()
     """Limits on the night's results; at least one is required."""
     dismissed: tuple[str, ...] = ()

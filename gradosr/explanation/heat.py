@@ -67,15 +67,14 @@ def heat_maps(observer: Observer, detector: Detector, images_BCHW: Tensor, seen:
     if passed.middle is None or passed.middle_BM is None:
         return [None] * len(images_BCHW)
     with torch.enable_grad():
-        own = {"logits_BK": passed.logits_BK, "features_BF": passed.features_BF, "middle_BM": passed.middle_BM}
-        parts = detector.contributions(replace(seen, **{name: _float(one) for name, one in own.items()}))
+        features_BF = None if passed.features_BF is None else passed.features_BF.float()
+        logits_BK, middle_BM = passed.logits_BK.float(), passed.middle_BM.float()
+        parts = detector.contributions(replace(seen, logits_BK=logits_BK, features_BF=features_BF, middle_BM=middle_BM))
         traced = {name: values_B for name, values_B in parts.items() if values_B.requires_grad}
         if not traced:  # a score of gradients alone: the sureness that they are gradients of stands in for it
-            traced = {"max_logit": -passed.logits_BK.float().amax(1)}
+            traced = {"max_logit": -logits_BK.amax(1)}
         total = torch.stack(list(traced.values())).sum()
-        (gradient,) = torch.autograd.grad(total, passed.middle, allow_unused=True)
-    if gradient is None:
-        return [None] * len(images_BCHW)
+        (gradient,) = torch.autograd.grad(total, passed.middle, materialize_grads=True)
     pixels = (images_BCHW.shape[2], images_BCHW.shape[3])
     weights_BChw, values_BChw = (spatial(one.detach().float(), len(seen), pixels) for one in (gradient, passed.middle))
     if weights_BChw is None or values_BChw is None:
@@ -83,10 +82,6 @@ def heat_maps(observer: Observer, detector: Detector, images_BCHW: Tensor, seen:
     maps_BSS = _smoothed(weighted(weights_BChw, values_BChw)).cpu()
     without = tuple(name for name in parts if name not in traced)
     return [Heat(_bytes(one_SS), tuple(traced), without) for one_SS in maps_BSS]
-
-
-def _float(values: Tensor | None) -> Tensor | None:
-    return None if values is None else values.float()
 
 
 def weighted(gradient_BChw: Tensor, values_BChw: Tensor) -> Tensor:
@@ -109,7 +104,7 @@ def spatial(values: Tensor, images: int, pixels: tuple[int, int]) -> Tensor | No
             tokens = values.shape[1] - prefixes
             height = round(math.sqrt(max(0, tokens) * pixels[0] / pixels[1]))
             if height and tokens % height == 0 and _alike((height, tokens // height), pixels):
-                return values[:, prefixes:].transpose(1, 2).unflatten(2, (height, -1))
+                return values[:, prefixes:].transpose(1, 2).reshape(images, -1, height, tokens // height)
     return None
 
 

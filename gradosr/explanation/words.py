@@ -42,12 +42,7 @@ def short(explanation: Explanation) -> str:
 
 def sentences(explanation: Explanation) -> list[str]:
     """Return why the image has its score: parts that stand out, then gradients beyond those of known images."""
-    loud = speaking(explanation.parts)
-    lines = [
-        f"{_begun(PARTS.get(one.name, one.name))} than for {_share(one.known_below)} of known images." for one in loud
-    ]
-    if not loud:
-        lines = [_no_part(explanation)]
+    lines = [_part(one) for one in speaking(explanation.parts)] or [_no_part(explanation)]
     beyond = [one for one in explanation.layers if one.known_below is not None and _out(one.known_below)]
     beyond.sort(key=lambda one: -abs((one.known_below or 0.5) - 0.5))
     lines += [_layer(one) for one in beyond[:MOST_LAYERS]]
