@@ -61,7 +61,8 @@ def certified(counts_N: NDArray[np.integer], level: float) -> Flags:
 def _why_none(images: int, n_plus_1: int, level: float, smallest: int) -> str:
     if not images:
         return "no image has a score"
+    times, by_chance = f"{1 / level:.3g} times", f"{images / n_plus_1:.3g}"
     return (
-        f"at no score are there {1 / level:.3g} times as many images as known ones alone would give: {smallest:,} "
-        f"score higher than all {n_plus_1 - 1:,} calibration images, and {images / n_plus_1:.3g} would if all were known"
+        f"at no score are there {times} as many images as known ones alone would give: {smallest:,} score above all "
+        f"{n_plus_1 - 1:,} calibration images, and {by_chance} would if all were known"
     )

@@ -75,7 +75,7 @@ def render(document: Mapping[str, Any], pictures: Pictures) -> str:
         few=_FEW,
         at_once=_AT_ONCE,
         picture=lambda row: tile(pictures.by_id.get(row["id"]), _alt(row), row["id"]),
-        known_picture=lambda one: _known_picture(pictures, one["id"]),
+        known_picture=lambda one: _known_picture(pictures, one),
         import_command=f"gradosr label {shlex.quote(uri)} --import labels.csv",
         data=embedded(listing.data(document, rows, pictures)),
     )
@@ -200,12 +200,14 @@ def tile(picture: Picture | None, alt: str, name: str | None = None) -> Markup:
     ).format(data, picture.width, picture.height, alt, own)
 
 
-def _known_picture(pictures: Pictures, known: str) -> Markup:
-    jpeg = getattr(pictures, "known", {}).get(known)
+def _known_picture(pictures: Pictures, known: Mapping[str, Any]) -> Markup:
+    jpeg = getattr(pictures, "known", {}).get(known["id"])
     if not jpeg:
         return Markup('<span class="nothing">no picture kept</span>')
     data = base64.b64encode(jpeg).decode()
-    return Markup('<img src="data:image/jpeg;base64,{}" width="64" height="64" alt="" loading="lazy">').format(data)
+    return Markup('<img src="data:image/jpeg;base64,{}" width="64" height="64" alt="known: {}" loading="lazy">').format(
+        data, text.shortened(known["class"], 60)
+    )
 
 
 def _map_chart(document: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> Markup | None:

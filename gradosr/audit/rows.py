@@ -135,19 +135,23 @@ class RunTable:
         )
 
 
-def find(table: RunTable, keys: Collection[str]) -> dict[str, str]:
-    """Return the shard of each of the keys that a run's table has, in one pass with the memory of the keys alone."""
-    wanted, found, lock = set(keys), dict[str, str](), threading.Lock()
+def find(table: RunTable, names: Collection[str], named: Callable[[str], str] = str) -> dict[str, str]:
+    """Return key and shard of each row that a table has of those named, in one pass with the memory of these alone.
+
+    `named` makes the name of a key; by default the key is its own.
+    """
+    wanted, found, lock = set(names), dict[str, str](), threading.Lock()
 
     def look(_part: str, opened: OpenPart) -> None:
         for _number, rows in opened.groups(["key", "shard"]):
-            here = wanted.intersection(rows["key"].to_pylist())
+            here = [key for key in rows["key"].to_pylist() if named(key) in wanted]
             if here:
                 shard = rows["shard"][0].as_py()  # all rows of a part belong to one shard
                 with lock:
                     found.update(dict.fromkeys(here, shard))
 
-    table.each(look)
+    if wanted:
+        table.each(look)
     return found
 
 

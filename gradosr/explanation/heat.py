@@ -79,7 +79,7 @@ def heat_maps(observer: Observer, detector: Detector, images_BCHW: Tensor, seen:
     weights_BChw, values_BChw = (spatial(one.detach().float(), len(seen), pixels) for one in (gradient, passed.middle))
     if weights_BChw is None or values_BChw is None:
         return [None] * len(images_BCHW)
-    maps_BSS = _smoothed(weighted(weights_BChw, values_BChw)).cpu()
+    maps_BSS = smoothed(weighted(weights_BChw, values_BChw)).cpu()
     without = tuple(name for name in parts if name not in traced)
     return [Heat(_bytes(one_SS), tuple(traced), without) for one_SS in maps_BSS]
 
@@ -114,7 +114,7 @@ def _alike(positions: tuple[int, ...], pixels: tuple[int, int]) -> bool:
     return height * width > 1 and abs(height * pixels[1] - width * pixels[0]) < max(pixels)
 
 
-def _smoothed(maps_Bhw: Tensor) -> Tensor:
+def smoothed(maps_Bhw: Tensor) -> Tensor:
     """Return maps of SIDE x SIDE cells, smoothed by a Gaussian."""
     maps_B1SS = F.interpolate(maps_Bhw[:, None], (SIDE, SIDE), mode="bilinear", antialias=True)
     reach = math.ceil(3 * SMOOTHED)

@@ -42,7 +42,9 @@ def short(explanation: Explanation) -> str:
 
 def sentences(explanation: Explanation) -> list[str]:
     """Return why the image has its score: parts that stand out, then gradients beyond those of known images."""
-    lines = [_part(one) for one in speaking(explanation.parts)] or [_no_part(explanation)]
+    loud = speaking(explanation.parts)
+    far = any(one.name == "beyond" for one in loud)  # which says it all of `middle`
+    lines = [_part(one) for one in loud if not (far and one.name == "middle")] or [_no_part(explanation)]
     beyond = [one for one in explanation.layers if one.known_below is not None and _out(one.known_below)]
     beyond.sort(key=lambda one: -abs((one.known_below or 0.5) - 0.5))
     lines += [_layer(one) for one in beyond[:MOST_LAYERS]]
@@ -54,7 +56,7 @@ def sentences(explanation: Explanation) -> list[str]:
 def _part(one: Measured) -> str:
     if one.name == "beyond":
         return "The middle of the network is farther from every known class than nearly all known images are."
-    return f"{_begun(PARTS.get(one.name, one.name))} than for {_share(one.known_below)} of known images."
+    return f"{_begun(PARTS.get(one.name, one.name))} than for {_share(one.known_below)} known images."
 
 
 def _no_part(explanation: Explanation) -> str:
@@ -69,7 +71,7 @@ def _layer(one: Measured) -> str:
     objective, _, parameter = one.name.partition("/")
     below = one.known_below or 0.0
     size, share = ("larger", below) if below > 0.5 else ("smaller", 1 - below)
-    return f"The gradient of {parameter} ({objective}) is {size} than for {_share(share)} of known images."
+    return f"The gradient of {parameter} ({objective}) is {size} than for {_share(share)} known images."
 
 
 def _out(known_below: float) -> bool:
@@ -78,7 +80,7 @@ def _out(known_below: float) -> bool:
 
 def _share(share: float | None) -> str:
     value = 100 * (share or 0.0)
-    return "all" if value >= 100 else f"{value:.1f}\u00a0%" if value < 99.95 else "over 99.9\u00a0%"
+    return "all" if value >= 100 else f"{value:.1f}\u00a0% of" if value < 99.95 else "over 99.9\u00a0% of"
 
 
 def _begun(text: str) -> str:

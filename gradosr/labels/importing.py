@@ -47,10 +47,17 @@ def import_labels(store: Store, run_uri: str, file: str, who: str) -> dict[str, 
 
 
 def _shards(store: Store, table: RunTable, said: Sequence[Said]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the shard of each key that the run has, and the keys of images handed out by their ids."""
+    """Return the shard of each key that the run has, and the keys of images by their ids, as far as these are needed.
+
+    Ids stand in for keys that suffered on the way, such as one that is too long for a page; to find one that was not
+    handed out takes another pass over the table.
+    """
     by_id = {id_of(image.key): image.key for image in handed_out(read_rounds(store, table.folder.uri))}
     keys = {one.key for one in said if one.key} | {by_id[one.id] for one in said if one.id in by_id}
-    return find(table, keys), by_id
+    shards = find(table, keys)
+    lost = {one.id for one in said if one.id and one.key not in shards and one.id not in by_id}
+    found = find(table, lost, id_of)
+    return shards | found, by_id | {id_of(key): key for key in found}
 
 
 def _key(one: Said, shards: Mapping[str, str], by_id: Mapping[str, str]) -> str:
