@@ -205,11 +205,11 @@ const bar = (part, most) => {
 };
 const why = (row) => {
   if (!row.said) return [];
+  const most = Math.max(...row.parts.map((part) => Math.abs(part.value)), 1e-9);
   const said = made("ul", undefined, "said");
   said.append(...row.said.map((text) => made("li", text)));
-  const bars = (title, parts) => {
+  const bars = (title, parts, most) => {
     if (!parts.length) return [];
-    const most = Math.max(...parts.map((part) => Math.abs(part.value)), 1e-9);
     const lines = made("dl", undefined, "bars");
     for (const part of parts) {
       const value = made("dd", part.shown);
@@ -218,7 +218,7 @@ const why = (row) => {
     }
     return [made("h4", title), lines];
   };
-  return [made("h3", "Why it has this score"), said, ...bars("What adds to the score", row.parts), ...bars("Gradients, beside those of known images", row.layers)];
+  return [made("h3", "Why it has this score"), said, ...bars("What adds to the score", row.parts, most), ...bars("Gradients, beside those of known images", row.layers, 1)];
 };
 const pictureOf = (row) => {
   const there = shown(row.id);

@@ -133,7 +133,7 @@ def _explained(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "said": facts["said"],
         "parts": [_bar(one, _PART.get(one["name"], one["name"]), one["value"]) for one in facts["parts"]],
-        "layers": [_bar(one, text.shortened(one["name"], 60), one["known_below"] - 0.5)
+        "layers": [_bar(one, text.shortened(one["name"], 60), 2 * one["known_below"] - 1)
                    for one in facts["layers"] if one["known_below"] is not None],
         "heat": heat and {"picture": heat_picture(heat), "box": heat["box"], "of": of_what(heat)},
     }  # fmt: skip
@@ -143,7 +143,7 @@ def _bar(one: Mapping[str, Any], name: str, value: float) -> dict[str, Any]:
     below = one["known_below"]
     said = text.score(one["value"])
     if below is not None:
-        said += f", more than {text.percent(round(below, 4))} of known images"
+        said += f", above {text.percent(round(below, 4))} of known"
     return {"name": name, "value": round(value, 4), "shown": said, "loud": below is not None and below >= 0.95}
 
 
@@ -157,11 +157,11 @@ def of_what(heat: Mapping[str, Any]) -> str:
 def bars(facts: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
     """Return the titled bars of an explanation, each with its shape."""
     found = _explained(facts)
-    titled = (("What adds to the score", found["parts"]), ("Gradients, beside those of known images", found["layers"]))
-    most = {title: max((abs(one["value"]) for one in some), default=0.0) or 1.0 for title, some in titled}
+    most = max((abs(one["value"]) for one in found["parts"]), default=0.0) or 1.0
+    titled = (("What adds to the score", "parts", most), ("Gradients, beside those of known images", "layers", 1.0))
     return [
-        (title, [{**one, "shape": charts.bar(one["value"] / most[title], loud=one["loud"])} for one in some])
-        for title, some in titled
+        (title, [{**one, "shape": charts.bar(one["value"] / full, loud=one["loud"])} for one in found[name]])
+        for title, name, full in titled
     ]
 
 

@@ -63,8 +63,8 @@ def by_labels(document: Document) -> list[str]:
             f"{count(found['needed'])} on, they tell the share of unknown images without any assumption."
         ]
     return [
-        f"By {plural(one['labels'], 'label')} of drawn images, {percent(one['estimate'])} of {what} are unknown: the "
-        f"{percent(CONFIDENCE)} interval is {interval(one['low'], one['high'])}, whatever they look like"
+        f"By {plural(one['labels'], 'label')} of drawn images, {percent(one['estimate'])} of {what} are unknown "
+        f"({percent(CONFIDENCE)} interval {interval(one['low'], one['high'])}), whatever they look like"
         f"{_to_halve(one['labels_to_halve'])}."
         for name, what in (("unknown_share", "all images"), ("precision", "the images over the threshold"))
         if (one := found[name])
@@ -72,7 +72,7 @@ def by_labels(document: Document) -> list[str]:
 
 
 def _to_halve(more: int) -> str:
-    return f"; {plural(more, 'more label', 'more labels')} of drawn images would halve it" if more else ""
+    return f"; {count(more)} more would halve the interval" if more else ""
 
 
 def without_score(document: Document) -> str:
