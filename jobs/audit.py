@@ -24,7 +24,8 @@ def audit(
 ) -> None:
     """Report the images in RESULTS (a folder or s3:// prefix of `gradosr score`) that the classifier has never seen.
 
-    Writes a page (index.html), audit.json, the flagged images (flagged.parquet) and exports for labelling into --out.
+    Writes a page (index.html), audit.json, the flagged images (flagged.parquet; where none can be flagged, all over the
+    threshold as over_threshold.parquet) and exports for labelling into --out.
     """
     from gradosr.audit import audit as find_facts
     from gradosr.audit.summary import summary
