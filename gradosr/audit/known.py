@@ -1,4 +1,4 @@
-"""What an audit takes from the bundle. It needs none, and reads the run's where that still is."""
+"""The bundle of a run, which an audit reads where it still is and otherwise does without."""
 
 from gradosr.audit.rows import RunTable
 from gradosr.bundle.manifest import read_manifest

@@ -1,4 +1,4 @@
-"""What to do next, as the first screen of an audit says it."""
+"""The steps to take next, as the first screen of an audit tells them."""
 
 import shlex
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What each part of an image's unknown score is, beside those of the held-out known images, and its heat map.
+"""The parts of an image's unknown score beside those of the held-out known images, and its heat map.
 
 B images, n held-out known images, C coordinates of the log-norms.
 """
@@ -35,7 +35,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why one image has its unknown score."""
+    """The reasons for the unknown score of one image."""
 
     unknown_score: float
     p_value: float
@@ -43,11 +43,11 @@ class Explanation:
     predicted_class: str
     confidence: float
     parts: tuple[Measured, ...]
-    """What each part of the detector adds to the score, in its order; their sum is the score."""
+    """Contributions of the detector's parts, in its order; their sum is the score."""
     layers: tuple[Measured, ...]
     """Log-norms of the gradients that the detector sees, OBJECTIVE/PARAMETER; empty for a detector that sees none."""
     heat: Heat | None
-    """Where in the image the score comes from; None if the classifier has no positions left at any layer."""
+    """Map of where in the image the score comes from; None if the middle layer's input has no positions."""
 
     def facts(self) -> dict[str, Any]:
         """Return the explanation as plain data, without the heat map's values."""

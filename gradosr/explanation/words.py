@@ -17,7 +17,7 @@ PARTS = {
     "labels": "it is more like the images that people labelled unknown",
     "score": "the score is higher",
 }
-"""What it means that a part is high."""
+"""The meaning of a part that is high."""
 SHORT = {
     "max_logit": "unsure of any class",
     "gradients": "gradients",

@@ -19,7 +19,7 @@ from gradosr.gradients.plan import Plan
 
 @dataclass(frozen=True)
 class Activations:
-    """What a forward pass went through, with its graph."""
+    """The stations of a forward pass, with their graph."""
 
     logits_BK: Tensor
     features_BF: Tensor | None
