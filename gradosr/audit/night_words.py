@@ -34,6 +34,6 @@ def watched(night: Mapping[str, Any]) -> str:
     if much < MUCH or any(one["gate"] == "unknown_rate" for one in night["verdicts"]):
         return ""
     return (
-        "Most of the new images are unknown, and no gate watches that: rate_increase compares with earlier nights "
-        "alone. Set gates.unknown_rate, the share of new images over the threshold that is still all right."
+        "Most of the new images are unknown, and none of the gates that are set watches that. Set gates.unknown_rate "
+        "to the share of new images over the threshold that is still all right."
     )

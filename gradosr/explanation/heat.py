@@ -39,6 +39,8 @@ SIDE = 16
 """Rows and columns of a heat map."""
 SMOOTHED = 1.0
 """Deviation of the Gaussian by which a map is smoothed, in its cells."""
+PIXELS = 2**16
+"""Most pixels in one pass, which keeps all activations: one image of 224 x 224, 64 of 32 x 32."""
 MOST_PREFIXES = 8
 """Most tokens before those of the positions: class token, registers."""
 
@@ -63,6 +65,12 @@ class Heat:
 
 def heat_maps(observer: Observer, detector: Detector, images_BCHW: Tensor, seen: Observation) -> list[Heat | None]:
     """Return the heat map of each of the uint8 images, of which `seen` was seen; None where nothing has positions."""
+    at_once = max(1, PIXELS // images_BCHW[0, 0].numel()) if len(images_BCHW) else 1
+    pieces = torch.arange(len(images_BCHW)).split(at_once)
+    return [one for rows in pieces for one in _heat_maps(observer, detector, images_BCHW[rows], seen[rows])]
+
+
+def _heat_maps(observer: Observer, detector: Detector, images_BCHW: Tensor, seen: Observation) -> list[Heat | None]:
     passed = activations(observer.engine, observer.normalised(images_BCHW))
     if passed.middle is None or passed.middle_BM is None:
         return [None] * len(images_BCHW)
