@@ -9,6 +9,7 @@ The smallest p-value is 1 / (n + 1), so k flagged images among m need 1 / (n + 1
 in a huge archive need a large calibration, whatever the detector.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,8 +62,8 @@ def certified(counts_N: NDArray[np.integer], level: float) -> Flags:
 def _why_none(images: int, n_plus_1: int, level: float, smallest: int) -> str:
     if not images:
         return "no image has a score"
-    times, by_chance = f"{1 / level:.3g} times", f"{images / n_plus_1:.3g}"
+    enough = math.ceil(images / (level * n_plus_1) - 1e-9)
     return (
-        f"at no score are there {times} as many images as known ones alone would give: {smallest:,} score above all "
-        f"{n_plus_1 - 1:,} calibration images, and {by_chance} would if all were known"
+        f"at no score are there {1 / level:.3g} times as many images as known ones alone would give: {smallest:,} score "
+        f"above all {n_plus_1 - 1:,} calibration images, and {enough:,} would have to"
     )
