@@ -64,6 +64,6 @@ def _why_none(images: int, n_plus_1: int, level: float, smallest: int) -> str:
         return "no image has a score"
     enough = math.ceil(images / (level * n_plus_1) - 1e-9)
     return (
-        f"at no score are there {1 / level:.3g} times as many images as known ones alone would give: {smallest:,} score "
-        f"above all {n_plus_1 - 1:,} calibration images, and {enough:,} would have to"
+        f"at no score are there {1 / level:.3g} times as many images as known ones alone would give: {smallest:,} "
+        f"score above all {n_plus_1 - 1:,} calibration images, and {enough:,} would have to"
     )
