@@ -24,7 +24,7 @@ TABLE = "#flag-table"
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Archive:
     archive = Archive(tmp_path_factory.mktemp("audit"))
     pictures = fetch(Store(), archive.source, rows_of(archive.document))
-    pictures.known = dict.fromkeys(archive.document["known_images"], drawing("rings", 7, 48))
+    pictures.known = dict.fromkeys(archive.document["known_images"], drawing("rings", 7, 64))
     report.write(archive.document, pictures, archive.out)
     return archive
 
@@ -262,6 +262,7 @@ def test_sorting_by_keyboard(open_page: Callable[..., Any]) -> None:
     before = scores(page)
     assert before == sorted(before, reverse=True)
     heads = page.locator(f"{TABLE} th")
+    page.locator("#flags > details > summary").focus()
     tab_to(page, f"{TABLE} th.number button")
     page.keyboard.press("Enter")
     assert heads.nth(5).get_attribute("aria-sort") == "ascending"
