@@ -35,7 +35,8 @@ def audit(
 ) -> None:
     """Report the images in RESULTS (a folder or s3:// prefix of `gradosr score`) that the classifier has never seen.
 
-    Writes a page (index.html), audit.json, the flagged images (flagged.parquet) and exports for labelling.
+    Writes a page (index.html), audit.json, the flagged images (flagged.parquet; where none can be flagged, all over the
+    threshold as over_threshold.parquet) and exports for labelling.
     """
     from gradosr.config import AuditSettings
     from gradosr.config.settings import load_settings

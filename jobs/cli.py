@@ -18,7 +18,7 @@ import click
 
 COMMANDS = (
     *("init", "fit", "check", "score", "rescore", "submit", "status", "logs", "cancel", "audit", "label", "learn"),
-    *("extend", "compare", "screen", "schedule", "evaluate", "pack", "compact", "bench", "schema", "demo"),
+    *("extend", "compare", "explain", "screen", "schedule", "evaluate", "pack", "compact", "bench", "schema", "demo"),
 )
 
 LOG_INTERVAL = 30.0

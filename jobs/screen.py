@@ -24,7 +24,7 @@ def screen(
         print_config(job)
         return DONE
     check_given(job)
-    from gradosr.audit import screening
+    from gradosr.audit import night_words, screening
     from gradosr.audit.nights import History
     from gradosr.errors import RunFailed
     from gradosr.labels import read_labels, verdicts
@@ -47,8 +47,10 @@ def screen(
         if summary.interrupted:
             raise Terminated
         if night:
-            new = f"{night.counts.images:,} new images, {night.counts.unknown:,} of them unknown"
-            notes.say(f"night {night.night}: {new}; {history.path('index.html')}")
+            told = night_words.share(night.document()) if night.counts.images else "no new image"
+            notes.say(f"night {night.night}: {told}; {history.path('index.html')}")
+            if warning := night_words.watched(night.document()):
+                notes.warn(warning)
             for verdict in night.tripped:
                 notes.warn(f"gate {verdict.gate} tripped: {verdict.why}")
             if as_json:

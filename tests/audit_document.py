@@ -1,5 +1,6 @@
 """An audit.json as an audit makes it, of a true little archive with what archives really hold; names included."""
 
+import base64
 import io
 import json
 import math
@@ -29,6 +30,17 @@ HOSTILE = (
 )
 CLASSES = ["airplane", "automobile", "deer", "frog", "horse", "truck"]
 KINDS = ("digits", "rings", "stripes")
+
+
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg" onload="alert(2)"><script>alert(3)</script></svg>'
+
+
+def described(jpeg: bytes) -> bytes:
+    """A JPEG whose EXIF fields hold markup."""
+    body, exif = io.BytesIO(), Image.Exif()
+    exif[0x010E] = exif[0x9286] = "<script>alert(4)</script><img src=x onerror=alert(5)>"
+    Image.open(io.BytesIO(jpeg)).save(body, "JPEG", exif=exif, comment=b"<script>alert(6)</script>")
+    return body.getvalue()
 
 
 def drawing(kind: str, seed: int, side: int = 96) -> bytes:
@@ -85,8 +97,9 @@ class Archive:
                     members.append((name, drawing("digits", 1000 + i)))
                     self._add("hostile", shard, name)
                 members += [("bomb.png", bomb_png()), ("broken.jpg", b"\xff\xd8\xff not really")]
-                self._add("hostile", shard, "bomb.png")
-                self._add("hostile", shard, "broken.jpg")
+                members += [("svg.jpg", SVG), ("exif.jpg", described(drawing("rings", 2000)))]
+                for name in ("bomb.png", "broken.jpg", "svg.jpg", "exif.jpg"):
+                    self._add("hostile", shard, name)
             if number < 3:  # the last shard was deleted after it was scored
                 (folder / "archive" / shard).write_bytes(tar(members))
         self.document = document(self.rows, str(folder))
@@ -132,6 +145,35 @@ def histograms(rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
+def atlas(rows: dict[str, list[dict[str, Any]]], groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """All rows, and as many images more that are listed nowhere."""
+    cluster_of = {row["id"]: group["id"] for group in groups for row in group["typical"]}
+    keys = [row["key"] for kind in rows.values() for row in kind]
+    keys += [f"elsewhere.tar#{i}.jpg" for i in range(len(keys))]
+    rng = np.random.default_rng(1)
+    places = rng.uniform(0, 1, (len(keys), 2)).round(4)
+    return {
+        "x": places[:, 0].tolist(), "y": (0.7 * places[:, 1]).round(4).tolist(), "ids": [id_of(key) for key in keys],
+        "keys": keys, "groups": [cluster_of.get(id_of(key)) for key in keys],
+        "predicted": [i % 6 for i in range(len(keys))], "method": "made up",
+    }  # fmt: skip
+
+
+def explained(number: int) -> dict[str, Any]:
+    """Why an image has its score."""
+    values = np.zeros((16, 16), np.uint8)
+    values[number % 16, 3:9] = 255
+    parts = [("max_logit", 1.2, 0.991), ("gradients", -0.2, 0.3), ("beyond", 0.0, 0.5)]
+    return {
+        "unknown_score": 9.5, "p_value": 2e-5, "is_unknown": True, "predicted_class": "frog", "confidence": 0.4,
+        "parts": [{"name": name, "value": value, "known_below": below} for name, value, below in parts],
+        "layers": [{"name": "predicted/<b>fc</b>.weight", "value": 3.1, "known_below": 0.999}],
+        "heat_map": {"side": 16, "values": base64.b64encode(values.tobytes()).decode(), "of": ["max_logit", "beyond"],
+                     "without": ["gradients"], "box": [0.1, 0.0, 0.9, 1.0]},
+        "said": [f"Reason {HOSTILE[0]}."], "short": "unsure of any class",
+    }  # fmt: skip
+
+
 def document(rows: dict[str, list[dict[str, Any]]], folder: str) -> dict[str, Any]:
     """Check the contract between facts and page."""
     rng = np.random.default_rng(0)
@@ -142,6 +184,10 @@ def document(rows: dict[str, list[dict[str, Any]]], folder: str) -> dict[str, An
             "expected_false_alarms": size * share,
             "false_alarm_share": share,
             "nearest_class": CLASSES[i],
+            "labels": [{"name": kind, "images": size // 2}, {"name": HOSTILE[0], "images": size // 10}],
+            "labelled": size,
+            "nearest_known": ["k0", "k1"],
+            "days": {"first": "2026-08-01", "last": "2026-10-29"},
             "prefixes": [{"name": f"cam-{x}/", "images": size // 2} for x in "ab"],
             "shards": [{"name": row["shard"], "images": 8} for row in rows[kind][::8]],
             "typical": rows[kind][:16],
@@ -213,7 +259,31 @@ def document(rows: dict[str, list[dict[str, Any]]], folder: str) -> dict[str, An
             rate(f"{day:%Y-%m-%d}", int(40 + (i > 60) * 60 + rng.integers(0, 30)), 930) for i, day in enumerate(days)
         ],
         "dates": {"keys": 83_700, "shards": 0, "none": 300},
-        "groups": {"reason": None, "considered": 7_310, "clustered": 7_310, "left_over": 4_678, "items": groups},
+        "groups": {
+            "reason": None,
+            "considered": 7_310,
+            "clustered": 2_632,
+            "left_over": 4_678,
+            "items": groups,
+            "look_alikes": [
+                {
+                    "class": "deer",
+                    "images": 412,
+                    "expected_false_alarms": 60.0,
+                    "false_alarm_share": 0.15,
+                    "typical": rows["hostile"][:4],
+                    "nearest_known": ["k1"],
+                }
+            ],
+        },
+        "list": "flagged.parquet",
+        "known_images": {
+            "k0": {"class": "frog", "key": None, "picture": True},
+            "k1": {"class": HOSTILE[1], "key": HOSTILE[0], "picture": True},
+        },
+        "nearest_known": {highest[0]["id"]: ["k0", "k1"]},
+        "map": atlas(rows, groups),
+        "explained": {"bundle": "bundle", "items": {row["id"]: explained(i) for i, row in enumerate(highest[:40])}},
         "highest": highest,
         "quarantined": [{"shard": "cam-a/2026-04-02.tar", "reason": "not a tar archive: <b>empty</b> file"}],
         "bad_images": [

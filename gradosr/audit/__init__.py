@@ -15,12 +15,13 @@ from pydantic import TypeAdapter, ValidationError
 from gradosr.audit import export, pictures, report
 from gradosr.audit.by_labels import by_labels
 from gradosr.audit.clusters import Groups, group
-from gradosr.audit.document import FLAGGED, Found, document
+from gradosr.audit.document import FLAGGED, OVER, Found, document
 from gradosr.audit.drift import changes, check_baseline
+from gradosr.audit.explaining import Explaining
 from gradosr.audit.false_alarms import FalseAlarms
 from gradosr.audit.flagged import check_folder, write_flagged
 from gradosr.audit.flags import Flags, certified, no_flags
-from gradosr.audit.known import read_known
+from gradosr.audit.known import bundle_of, read_known
 from gradosr.audit.material import embedded, stored
 from gradosr.audit.nearest import nearest
 from gradosr.audit.overview import map_of
@@ -68,8 +69,9 @@ def audit(
     notes += check_baseline(table, compared) if compared else []
     if out is not None:
         check_folder(out)
-    known, more = read_known(store, table, settings)
-    notes += more
+    bundle, why_not = bundle_of(store, table, settings)
+    known, more = read_known(store, bundle)
+    notes += why_not + more
     found, changed = _found(store, table, settings, verdicts, known.reference), None
     if compared:
         changed, more = changes(table, found.tally, compared, count(compared, None, 0))
@@ -77,17 +79,33 @@ def audit(
     facts = document(found, changed, notes)
     shown_beside = _compare(facts, found.groups, known.examples)
     if out is not None:
-        write_flagged(table, found.flags.cut if found.flags.count else None, found.groups.group_of, out / FLAGGED)
-        rows = chain(pictures.rows_of(facts), export.flagged_rows(out, MOST_PICTURED))
-        shown = pictures.fetch(store, _INPUT.validate_python(table.fingerprint["input"]), rows, table.parts)
-        shown.known = shown_beside
-        facts["notes"] += [
-            f"{number} pictures missing: {pictures.REASONS[kind]}" for kind, number in shown.missing.items()
-        ]
-        store.write(str(out / "audit.json"), json.dumps(facts, indent=1).encode())
-        export.write(out, shown, facts["classes"])
-        report.write(facts, shown, out)
+        _write(store, found, facts, shown_beside, Explaining.of(store, bundle, settings, pictures.rows_of(facts)), out)
     return facts
+
+
+def _write(
+    store: Store,
+    found: Found,
+    facts: dict[str, Any],
+    shown_beside: dict[str, bytes],
+    explaining: Explaining | None,
+    out: Path,
+) -> None:
+    """Write the document, the page, and the lists of images; add what only their pictures tell to the document."""
+    table, listed = found.table, out / facts["list"]
+    _forget({FLAGGED, OVER} - {listed.name}, out)
+    write_flagged(table, found.flags.cut if found.flags.count else None, found.groups.group_of, listed)
+    rows = chain(pictures.rows_of(facts), export.flagged_rows(listed, MOST_PICTURED))
+    source = _INPUT.validate_python(table.fingerprint["input"])
+    shown = pictures.fetch(store, source, rows, table.parts, see=explaining.see if explaining else None)
+    shown.known = shown_beside
+    if explaining:
+        facts["explained"], missing = explaining.facts()
+        facts["notes"] += missing
+    facts["notes"] += [f"{number} pictures missing: {pictures.REASONS[kind]}" for kind, number in shown.missing.items()]
+    store.write(str(out / "audit.json"), json.dumps(facts, indent=1).encode())
+    export.write(listed, shown, facts["classes"])
+    report.write(facts, shown, out)
 
 
 def _compare(facts: dict[str, Any], groups: Groups, examples: KnownExamples | None) -> dict[str, bytes]:
@@ -99,6 +117,13 @@ def _compare(facts: dict[str, Any], groups: Groups, examples: KnownExamples | No
     facts["map"] = map_of(groups, {row["id"] for row in listed}, facts["classes"])
     facts |= {"known_images": near.images, "nearest_known": near.of_image}
     return near.pictures
+
+
+def _forget(lists: Collection[str], out: Path) -> None:
+    """Remove lists that an earlier audit left in a folder, and that this one does not write."""
+    for name in lists:
+        for path in (out / name, (out / name).with_suffix(".csv")):
+            path.unlink(missing_ok=True)
 
 
 def _found(

@@ -12,6 +12,7 @@ Scale = Callable[[float], float]
 """A function from a value to its position in the chart."""
 
 WIDTH, HEIGHT = 420, 230
+MAP, _EDGE = 600, 10
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 8, 10, 26
 
 
@@ -77,6 +78,24 @@ def over_time(rates: Sequence[dict[str, Any]], overall: float, title: str) -> Ma
     return _svg(parts, title)
 
 
+def points(x: Sequence[float], y: Sequence[float], ids: Sequence[str], colours: Sequence[Any], title: str) -> Markup:
+    """Draw a point per image, coloured by cluster; x and y are on one scale, y upwards."""
+    width, height = (max(one) - min(one) or 1.0 for one in (x, y))
+    factor = (MAP - 2 * _EDGE) / max(width, height)
+    tall = height * factor + 2 * _EDGE
+    parts = [
+        Markup('<circle class="point c{}" data-id="{}" cx="{:.1f}" cy="{:.1f}" r="4.5"/>').format(
+            colour, name, _EDGE + (one - min(x)) * factor, tall - _EDGE - (two - min(y)) * factor
+        )
+        for one, two, name, colour in zip(x, y, ids, colours, strict=True)
+    ]
+    wide = width * factor + 2 * _EDGE
+    head = Markup('<svg id="map-chart" class="map" viewBox="0 0 {:.0f} {:.0f}" role="img" aria-label="{}">').format(
+        wide, tall, title
+    )
+    return head + Markup("").join(parts) + Markup("</svg>")
+
+
 def span(rate: float, low: float, high: float, top: float, overall: float | None = None) -> Markup:
     """Draw a rate and its interval for one table row, on a scale from 0 to `top`; hidden from screen readers."""
 
@@ -91,6 +110,16 @@ def span(rate: float, low: float, high: float, top: float, overall: float | None
         '{}<line class="whisker" x1="{:.2f}" x2="{:.2f}" y1="6" y2="6"/>'
         '<rect class="dot" x="{:.2f}" y="2.5" width="1.6" height="7"/></svg>'
     ).format(level, x(low), max(x(high), x(low) + 0.4), x(rate) - 0.8)
+
+
+def bar(share: float, *, loud: bool) -> Markup:
+    """Draw one bar from the middle, to the right for shares up to 1, to the left for those down to -1."""
+    width = 48 * min(1.0, abs(share))
+    return Markup(
+        '<svg class="bar-line" viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true" focusable="false">'
+        '<line class="grid" x1="50" x2="50" y1="0" y2="8"/>'
+        '<rect class="{}" x="{:.2f}" y="1" width="{:.2f}" height="6"/></svg>'
+    ).format("dot" if loud else "bar", 50 - width if share < 0 else 50, width)
 
 
 def scale(rates: Sequence[dict[str, Any]]) -> float:

@@ -20,7 +20,7 @@ from gradosr.audit.tally import Tally, worst
 from gradosr.bundle.manifest import CalibrationSummary
 
 SCHEMA = 1
-FLAGGED = "flagged.parquet"
+FLAGGED, OVER = "flagged.parquet", "over_threshold.parquet"
 MOST_RATES = 200
 MOST_DAYS = 3660
 MOST_QUARANTINED = 1000
@@ -63,6 +63,7 @@ def document(found: Found, changed: Mapping[str, Any] | None, notes: Sequence[st
         },
         **_rates(table, tally),
         "groups": _grouped(found.groups),
+        "list": FLAGGED if found.flags.count else OVER,
         # Both the flagged rows and those over the threshold are the rows with the highest scores.
         "highest": tally.highest[: found.flags.count or tally.unknown],
         "quarantined": _quarantined(table),
@@ -146,11 +147,6 @@ def _left_out(found: Found) -> list[str]:
         notes.append(
             f"{left_out} that the bundle has learned from are left out of all figures and lists: their scores are not "
             "those of fresh images"
-        )
-    if not found.flags.count and tally.unknown:
-        notes.append(
-            f"no image can be flagged at the level asked for: {FLAGGED} and `highest` hold images over the bundle's "
-            "threshold instead, false alarms among them"
         )
     for name, number in (("folders", len(tally.prefixes.counts())), ("shards", len(tally.by_shard))):
         if number > MOST_RATES:

@@ -1,6 +1,7 @@
 """Export of the flagged images for labelling: Label Studio, FiftyOne, a spreadsheet, and the pictures as files.
 
-flagged.csv        every flagged row; it opens in any spreadsheet, and no cell is a formula
+flagged.csv        every flagged row, over_threshold.csv where none is flagged; it opens in any spreadsheet, and no cell
+                   is a formula
 images/ID.jpg      the pictures; ID is a hash of the key, so no key can choose where a file is written
 labelstudio.json   one task per row with a picture; tasks contain the picture, so Label Studio needs no storage
 labelstudio.xml    the labelling configuration for them: the known classes, "none of these", and the name of a new class
@@ -23,7 +24,7 @@ from gradosr.audit.pictures import Pictures
 from gradosr.audit.text import shortened
 
 COLUMNS = ("id", "key", "shard", "row", "label", "predicted_class", "confidence", "unknown_score", "p_value", "group")
-"""Columns of flagged.parquet and flagged.csv."""
+"""Columns of flagged.parquet, over_threshold.parquet, and their CSV."""
 CHOICE, NEW_CLASS = "class", "new_class"
 """The two controls of Label Studio's labelling configuration."""
 NONE_OF_THESE, ONE_OF_THESE = "none of these", "one of the known classes"
@@ -56,32 +57,32 @@ _FIELDS = {
 _CLASSIFICATION = "fiftyone.core.fields.EmbeddedDocumentField(fiftyone.core.labels.Classification)"
 
 
-def flagged_rows(out: Path, limit: int | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the rows of OUT/flagged.parquet in bounded memory, at most `limit` of them."""
+def flagged_rows(listed: Path, limit: int | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the rows of flagged.parquet or over_threshold.parquet in bounded memory, at most `limit` of them."""
 
     def rows() -> Iterator[dict[str, Any]]:
-        with pq.ParquetFile(out / "flagged.parquet") as file:
+        with pq.ParquetFile(listed) as file:
             for batch in file.iter_batches(_BATCH, columns=list(COLUMNS)):
                 yield from batch.to_pylist()
 
     return islice(rows(), limit)
 
 
-def write(out: Path, pictures: Pictures, classes: Iterable[str] = ()) -> dict[str, int]:
-    """Write all files of the export from OUT/flagged.parquet and `pictures`; return the numbers of rows and pictures.
+def write(listed: Path, pictures: Pictures, classes: Iterable[str] = ()) -> dict[str, int]:
+    """Write all files of the export beside the list `listed`; return the numbers of rows and pictures.
 
     `classes` are the known classes, offered as choices for labelling.
     """
-    rows = 0
+    rows, out = 0, listed.parent
     tasks: list[dict[str, Any]] = []
     samples: list[dict[str, Any]] = []
     folder = out / "images"
     folder.mkdir(exist_ok=True)
     stale = {path.name for path in folder.glob("*.jpg")}
-    with (out / "flagged.csv").open("w", encoding="utf-8", newline="") as file:
+    with listed.with_suffix(".csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\r\n")
         table.writerow(COLUMNS)
-        for row in flagged_rows(out):
+        for row in flagged_rows(listed):
             rows += 1
             table.writerow([cell(row[name]) for name in COLUMNS])
             picture = pictures.by_id.get(row["id"])
@@ -90,12 +91,12 @@ def write(out: Path, pictures: Pictures, classes: Iterable[str] = ()) -> dict[st
                 (folder / name).write_bytes(picture.larger)
                 stale.discard(name)
                 tasks.append(task(row, picture.larger, name))
-                samples.append(sample(row, name))
+                samples.append(sample(row, name, listed.stem))
     for name in stale:  # left by an earlier audit in the same folder
         (folder / name).unlink()
     (out / "labelstudio.xml").write_text(labelling(classes), encoding="utf-8")
     dump(out / "labelstudio.json", tasks)
-    dump(out / "fiftyone.json", dataset("gradosr-flagged", samples))
+    dump(out / "fiftyone.json", dataset(f"gradosr-{listed.stem}", samples))
     return {"rows": rows, "pictured": len(tasks)}
 
 

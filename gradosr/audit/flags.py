@@ -64,6 +64,6 @@ def _why_none(images: int, n_plus_1: int, level: float, smallest: int) -> str:
         return "no image has a score"
     enough = math.ceil(images / (level * n_plus_1) - 1e-9)
     return (
-        f"none can be certified at {level:.0%}: {smallest} of {images} images have the smallest p-value, 1/{n_plus_1}; "
-        f"{enough} would be enough"
+        f"at no score are there {1 / level:.3g} times as many images as known ones alone would give: {smallest:,} "
+        f"score above all {n_plus_1 - 1:,} calibration images, and {enough:,} would have to"
     )

@@ -27,7 +27,7 @@ class NightFacts:
     archive_before: int = 0
     """Number of shards in the archive the night before."""
     new_classes: Sequence[int] = ()
-    """Number of new images in each candidate class that earlier nights hardly had."""
+    """Number of new images in each cluster that earlier nights hardly had."""
 
 
 class Gate(Protocol):
@@ -52,7 +52,7 @@ def _unknown_rate(gates: Gates, night: NightFacts) -> Verdict | None:
         return Verdict("unknown_rate", bound, None, tripped=False, why="no new image has a score")
     low, high = wilson(counts.unknown, counts.images)
     rate = counts.unknown / counts.images
-    why = f"{rate:.2%} of {counts.images:,} new images are unknown ({low:.2%} to {high:.2%})"
+    why = f"{rate:.2%} of {counts.images:,} new images are over the threshold ({low:.2%} to {high:.2%})"
     return Verdict("unknown_rate", bound, rate, low > bound, f"{why}; allowed are {bound:.2%}")
 
 
@@ -65,8 +65,9 @@ def _rate_increase(gates: Gates, night: NightFacts) -> Verdict | None:
         why = "no earlier night has images" if not images else "no new image has a score"
         return Verdict("rate_increase", bound, None, tripped=False, why=why)
     change, low, high = difference(counts.unknown, counts.images, unknown, images)
-    why = f"the unknown rate changed by {change:+.2%} ({low:+.2%} to {high:+.2%}) against {len(before)} nights before"
-    return Verdict("rate_increase", bound, change, low > bound, f"{why}; allowed are {bound:+.2%}")
+    why = f"the share over the threshold changed by {change:+.2%} ({low:+.2%} to {high:+.2%})"
+    why = f"{why} against {len(before)} nights before; allowed are {bound:+.2%}"
+    return Verdict("rate_increase", bound, change, low > bound, why)
 
 
 def _new_candidate_class(gates: Gates, night: NightFacts) -> Verdict | None:
@@ -77,7 +78,7 @@ def _new_candidate_class(gates: Gates, night: NightFacts) -> Verdict | None:
         why = "no earlier night to tell what is new"
         return Verdict("new_candidate_class", bound, None, tripped=False, why=why)
     largest = max(sizes, default=0)
-    why = f"{len(sizes)} candidate classes are new; the largest has {largest:,} new images, allowed are under {bound:,}"
+    why = f"{len(sizes)} clusters are new; the largest has {largest:,} new images, allowed are under {bound:,}"
     return Verdict("new_candidate_class", bound, largest, largest >= bound, why)
 
 

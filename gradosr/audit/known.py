@@ -19,7 +19,7 @@ from gradosr.config import AuditSettings
 from gradosr.errors import BundleError, GradosrError, first_line
 from gradosr.store import Store
 
-GONE = "clusters are found without known images to compare with"
+WITHOUT = "no known images are compared with, and no image is explained"
 
 
 @dataclass(frozen=True)
@@ -30,33 +30,32 @@ class Known:
     examples: KnownExamples | None = None
 
 
-def bundle_of(store: Store, table: RunTable, settings: AuditSettings) -> tuple[str | None, str | None]:
-    """Return the URI of the bundle that a run was scored with, if it can be read, and otherwise a note that says why.
+def bundle_of(store: Store, table: RunTable, settings: AuditSettings) -> tuple[str | None, list[str]]:
+    """Return the URI of the bundle that a run was scored with, if it can be read, and notes that say why it cannot.
 
-    Both are None if nobody says where the bundle is.
+    There are none if nobody says where the bundle is.
     """
     uri = settings.bundle or table.about["bundle"]
     if uri is None:
-        return None, None
+        return None, []
     try:
         _, digest = read_manifest(store, uri)
     except GradosrError as error:
-        return None, f"the bundle cannot be read ({first_line(error)}): {GONE}"
+        return None, [f"the bundle cannot be read ({first_line(error)}): {WITHOUT}"]
     if digest != table.fingerprint["bundle"]:
-        return None, f"{uri}: not the bundle that the run was scored with: {GONE}"
-    return uri, None
+        return None, [f"{uri}: not the bundle that the run was scored with: {WITHOUT}"]
+    return uri, []
 
 
-def read_known(store: Store, table: RunTable, settings: AuditSettings) -> tuple[Known, list[str]]:
-    """Read the known images of a run's bundle; return them with notes on what could not be read."""
-    uri, note = bundle_of(store, table, settings)
+def read_known(store: Store, uri: str | None) -> tuple[Known, list[str]]:
+    """Read the known images of a bundle, if there is one; return them with notes on what could not be read."""
     if uri is None:
-        return Known(), [note] if note else []
+        return Known(), []
     try:
         manifest, _ = read_manifest(store, uri)
         return Known(_reference(store, uri, manifest), read_examples(store, uri, manifest)), []
     except GradosrError as error:
-        return Known(), [f"the bundle cannot be read ({first_line(error)}): {GONE}"]
+        return Known(), [f"known images cannot be read ({first_line(error)}), so none are compared with"]
 
 
 def _reference(store: Store, uri: str, manifest: Manifest) -> Reference | None:

@@ -69,6 +69,8 @@ class Night:
     missing: tuple[str, ...]
     """Names of shards of the night before that no longer exist."""
     verdicts: tuple[Verdict, ...]
+    unknown_share: Mapping[str, float] | None = None
+    """Estimate, low and high of the share of unknown images among the new ones; None if there is no figure."""
     receivers: tuple[str, ...] = ()
     """Receivers that the config named that night; one that is added later is not told of it."""
 
@@ -90,6 +92,7 @@ class Night:
             counts=Counts(**document["counts"]),
             missing=tuple(document["missing"]),
             verdicts=tuple(Verdict(**verdict) for verdict in document["verdicts"]),
+            unknown_share=document.get("unknown_share"),
             receivers=tuple(document.get("receivers", ())),
         )
 

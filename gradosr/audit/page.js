@@ -11,15 +11,15 @@ for (const table of document.querySelectorAll("table")) {
 
   const show = () => {
     const find = form ? form.elements.find.value.trim().toLowerCase() : "";
-    const chosen = form && form.elements.class ? form.elements.class.value : "";
+    const wanted = form ? [...form.querySelectorAll("select")].filter((select) => select.value) : [];
     let matching = 0;
     for (const row of body.rows) {
-      const fits = (!find || row.textContent.toLowerCase().includes(find)) && (!chosen || row.dataset.class === chosen);
+      const fits = (!find || row.textContent.toLowerCase().includes(find)) && wanted.every((select) => row.dataset[select.name] === select.value);
       matching += fits;
-      row.hidden = !fits || (!all && !find && matching > enough);
+      row.hidden = !fits || (!all && !find && !wanted.length && matching > enough);
     }
-    if (said) said.textContent = find || chosen ? `${matching} of ${rows.length} match` : "";
-    if (more) more.hidden = Boolean(find) || all;
+    if (said) said.textContent = find || wanted.length ? `${matching} of ${rows.length} match` : "";
+    if (more) more.hidden = Boolean(find || wanted.length) || all;
   };
 
   const value = (row, column, kind) => {

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from gradosr.archive.decode import decode
 from gradosr.archive.image import MAX_ENCODED, EncodedImage, Fault, too_large
@@ -24,7 +25,7 @@ from gradosr.store import Store, StoredObject
 from gradosr.store.threads import threads
 from gradosr.text import reason as first_words
 
-SIDE, LARGER = 160, 480
+SIDE, LARGER = 256, 480
 """Pixels of the longer side of a picture: on the page, and exported for labelling."""
 LIMIT = 1000
 """Most pictures that are fetched."""
@@ -33,7 +34,7 @@ MAX_PIXELS = 50_000_000
 SECONDS = 600.0
 """Seconds after which no further shard is opened."""
 _THREADS = 4
-_QUALITY = 82  # JPEG quality; a picture of 160 pixels takes about 5 KB
+_QUALITY = 82  # JPEG quality; a picture of 256 pixels takes about 12 KB
 
 REASONS = {
     "deleted": "no longer in the archive",
@@ -102,19 +103,21 @@ def fetch(
     limit: int = LIMIT,
     seconds: float = SECONDS,
     tell: Callable[[int, int], None] = lambda _done, _all: None,
+    see: Callable[[str, Tensor], None] | None = None,
 ) -> Pictures:
     """Fetch the pictures of `rows`, whose order is that of priority; each row has id, key, shard, width and height.
 
     `source` is the input in the run's fingerprint. If `parts` (the names of the run's parts) is given, a shard that was
     replaced since is recognised; single images are recognised as replaced only if their size changed. `tell` is called
-    with the number of shards done and the number of all shards. No content of the archive makes this function raise.
+    with the number of shards done and the number of all shards, `see` with the id and the pixels of each image, one at
+    a time. No content of the archive makes this function raise.
     """
     wanted = list({row["id"]: row for row in rows}.values())
     found = {row["id"]: _placeholder(row, "not_fetched", f"more than {limit} pictures") for row in wanted[limit:]}
     shards: dict[str, list[Mapping[str, Any]]] = {}
     for row in wanted[:limit]:
         shards.setdefault(row["key"] if keys_of(source.kind) == "path" else row["shard"], []).append(row)
-    work = _Work(store, source, parts, time.monotonic() + seconds)
+    work = _Work(store, source, parts, time.monotonic() + seconds, see)
     with threads(_THREADS, "pictures") as pool:
         for done, pictures in enumerate(pool.map(work, shards.items()), start=1):
             found.update(pictures)
@@ -130,6 +133,7 @@ class _Work:
     source: Input
     parts: Collection[str] | None
     until: float
+    see: Callable[[str, Tensor], None] | None
     decoding: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(self, shard: tuple[str, list[Mapping[str, Any]]]) -> dict[str, Picture]:
@@ -141,7 +145,7 @@ class _Work:
             for image in self._images(name, frozenset(waiting)):
                 if row := waiting.get(image.key):
                     with self.decoding:
-                        found[row["id"]] = _picture(row, image)
+                        found[row["id"]] = _picture(row, image, self.see)
                 if time.monotonic() > self.until:
                     break
             if time.monotonic() > self.until:
@@ -181,7 +185,7 @@ def _placeholder(row: Mapping[str, Any], kind: str, why: str) -> Picture:
     return Picture(row["id"], kind=kind, reason=why)
 
 
-def _picture(row: Mapping[str, Any], image: EncodedImage) -> Picture:
+def _picture(row: Mapping[str, Any], image: EncodedImage, see: Callable[[str, Tensor], None] | None) -> Picture:
     if image.fault:
         return _faulty(row, image.fault)
     decoded = decode(image.data, MAX_PIXELS)
@@ -191,6 +195,8 @@ def _picture(row: Mapping[str, Any], image: EncodedImage) -> Picture:
         return _placeholder(row, "changed", was)
     if decoded.pixels is None:
         return _faulty(row, decoded.fault or Fault("unsupported", "no pixels"))
+    if see:
+        see(row["id"], decoded.pixels)
     full = Image.fromarray(decoded.pixels.permute(1, 2, 0).contiguous().numpy())
     larger, thumbnail = _fitted(full, LARGER), _fitted(full, SIDE)
     return Picture(row["id"], _jpeg(thumbnail), _jpeg(larger), *thumbnail.size)

@@ -8,6 +8,7 @@ well. The script adds sorting and filters; without it, everything is shown.
 import base64
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -17,9 +18,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from gradosr.audit import charts, text, words
+from gradosr.audit import charts, listing, night_words, text, words
 from gradosr.audit.pictures import REASONS, Picture, Pictures
 from gradosr.audit.proportions import wilson
+from gradosr.audit.steps import steps
 
 _RATES = (
     ("by_prefix", "By prefix", "Prefix"),
@@ -28,6 +30,10 @@ _RATES = (
 )
 _ENOUGH = 12
 """Rows of a table shown before a button reveals the rest; with the script off, all rows are shown."""
+_ENOUGH_ROWS = 12
+"""Rows of the table of images shown before."""
+_FEW, _AT_ONCE = 3, 4
+"""Notes, and clusters, shown before the others are opened."""
 
 
 def write(document: Mapping[str, Any], pictures: Pictures, out: Path) -> Path:
@@ -40,28 +46,43 @@ def write(document: Mapping[str, Any], pictures: Pictures, out: Path) -> Path:
 
 def render(document: Mapping[str, Any], pictures: Pictures) -> str:
     """Render the page of one audit."""
-    style, script = _resource("page.css"), _resource("page.js")
-    return _template("page.html").render(
-        policy=_policy(style, f"'{_hash(script)}'"),
-        style=Markup(style),  # noqa: S704 - our own files
-        script=Markup(script),  # noqa: S704
+    rows, groups = listing.rows_of(document), listing.groups_of(document)
+    uri = document["results"]["uri"]
+    return render_page(
+        "page.html",
+        ["audit.css"],
+        ["naming.js", "page.js", "audit.js"],
         audit=document,
         words=words,
-        groups=[_group(group, document) for group in document["groups"]["items"]],
-        rows=document["highest"],
-        labelled=any(row["label"] is not None for row in document["highest"]),
-        row_classes=sorted({row["predicted_class"] for row in document["highest"] if row["predicted_class"]}),
+        steps=steps(document),
+        groups=groups,
+        look_alikes=listing.look_alikes_of(document),
+        rows=rows,
+        labelled=any(row["label"] is not None for row in rows),
+        why=any(row["why"] for row in rows),
+        row_classes=sorted({row["predicted_class"] for row in rows if row["predicted_class"]}),
         score_chart=_score_chart(document) if document["images"] else None,
         p_value_chart=_p_value_chart(document) if document["images"] else None,
         day_chart=_day_chart(document),
+        map_chart=_map_chart(document, groups),
         rates=[_rate_table(document[name], document, *titles) for name, *titles in _RATES if document[name]],
         headline_chart=_headline_chart(document),
         missing=[(text.count(number), REASONS[kind]) for kind, number in pictures.missing.items()],
         bad=[(status, number) for status, number in document["statuses"].items() if status != "ok" and number],
         fingerprint=json.dumps(document["results"]["fingerprint"], indent=2, sort_keys=True),
         enough=_ENOUGH,
-        picture=lambda row, alt: tile(pictures.by_id.get(row["id"]), alt),
+        enough_rows=_ENOUGH_ROWS,
+        few=_FEW,
+        at_once=_AT_ONCE,
+        picture=lambda row: tile(pictures.by_id.get(row["id"]), _alt(row), row["id"]),
+        known_picture=lambda one: _known_picture(pictures, one),
+        import_command=f"gradosr label {shlex.quote(uri)} --import labels.csv",
+        data=embedded(listing.data(document, rows, pictures)),
     )
+
+
+def _alt(row: Mapping[str, Any]) -> str:
+    return f"predicted {text.shortened(row['predicted_class'] or 'nothing', 60)}"
 
 
 def render_nights(output: str, nights: Sequence[Mapping[str, Any]]) -> str:
@@ -77,22 +98,31 @@ def render_nights(output: str, nights: Sequence[Mapping[str, Any]]) -> str:
         policy=_policy(style, "'none'"),
         style=Markup(style),  # noqa: S704 - our own file
         output=output,
-        headline=_headline(rows[-1]),
+        headline=night_words.headline(nights[-1]),
+        watched=night_words.watched(nights[-1]),
         nights=rows[::-1],
         overall=overall,
-        chart=charts.over_time(measured, overall, "Unknown share of the new images by night") if measured else None,
+        chart=charts.over_time(measured, overall, "Share of the new images over the threshold, by night")
+        if measured
+        else None,
     )
 
 
-def render_page(name: str, styles: Sequence[str], script: str, **values: Any) -> str:
-    """Render a page of another package, whose template, style sheets and script are named PACKAGE/FILE."""
-    style, code = "".join(map(_resource, ("page.css", *styles))), _resource(script)
+def render_page(name: str, styles: Sequence[str], scripts: Sequence[str], **values: Any) -> str:
+    """Render a page, also of another package, whose template, style sheets and scripts are named PACKAGE/FILE."""
+    style, code = ("".join(map(_resource, names)) for names in (("page.css", *styles), scripts))
     return _template(name).render(
-        policy=_policy(style, f"'{_hash(code)}'"),
+        policy=_policy(style, f"'{_hash(code)}'" if scripts else "'none'"),
         style=Markup(style),  # noqa: S704 - our own files
         script=Markup(code),  # noqa: S704
         **values,
     )
+
+
+def embedded(data: Any) -> Markup:
+    """Return JSON that no parser of HTML takes for the end of the script element that it stands in."""
+    body = json.dumps(data, allow_nan=False).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return Markup(body)  # noqa: S704 - no character of HTML is left in it
 
 
 def _night(night: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,14 +138,9 @@ def _night(night: Mapping[str, Any]) -> dict[str, Any]:
         "audited": counts["rows"] > 0,
         "new_shards": night["new_shards"],
         "missing": len(night["missing"]),
+        "share": night.get("unknown_share"),
         "tripped": [f"{one['gate']}: {one['why']}" for one in night["verdicts"] if one["tripped"]],
     }
-
-
-def _headline(night: Mapping[str, Any]) -> str:
-    if tripped := len(night["tripped"]):
-        return f"{night['name']}: {tripped} {'gate' if tripped == 1 else 'gates'} tripped"
-    return f"{night['name']}: no gate tripped"
 
 
 def _policy(style: str, scripts: str) -> str:
@@ -160,23 +185,38 @@ def _hash(content: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
 
 
-def tile(picture: Picture | None, alt: str) -> Markup:
-    """Return the markup of a thumbnail, or of a placeholder with its reason."""
+def tile(picture: Picture | None, alt: str, name: str | None = None) -> Markup:
+    """Return the markup of a thumbnail, or of a placeholder with its reason; `name` is what a script finds it by."""
+    own = Markup(' data-picture="{}"').format(name) if name else Markup("")
     if picture is None or picture.thumbnail is None:
         kind = REASONS.get(picture.kind or "", "") if picture else REASONS["not_fetched"]
         why = text.shortened(picture.reason or "", 300) if picture else ""
-        return Markup('<span class="nothing" role="img" aria-label="no picture: {0}" title="{1}">{0}</span>').format(
-            kind, why
+        return Markup('<span class="nothing"{2} role="img" aria-label="no picture: {0}" title="{1}">{0}</span>').format(
+            kind, why, own
         )
     data = base64.b64encode(picture.thumbnail).decode()
     return Markup(
-        '<img src="data:image/jpeg;base64,{}" width="{}" height="{}" alt="{}" decoding="async" loading="lazy">'
-    ).format(data, picture.width, picture.height, alt)
+        '<img src="data:image/jpeg;base64,{}" width="{}" height="{}" alt="{}"{} decoding="async" loading="lazy">'
+    ).format(data, picture.width, picture.height, alt, own)
 
 
-def _group(group: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, Any]:
-    share = group["size"] / document["unknown"] if document["unknown"] else None
-    return {**group, "share": share, "places": [("Prefixes", group["prefixes"]), ("Shards", group["shards"])]}
+def _known_picture(pictures: Pictures, known: Mapping[str, Any]) -> Markup:
+    jpeg = getattr(pictures, "known", {}).get(known["id"])
+    if not jpeg:
+        return Markup('<span class="nothing">no picture kept</span>')
+    data = base64.b64encode(jpeg).decode()
+    return Markup('<img src="data:image/jpeg;base64,{}" width="64" height="64" alt="known: {}" loading="lazy">').format(
+        data, text.shortened(known["class"], 60)
+    )
+
+
+def _map_chart(document: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> Markup | None:
+    atlas = document.get("map")
+    if not atlas or not atlas["ids"]:
+        return None
+    colour_of = {group["id"]: group["colour"] for group in groups}
+    colours = [colour_of.get(name, "none") for name in atlas["groups"]]
+    return charts.points(atlas["x"], atlas["y"], atlas["ids"], colours, "Map of the images over the threshold")
 
 
 def _headline_chart(document: Mapping[str, Any]) -> dict[str, Any] | None:

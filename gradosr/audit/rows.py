@@ -135,6 +135,26 @@ class RunTable:
         )
 
 
+def find(table: RunTable, names: Collection[str], named: Callable[[str], str] = str) -> dict[str, str]:
+    """Return key and shard of each row that a table has of those named, in one pass with the memory of these alone.
+
+    `named` makes the name of a key; by default the key is its own.
+    """
+    wanted, found, lock = set(names), dict[str, str](), threading.Lock()
+
+    def look(_part: str, opened: OpenPart) -> None:
+        for _number, rows in opened.groups(["key", "shard"]):
+            here = [key for key in rows["key"].to_pylist() if named(key) in wanted]
+            if here:
+                shard = rows["shard"][0].as_py()  # all rows of a part belong to one shard
+                with lock:
+                    found.update(dict.fromkeys(here, shard))
+
+    if wanted:
+        table.each(look)
+    return found
+
+
 def differing(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     """Describe how two fingerprints differ, for example `other bundle (... against ...)`."""
     keys = [key for key in sorted({*theirs, *ours}) if theirs.get(key) != ours.get(key)]

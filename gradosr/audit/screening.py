@@ -69,11 +69,11 @@ def close(
     missing = sorted({old.shard for old in seen.values()} - {shard.name for shard in plan.shards})
     fresh = [part for part, one in archive.items() if one.night == name]
     window = [part for part, one in archive.items() if one.night in {night.night for night in before}]
-    counts = _audited(job, store, plan.folder.uri, fresh, history.path(name))
+    counts, share = _audited(job, store, plan.folder.uri, fresh, history.path(name))
     sizes = _new_classes(job, store, plan.folder.uri, fresh, window, labels or {})
     verdicts = judge(job.gates, NightFacts(counts, before, len(missing), len(seen), sizes))
     made, told_to = now.isoformat(timespec="seconds"), tuple(receivers(job))
-    night = Night(name, made, counts, len(plan.shards), len(fresh), tuple(missing), verdicts, told_to)
+    night = Night(name, made, counts, len(plan.shards), len(fresh), tuple(missing), verdicts, share, told_to)
     history.commit(night, archive)
     page = report.render_nights(job.output, [one.document() for one in history.nights(SHOWN)])
     store.write(history.path("index.html"), page.encode())
@@ -120,20 +120,25 @@ def _tell(job: ScreenJob, history: History, night: Night, attempts: int | None) 
     return fault
 
 
-def _audited(job: ScreenJob, store: Store, uri: str, fresh: Collection[str], out_uri: str) -> Counts:
-    """Audit the parts `fresh`, upload the audit to `out_uri`, and return the counts."""
-    settings = AuditSettings(store=job.store, stores=job.stores, fdr=job.fdr)
+def _audited(
+    job: ScreenJob, store: Store, uri: str, fresh: Collection[str], out_uri: str
+) -> tuple[Counts, Mapping[str, float] | None]:
+    """Audit the parts `fresh`, upload the audit to `out_uri`, and return the counts and the share of unknown images."""
+    settings = AuditSettings(store=job.store, stores=job.stores, fdr=job.fdr, explain=0)
     with tempfile.TemporaryDirectory() as place:
         out = Path(place)
         try:
             found = audit(store, uri, settings, out=out, only=fresh)
         except EmptyTable:  # a night without new images
-            return Counts(0, 0, 0)
+            return Counts(0, 0, 0), None
         for path in sorted(out.rglob("*")):
             if path.is_file():
                 with path.open("rb") as file:
                     store.write(join(out_uri, path.relative_to(out).as_posix()), file)
-    return Counts(found["rows"], found["images"], found["unknown"])
+    prevalence = found["prevalence"]
+    share = {name: prevalence[name] for name in ("estimate", "low", "high")}
+    counts = Counts(found["rows"], found["images"], found["unknown"])
+    return counts, None if prevalence["estimate"] is None else share
 
 
 def _new_classes(

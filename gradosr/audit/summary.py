@@ -15,7 +15,7 @@ def summary(document: Mapping[str, Any]) -> str:
         f"unknown         {_prevalence(document['prevalence'])}",
         *_by_labels(document["labels"]),
         f"flagged         {_flags(document['flags'])}",
-        f"groups          {_groups(document['groups'])}",
+        f"clusters        {_groups(document['groups'])}",
     ]
     if document["baseline"]:
         lines.append(f"since baseline  {_baseline(document['baseline'])}")
@@ -31,8 +31,8 @@ def _prevalence(found: Mapping[str, Any]) -> str:
     if found["reason"]:
         return f"no figure: {found['reason']}"
     return (
-        f"{found['estimate']:.1%} of the images ({found['low']:.1%} to {found['high']:.1%}), at least "
-        f"{found['lower_bound']:.1%} ({found['confidence']:.0%} confidence)"
+        f"{found['estimate']:.1%} of the images ({found['low']:.1%} to {found['high']:.1%}, {found['confidence']:.0%} "
+        "confidence)"
     )
 
 
@@ -49,13 +49,13 @@ def _by_labels(found: Mapping[str, Any] | None) -> list[str]:
 def _flags(found: Mapping[str, Any]) -> str:
     if found["reason"]:
         return found["reason"] if not found["calibration_images"] else f"none: {found['reason']}"
-    return f"{found['count']:,} images, of which at most {found['level']:.0%} are expected to be false alarms"
+    return f"{found['count']:,} images, of which on average at most {found['level']:.0%} are known after all"
 
 
 def _groups(found: Mapping[str, Any]) -> str:
     if found["reason"]:
         return f"none: {found['reason']}"
-    return f"{len(found['items'])} of {found['clustered']:,} images, {found['left_over']:,} images like no other"
+    return f"{len(found['items'])}, with {found['clustered']:,} images; {found['left_over']:,} are in none"
 
 
 def _baseline(found: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ def render(document: Mapping[str, Any], pictures: Pictures | None) -> str:
     return report.render_page(
         "gradosr.comparison/comparison.html",
         [],
-        "page.js",
+        ["page.js"],
         found=document,
         words=words,
         classes=[one for one in document["by_class"] if one["to_unknown"] or one["to_known"]],

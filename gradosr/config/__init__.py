@@ -4,7 +4,7 @@ All settings are defined here, apart from the code that they configure, so that 
 a second, before torch (2 to 8 s) is imported.
 """
 
-from gradosr.config.audit import AuditSettings
+from gradosr.config.audit import AuditSettings, ExplainSettings
 from gradosr.config.classifier import (
     FOLDER,
     LIBRARIES,
@@ -55,6 +55,7 @@ __all__ = [
     "ComputeSettings",
     "Detector",
     "DeviceName",
+    "ExplainSettings",
     "ExtendSettings",
     "FitJob",
     "Gates",

@@ -2,10 +2,20 @@
 
 from typing import Annotated
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
+from gradosr.config.compute import DeviceName
 from gradosr.config.store import StoreFields
 from gradosr.config.uris import Uri
+
+
+class ExplainSettings(StoreFields):
+    """Settings for explaining single images."""
+
+    device: DeviceName = "auto"
+    """Device to compute on; auto picks CUDA if there is a CUDA device."""
+    trust: tuple[str, ...] = ()
+    """Names (package.module:factory) that the bundle may import; not needed for torchvision, timm and transformers."""
 
 
 class AuditSettings(StoreFields):
@@ -20,6 +30,11 @@ class AuditSettings(StoreFields):
     embeddings: Uri | None = None
     """Parquet file with the columns `key` and `vector`: embeddings of images; clusters are found in them instead of the
     features that the run stores. Those of images below the threshold, if it has any, tell what is like known ones."""
+    explain: NonNegativeInt = 200
+    """Number of the listed images that are explained, typical ones first, where the bundle and the archive can be read.
+    It takes about as long as scoring them twice, and a minute at most."""
+    trust: tuple[str, ...] = ()
+    """Names (package.module:factory) that the bundle may import; not needed for torchvision, timm and transformers."""
     group_sample: PositiveInt = 20_000
     """Number of images over the threshold that are clustered, chosen by hash of their keys."""
     max_groups: PositiveInt = 50

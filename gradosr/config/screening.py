@@ -13,10 +13,10 @@ class Gates(Settings):
     """Limits on a night's results; a gate that is left out is off."""
 
     unknown_rate: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Share of new images called unknown. Trips if its whole 95 % interval lies above this share."""
+    """Share of new images over the threshold. Trips if its whole 95 % interval lies above this share."""
     rate_increase: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Increase of the share of new images called unknown over the `baseline_nights`. Trips if its whole 95 % interval
-    lies above this value."""
+    """Increase of the share of new images over the threshold, against that of the `baseline_nights`. Trips if its whole
+    95 % interval lies above this value."""
     new_candidate_class: PositiveInt | None = None
     """New images in one cluster of look-alikes that is rare in earlier nights. Trips at this many or more."""
     bad_images: Allowance | None = None

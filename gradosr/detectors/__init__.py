@@ -23,6 +23,10 @@ class Detector(Protocol):
         """Return unknown scores [B], float32, finite for finite observations."""
         ...
 
+    def contributions(self, observation: Observation) -> dict[str, Tensor]:
+        """Return what each part of the score adds to it, each [B], by the part's name; their sum is the score."""
+        ...
+
     def arrays(self) -> dict[str, Tensor]:
         """Return everything that a bundle stores, by name."""
         ...

@@ -76,8 +76,16 @@ class LearnedDetector:
     def score(self, observation: Observation) -> Tensor:
         """Return unknown scores [B]."""
         scores_B = self.base.score(observation)
+        return scores_B + self._correction(observation, scores_B)
+
+    def contributions(self, observation: Observation) -> dict[str, Tensor]:
+        """Return what the older detector's parts add to the score, and the correction as `labels`, each [B]."""
+        scores_B = self.base.score(observation)
+        return self.base.contributions(observation) | {"labels": self._correction(observation, scores_B)}
+
+    def _correction(self, observation: Observation, scores_B: Tensor) -> Tensor:
         beyond_B = STEEPER * (self.view.deviations(scores_B) - CLEAR).clamp_min(0)
-        return scores_B + self.view.std * (self.view.signals(observation) @ self.weights_D + beyond_B)
+        return self.view.std * (self.view.signals(observation) @ self.weights_D + beyond_B)
 
     def arrays(self) -> dict[str, Tensor]:
         """Return everything that a bundle stores, by name."""

@@ -77,9 +77,17 @@ class OneClassDetector:
 
     def score(self, observation: Observation) -> Tensor:
         """Return unknown scores [B], in deviations of the known images."""
-        deviations = {name: self.scalings[name](part.score(observation)) for name, part in self.parts.items()}
-        deviations["beyond"] = beyond(deviations["middle"])
+        deviations = self._deviations(observation)
         return torch.column_stack([deviations[name] for name in WEIGHTED]) @ self.weights
+
+    def contributions(self, observation: Observation) -> dict[str, Tensor]:
+        """Return the weighted deviation of each part that has a weight, each [B]."""
+        deviations = self._deviations(observation)
+        return {name: weight * deviations[name] for name, weight in zip(WEIGHTED, self.weights, strict=True) if weight}
+
+    def _deviations(self, observation: Observation) -> dict[str, Tensor]:
+        deviations = {name: self.scalings[name](part.score(observation)) for name, part in self.parts.items()}
+        return deviations | {"beyond": beyond(deviations["middle"])}
 
     def arrays(self) -> dict[str, Tensor]:
         found = {name: values for part in self.parts.values() for name, values in part.arrays().items()}

@@ -82,6 +82,10 @@ class TransferDetector:
         )
         return F.linear(hidden_BH, self.out_weight_1H, self.out_bias_1).squeeze(1)
 
+    def contributions(self, observation: Observation) -> dict[str, Tensor]:
+        """Return the score as its only part."""
+        return {"score": self.score(observation)}
+
     def arrays(self) -> dict[str, Tensor]:
         own = {name: value for name, value in vars(self).items() if name != "standardiser"}
         return own | asdict(self.standardiser)

@@ -106,7 +106,7 @@ class Pass(Capture):
         if call is None or not self._serves(use, call):
             raise _other_path()
         if number == self._plan.middle:
-            x = _batch_first(call.x.detach(), call.feature_dims, use.before, self._batch)
+            x = batch_first(call.x.detach(), call.feature_dims, use.before, self._batch)
             self.middle_BM = channel_sums(x, 2) / x[0, :, 0].numel()
         if rule is RULES[F.linear] and not call.x.is_contiguous():
             # With a frozen weight torch computes one product per position; for a contiguous input, a single product.
@@ -183,8 +183,8 @@ class Pass(Capture):
         if record.call.x._version != record.version:
             raise input_overwritten()
         use, call = self._plan.uses[number], record.call
-        g = _batch_first(grad, call.feature_dims, use.before, self._batch)
-        x = g if record.rule.source else _batch_first(call.x.detach(), call.feature_dims, use.before, self._batch)
+        g = batch_first(grad, call.feature_dims, use.before, self._batch)
+        x = g if record.rule.source else batch_first(call.x.detach(), call.feature_dims, use.before, self._batch)
         for watch in self._watches:
             watch(*_seen_as(use, record.rule), g)
         if use.derived or self._plan.shared.intersection(use.names.values()):
@@ -273,7 +273,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in NO_MEMORY)
 
 
-def _batch_first(tensor: Tensor, feature_dims: int, before: int, batch: int) -> Tensor:
+def batch_first(tensor: Tensor, feature_dims: int, before: int, batch: int) -> Tensor:
     """Reshape [positions including the batch, *features] to [B, Q, *features].
 
     The result is a view if the batch comes first.

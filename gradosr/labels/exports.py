@@ -15,7 +15,7 @@ from gradosr.labels.said import Said, parsed_time
 TRUTH = "ground_truth"
 """The field of a FiftyOne dataset that the label is looked for in first."""
 HANDED_OUT = "handed out"
-OWN_TAGS = frozenset({"flagged", HANDED_OUT})
+OWN_TAGS = frozenset({"flagged", "over_threshold", HANDED_OUT})
 """Tags that gradosr itself writes."""
 
 

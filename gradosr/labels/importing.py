@@ -1,11 +1,10 @@
 """Import of a file of labels into a run: all of it, or nothing."""
 
-import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from gradosr.audit.rows import OpenPart, RunTable, id_of
+from gradosr.audit.rows import RunTable, find, id_of
 from gradosr.audit.text import shortened
 from gradosr.errors import InputError
 from gradosr.labels.folder import rows_of, write_labels
@@ -48,26 +47,17 @@ def import_labels(store: Store, run_uri: str, file: str, who: str) -> dict[str, 
 
 
 def _shards(store: Store, table: RunTable, said: Sequence[Said]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the shard of each key that the run has, and the keys of images handed out by their ids."""
+    """Return the shard of each key that the run has, and the keys of images by their ids, as far as these are needed.
+
+    Ids stand in for keys that suffered on the way, such as one that is too long for a page; to find one that was not
+    handed out takes another pass over the table.
+    """
     by_id = {id_of(image.key): image.key for image in handed_out(read_rounds(store, table.folder.uri))}
     keys = {one.key for one in said if one.key} | {by_id[one.id] for one in said if one.id in by_id}
-    return find(table, keys), by_id
-
-
-def find(table: RunTable, keys: Collection[str]) -> dict[str, str]:
-    """Return the shard of each of the keys that a run's table has, in one pass with the memory of the keys alone."""
-    wanted, found, lock = set(keys), dict[str, str](), threading.Lock()
-
-    def look(_part: str, opened: OpenPart) -> None:
-        for _number, rows in opened.groups(["key", "shard"]):
-            here = wanted.intersection(rows["key"].to_pylist())
-            if here:
-                shard = rows["shard"][0].as_py()  # all rows of a part belong to one shard
-                with lock:
-                    found.update(dict.fromkeys(here, shard))
-
-    table.each(look)
-    return found
+    shards = find(table, keys)
+    lost = {one.id for one in said if one.id and one.key not in shards and one.id not in by_id}
+    found = find(table, lost, id_of)
+    return shards | found, by_id | {id_of(key): key for key in found}
 
 
 def _key(one: Said, shards: Mapping[str, str], by_id: Mapping[str, str]) -> str:

@@ -1,4 +1,3 @@
-"use strict";
 // Labels of one round: kept in this browser after every step, and downloaded as labels.csv.
 const of = (id) => document.getElementById(id);
 const { token, classes, images } = JSON.parse(of("data").textContent);
@@ -156,43 +155,25 @@ const openNaming = () => {
   of("typed").focus();
 };
 
-const faultOf = (name) => {
-  if (!name) return "Type a name.";
-  if ([...name].length > 64) return "At most 64 letters.";
-  if (/[\s,]/u.test(name)) return `No space and no comma: ${name.split(/[\s,]+/u).filter(Boolean).join("_") || "red_panda"}`;
-  return /[\p{C}\p{Z}]/u.test(name) ? "No control characters." : "";
-};
-
 of("naming").addEventListener("submit", (event) => {
   event.preventDefault();
   const typed = of("typed").value.trim();
-  const known = ["known", "unknown", ...classes].find((name) => name.toLowerCase() === typed.toLowerCase());
-  const fault = known ? "" : faultOf(typed);
+  const name = spelt(typed, classes);
+  const fault = ["known", "unknown", ...classes].includes(name) ? "" : faultOf(typed);
   of("fault").textContent = fault;
   if (fault) {
     of("typed").setAttribute("aria-invalid", "true");
     return;
   }
-  const name = known || typed;
   if (!["known", "unknown"].includes(name) && !state.names.includes(name)) state.names.push(name);
   closeNaming();
   of("name").focus({ preventScroll: true });
   give(name);
 });
 
-const guarded = (text) => (/^\s*[=+\-@\uff1d\uff0b\uff0d\uff20]/u.test(text) ? `'${text}` : text); // no cell is a formula
-const quoted = (text) => `"${text.replaceAll('"', '""')}"`;
-
 const download = () => {
-  const rows = images.filter((image) => state.labels[image.id]).map((image) => {
-    const { label, when } = state.labels[image.id];
-    return [image.key, image.id, guarded(label), when, "page"].map(quoted).join(",");
-  });
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob(["\ufeff", ["key,id,label,when,source", ...rows, ""].join("\r\n")], { type: "text/csv" }));
-  link.download = "labels.csv";
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+  const rows = images.filter((image) => state.labels[image.id]).map((image) => ({ cell: image.key, id: image.id, ...state.labels[image.id] }));
+  saveLabels(rows);
   of("saved").textContent = `${rows.length} labels`;
   of("status").textContent = `${rows.length} labels downloaded`;
 };

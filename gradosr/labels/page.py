@@ -5,16 +5,13 @@ script element that is not run; the script puts every text from the archive into
 """
 
 import base64
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from markupsafe import Markup
-
 from gradosr.audit import export, text
 from gradosr.audit.pictures import REASONS, Picture, Pictures
-from gradosr.audit.report import render_page
+from gradosr.audit.report import embedded, render_page
 from gradosr.audit.rows import RunTable
 
 NAME = "label.html"
@@ -43,11 +40,11 @@ def render(table: RunTable, rows: Sequence[Mapping[str, Any]], shown: Pictures, 
     return render_page(
         "gradosr.labels/label.html",
         ["gradosr.labels/label.css"],
-        "gradosr.labels/label.js",
+        ["naming.js", "gradosr.labels/label.js"],
         number=len(rows),
         results=table.folder.uri,
         command=f"gradosr label {shlex.quote(table.folder.uri)} --import labels.csv",
-        data=_embedded(data),
+        data=embedded(data),
     )
 
 
@@ -55,9 +52,3 @@ def _picture(picture: Picture) -> dict[str, str]:
     if picture.larger is None:
         return {"missing": REASONS.get(picture.kind or "", "no picture")}
     return {"picture": f"data:image/jpeg;base64,{base64.b64encode(picture.larger).decode()}"}
-
-
-def _embedded(data: Any) -> Markup:
-    """Return JSON that no parser of HTML takes for the end of the script element that it stands in."""
-    body = json.dumps(data).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-    return Markup(body)  # noqa: S704 - no character of HTML is left in it

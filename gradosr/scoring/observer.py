@@ -90,7 +90,7 @@ class Observer:
 
     def __call__(self, images_BCHW: Tensor) -> Observed:
         """Observe uint8 pixels [B, 3, H, W] at the classifier's input size."""
-        pixels_BCHW = self._normalised(images_BCHW)
+        pixels_BCHW = self.normalised(images_BCHW)
         views = [pixels_BCHW, pixels_BCHW.flip(3)] if self.signals.mirror else [pixels_BCHW]
         norms = self.engine(torch.cat(views), self.signals.objectives, self._watchers)
         features, middle = norms[0].features_BF, norms[0].middle_BM
@@ -106,8 +106,9 @@ class Observer:
 
     def explain(self, images_BCHW: Tensor) -> list[Explained]:
         """Explain how the norm of each parameter is computed for uint8 pixels, given as in `__call__`."""
-        return self.engine.explain(self._normalised(images_BCHW))
+        return self.engine.explain(self.normalised(images_BCHW))
 
-    def _normalised(self, images_BCHW: Tensor) -> Tensor:
+    def normalised(self, images_BCHW: Tensor) -> Tensor:
+        """Turn uint8 pixels into the classifier's input, on its device."""
         images_BCHW = images_BCHW.to(self.compute.device, non_blocking=True)
         return normalise(images_BCHW, self.transform).to(self.compute.dtype)

@@ -68,7 +68,7 @@ class Scorer:
         self._calibration = bundle.calibrations[self.compute.precision]
         self.observer = Observer(bundle.classifier, manifest.transform, manifest, self.compute, every_norm=every_norm)
         arrays = {name: array.to(self.compute.device) for name, array in bundle.detector.arrays().items()}
-        self._detector = restore(manifest.detector, arrays)
+        self.detector = restore(manifest.detector, arrays)
         checked = self.observer.check(len(manifest.classes))
         self.widths = {name: values.shape[1] for name, values in checked.observation.signals().items()}
         """Number of values of each signal, by name; see Observation.signals."""
@@ -81,7 +81,7 @@ class Scorer:
         """Start scoring uint8 images without waiting for the device, so the caller can prepare the next batch."""
         observed = self.observer(images_BCHW)
         logits_BK, signals = observed.observation.logits_BK, observed.observation.signals()
-        unknown_score_B = self._detector.score(observed.observation).float()
+        unknown_score_B = self.detector.score(observed.observation).float()
         confidence_B, predicted_B = logits_BK.softmax(1).max(1)
         columns = [
             (logits_BK.isfinite().all(1) & unknown_score_B.isfinite())[:, None],

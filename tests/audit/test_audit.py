@@ -122,8 +122,8 @@ def test_what_the_calibration_cannot_certify_is_said_with_the_number_that_could(
     found = certified(counts, 0.1)
     assert found.count == 0
     assert found.smallest_p_value == 1 / 101
-    assert "none can be certified at 10%" in str(found.reason)
-    enough = int(str(found.reason).partition("1/101; ")[2].split()[0])
+    assert "at no score are there 10 times as many images as known ones alone would give" in str(found.reason)
+    enough = int(str(found.reason).rpartition(", and ")[2].split()[0].replace(",", ""))
     counts[[0, 50]] += np.array([1, -1]) * (enough - 1 - counts[0])  # with as many images in all
     assert certified(counts, 0.1).count == 0
     counts[[0, 50]] += 1, -1
@@ -357,13 +357,20 @@ def test_flagged_parquet_holds_the_flagged_rows_in_order(tmp_path: Path) -> None
 def test_where_nothing_is_certified_the_rows_over_the_threshold_are_kept_and_it_is_said(tmp_path: Path) -> None:
     known = calibration(99)
     uri = write_run(tmp_path / "run", {"a": rows("a.tar", rng_of(0).normal(size=3000), known)}, known)
+    (tmp_path / "flagged.csv").write_text("of an earlier audit")
     found = facts(uri, tmp_path)
     assert found["flags"]["count"] == 0
-    table = pq.read_table(tmp_path / "flagged.parquet")
+    assert found["list"] == "over_threshold.parquet"
+    assert not (tmp_path / "flagged.parquet").exists()
+    assert not (tmp_path / "flagged.csv").exists()
+    table = pq.read_table(tmp_path / "over_threshold.parquet")
     assert len(table) == found["unknown"] > 0
     assert max(table["p_value"].to_pylist()) <= RATE + 1e-6
     assert all(row["p_value"] <= RATE + 1e-6 for row in found["highest"])
-    assert any("false alarms among them" in note for note in found["notes"])
+    assert len((tmp_path / "over_threshold.csv").read_text().splitlines()) == len(table) + 1
+    assert {one["tags"][0] for one in json.loads((tmp_path / "fiftyone.json").read_text())["samples"]} <= {
+        "over_threshold"
+    }
 
 
 # --- hostile, unfinished, old, mixed
@@ -423,7 +430,7 @@ def test_a_run_of_bad_images_alone(tmp_path: Path) -> None:
     assert (found["rows"], found["images"], found["unknown_rate"]) == (1, 0, 0)
     assert found["prevalence"]["reason"] == found["flags"]["reason"] == "no image has a score"
     assert found["bad_images"] == [{"key": "a.tar#x", "status": "not_an_image", "error": "no image"}]
-    assert len(pq.read_table(tmp_path / "flagged.parquet")) == 0
+    assert len(pq.read_table(tmp_path / "over_threshold.parquet")) == 0
 
 
 def test_parts_of_mixed_settings_are_refused_with_the_difference(tmp_path: Path) -> None:
@@ -547,7 +554,7 @@ def test_the_command_audits_what_score_wrote(tmp_path: Path, capsys: pytest.Capt
     assert document["false_alarm_rate"] == RATE
     assert sum(document["histograms"]["unknown_score"]["calibration"]) == 40
     assert document["results"]["bundle"] == document["results"]["fingerprint"]["bundle"]
-    assert (out / "flagged.parquet").exists()
+    assert (out / document["list"]).exists()
     code, shown, _ = gradosr(
         capsys, "audit", tmp_path / "results", "--out", out, "--fdr", 0.2, "--json", "--baseline", tmp_path / "results"
     )

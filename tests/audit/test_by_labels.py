@@ -99,7 +99,7 @@ def test_the_command_shows_shares_by_labels_beside_those_without(
     assert share["labels_to_halve"] > 20
     page = (tmp_path / "out/index.html").read_text()
     assert "labels of drawn images" in page
-    assert "of drawn images would halve it" in page
+    assert "more would halve the interval" in page
     assert "would halve the interval" in capsys.readouterr().out
 
 

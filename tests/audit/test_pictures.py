@@ -177,10 +177,10 @@ def test_pictures_are_upright_small_and_clean(tmp_path: Path) -> None:
     source = ImagesInput(uri=str(tmp_path))
     found = fetch(Store(), source, [row("o.jpg", width=1000, height=2000), row("strip.png")])
     upright, strip = found.by_id.values()
-    assert (upright.width, upright.height) == (80, 160)
+    assert (upright.width, upright.height) == (128, 256)
     assert Image.open(io.BytesIO(upright.larger or b"")).size == (240, 480)
     assert not Image.open(io.BytesIO(upright.thumbnail or b"")).getexif()
-    assert (strip.width, strip.height) == (160, 1)
+    assert (strip.width, strip.height) == (256, 1)
 
 
 def test_a_small_image_is_not_enlarged(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def document(archive: Archive) -> dict[str, Any]:
 class Page(HTMLParser):
     """Tags and text; script and style apart."""
 
-    VOID = {"meta", "img", "input", "br", "rect", "line", "path", "circle"}
+    VOID = {"meta", "img", "input", "br", "rect", "line", "path", "circle", "image"}
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -94,7 +94,8 @@ def test_the_page_is_one_file_that_loads_nothing(page: str) -> None:
             assert name != "style", tag  # the policy would refuse it
             if name in ("src", "href", "action", "srcset", "data"):
                 assert (value or "").startswith(("data:image/jpeg;base64,", "#")), (tag, name, value)
-    assert len(parsed.all("script")) == len(parsed.all("style")) == 1
+    assert [tag.get("type") for tag in parsed.all("script")] == ["application/json", None]
+    assert len(parsed.all("style")) == 1
 
 
 def test_the_policy_admits_our_own_style_and_script_alone(page: str) -> None:
@@ -122,9 +123,9 @@ def test_hostile_names_are_only_text(page: str, archive: Archive) -> None:
 
 
 def test_every_picture_stands_beside_its_key(page: str, archive: Archive, pictures: Pictures) -> None:
-    assert pictures.shown == 80
+    assert pictures.shown == 81
     assert page.count("data:image/jpeg;base64,") >= pictures.shown
-    assert "18 no longer in the archive; 1 too large for a picture; 1 could not be decoded" in Page(page).text
+    assert "18 no longer in the archive; 2 could not be decoded; 1 too large for a picture" in Page(page).text
     for row in archive.document["highest"]:
         assert text.foreign(row["key"], 120) in page
 
@@ -152,11 +153,19 @@ def test_it_says_what_the_document_says(page: str) -> None:
     for line in (
         "About 4.7 % of this archive is unknown to the classifier.",
         "The 95 % interval is 4.4 % to 5.1 %: 3,704 to 4,250 of the 84,000 images with a score.",
-        "At least 4.5 % is unknown (95 % confidence, one-sided).",
-        "2,146 images are flagged so that on average at most 10 % of the flagged, here about 215, are false alarms",
-        "7,310 (8.7 %) over the threshold. It is set so that 5 % of known images pass it: 4,200 would, if every",
+        "at least 4.5 % with 95 % confidence, whatever the unknown images look like; it is one-sided",
+        "2,146 images are flagged: on average at most 10 % of them, here about 215, are known after all.",
+        "Over the threshold7,310 (8.7 %). The threshold lets 5 % of known images pass: 4,200, were all known.",
+        "All 7,310 images over the threshold were compared with each other: 2,632 look alike in clusters, 4,678 are",
         "1,834 images, most like airplane",
-        "About 11 % of the group, about 77, would be there by false alarm alone.",
+        "About 77 of them (11 %) would be there by false alarm alone.",
+        "Labels in the archive: digits 50 %",
+        "Dated 2026-08-01 to 2026-10-29.",
+        "412 images over the threshold that look like a known class",
+        "Look at these 3 clusters. They hold 2,632 images that look alike.",
+        "Label 730 images. That halves the interval by labels, now 3.1 % to 7.6 %.",
+        "gradosr label s3://results/archive-2026/ --next 730 --out to-label/",
+        "Take the 2,146 flagged images. They are in flagged.csv",
         "by_shard: 60 of 72 shards are listed, the worst first",
         "not a tar archive: <b>empty</b> file",
         "300 truncated, 110 not_an_image, 2 too_large.",
@@ -182,7 +191,7 @@ def test_no_calibration_gives_no_figure_and_the_reason(document: dict[str, Any])
     said = shown(document)
     assert "How much of this archive is unknown to the classifier cannot be said." in said
     assert "The bundle has no calibration; fit it again with held-out images." in said
-    assert "Without calibration there are no p-values." in said
+    assert "known after all: without calibration there are no p-values." in said
     assert "Calibration none in the bundle" in re.sub(r"\s+", " ", said).replace("Calibrationnone", "Calibration none")
 
 
@@ -192,28 +201,33 @@ def test_a_calibration_that_certifies_nothing_is_told_with_the_reason(document: 
         "reason": "no p-value is small enough",
     }  # fmt: skip
     said = shown(document)
-    assert (
-        "No image can be flagged so that at most 10 % of the flagged are false alarms. No p-value is small enough."
-        in said
+    told = (
+        "No image can be flagged so that at most 10 % of the flagged are known after all: no p-value is small enough."
     )
+    assert told in said
     assert "no p-value is below 0.0020" in said
-    assert "with the highest unknown score, none of them certified" in said
+    assert "Images with the highest unknown scores" in said
+    assert "flagged.csv" not in said.partition("What to do next")[2].partition("Clusters")[0]
 
 
 def test_an_interval_that_reaches_zero_claims_nothing(document: dict[str, Any]) -> None:
     document["prevalence"] |= {"estimate": 0.002, "low": 0.0, "high": 0.011, "lower_bound": 0.0}
     said = shown(document)
     assert "At most 1.1 % of this archive is unknown to the classifier; it may be none." in said
-    assert "That any of it is unknown cannot be shown" in said
+    assert "that any image is unknown cannot be shown" in said
 
 
 def test_an_empty_or_bare_audit_is_a_page_as_well(document: dict[str, Any]) -> None:
     document |= {
         "images": 0, "rows": 0, "unknown": 0, "unknown_rate": None, "by_prefix": [], "by_predicted_class": [],
         "by_shard": [], "by_day": [], "highest": [], "quarantined": [], "bad_images": [], "baseline": None, "notes": [],
-        "statuses": {},
+        "statuses": {}, "map": None, "explained": None, "known_images": {}, "nearest_known": {},
     }  # fmt: skip
-    document["groups"] |= {"items": [], "reason": "the run stored no features; score with features: unknown"}
+    document["groups"] |= {
+        "items": [],
+        "look_alikes": [],
+        "reason": "the run stored no features; score with features: unknown",
+    }
     document["prevalence"] |= dict.fromkeys(("estimate", "low", "high", "lower_bound", "method", "tuning"))
     document["flags"] |= {"count": 0}
     document["histograms"]["unknown_score"] = {"edges": [0.0, 0.0], "archive": [0], "calibration": None}
@@ -222,6 +236,7 @@ def test_an_empty_or_bare_audit_is_a_page_as_well(document: dict[str, Any]) -> N
     assert "No image of this archive has a score" in said
     assert "The run stored no features; score with features: unknown." in said
     assert "Nothing: every image of every shard has a score." in said
+    assert "What to do next" not in said
 
 
 @pytest.mark.parametrize("flagged", [1, 2])
@@ -279,7 +294,10 @@ def test_foreign_text_is_short_escaped_and_isolated() -> None:
 
 @pytest.fixture(scope="module")
 def exported(archive: Archive, pictures: Pictures) -> Path:
-    assert export.write(archive.out, pictures, ["cat", '<dog> & "co"']) == {"rows": 100, "pictured": 80}
+    assert export.write(archive.out / "flagged.parquet", pictures, ["cat", '<dog> & "co"']) == {
+        "rows": 100,
+        "pictured": 81,
+    }
     return archive.out
 
 
@@ -308,14 +326,14 @@ def test_other_cells_stay_as_they_are(value: str) -> None:
 
 def test_pictures_are_named_by_their_hash(exported: Path, pictures: Pictures) -> None:
     files = sorted((exported / "images").iterdir())
-    assert len(files) == 80
+    assert len(files) == 81
     assert all(re.fullmatch(r"[0-9a-f]{16}\.jpg", path.name) for path in files)
     assert {Image.open(io.BytesIO(path.read_bytes())).format for path in files} == {"JPEG"}
 
 
 def test_label_studio_tasks_carry_their_picture(exported: Path) -> None:
     tasks = json.loads((exported / "labelstudio.json").read_text(encoding="utf-8"))
-    assert len(tasks) == 80
+    assert len(tasks) == 81
     for task in tasks:
         assert set(task) == {"data"}
         assert task["data"]["image"].startswith("data:image/jpeg;base64,")
@@ -342,7 +360,9 @@ def test_exporting_again_leaves_nothing_of_the_earlier_audit(tmp_path: Path) -> 
 
     def run(numbers: range) -> set[str]:
         parquet.write_table(pa.Table.from_pylist([row(i) for i in numbers]), tmp_path / "flagged.parquet")
-        export.write(tmp_path, Pictures({row(i)["id"]: Picture(row(i)["id"], b"t", b"l") for i in numbers}))
+        export.write(
+            tmp_path / "flagged.parquet", Pictures({row(i)["id"]: Picture(row(i)["id"], b"t", b"l") for i in numbers})
+        )
         return {path.name for path in (tmp_path / "images").iterdir()}
 
     (tmp_path / "images").mkdir()
@@ -355,10 +375,10 @@ def test_an_id_that_is_a_path_goes_nowhere(tmp_path: Path) -> None:
     wrong = {**dict.fromkeys(export.COLUMNS), "id": "../x", "key": "k"}
     parquet.write_table(pa.Table.from_pylist([wrong]), tmp_path / "flagged.parquet")
     with pytest.raises(ValueError, match="not an id"):
-        export.write(tmp_path, Pictures({"../x": Picture("../x", b"t", b"l")}))
+        export.write(tmp_path / "flagged.parquet", Pictures({"../x": Picture("../x", b"t", b"l")}))
 
 
 def test_rows_for_pictures_come_from_the_flagged(exported: Path) -> None:
-    assert [row["id"] for row in export.flagged_rows(exported, 3)] == [
-        row["id"] for row in export.flagged_rows(exported)
+    assert [row["id"] for row in export.flagged_rows(exported / "flagged.parquet", 3)] == [
+        row["id"] for row in export.flagged_rows(exported / "flagged.parquet")
     ][:3]

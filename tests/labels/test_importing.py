@@ -61,6 +61,13 @@ def test_every_hostile_key_comes_back(scored, gradosr, tmp_path: Path):
     assert said(scored) == dict.fromkeys(scored.keys, "unknown")
 
 
+def test_an_id_stands_in_for_a_key_that_suffered(scored, gradosr, tmp_path: Path):
+    rows = [f'"{key[:5]}…","{id_of(key)}","okapi"' for key in scored.keys[:3]]
+    (tmp_path / "labels.csv").write_text("\n".join(["key,id,label", *rows]))
+    assert gradosr("label", scored.uri, "--import", str(tmp_path / "labels.csv"))[0] == 0
+    assert said(scored) == dict.fromkeys(scored.keys[:3], "okapi")
+
+
 def test_the_same_file_again_adds_nothing(scored, gradosr, tmp_path: Path):
     (tmp_path / "sheet.csv").write_text(sheet(scored, ["cat", "okapi"]))
     for told in ("2 labels imported", "the same 2 labels were imported before; nothing is added"):

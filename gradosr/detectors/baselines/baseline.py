@@ -30,6 +30,10 @@ class Baseline(ABC):
     def score(self, observation: Observation) -> Tensor:
         """Return unknown scores [B], float32, finite for finite observations; higher = more unknown."""
 
+    def contributions(self, observation: Observation) -> dict[str, Tensor]:
+        """Return the score as its only part."""
+        return {"score": self.score(observation)}
+
     def arrays(self) -> dict[str, Tensor]:
         return dict(vars(self))
 
