@@ -14,8 +14,8 @@ from .cli import json_flag, set_option
 def check(target: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Load a bundle (folder or s3:// prefix), or the classifier of a fit or score CONFIG, and run one batch."""
     from gradosr.config import FitJob, check_job
-    from gradosr.fit.given import check_given as check_given_fit
-    from gradosr.run.given import check_given
+    from gradosr.fit.preflight import check_given as check_given_fit
+    from gradosr.run.preflight import check_given
 
     job = check_job(target, overrides)
     if isinstance(job, FitJob):

@@ -44,7 +44,7 @@ def evaluate(target: str, known: str, protocol: str | None, overrides: tuple[str
 
 def _compare(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
     from gradosr.config import OsrProtocol, load_job
-    from gradosr.fit.given import check_given
+    from gradosr.fit.preflight import check_given
 
     protocol = load_job(OsrProtocol, config, overrides)
     for task in map(protocol.with_recipe, protocol.tasks):

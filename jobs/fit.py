@@ -57,8 +57,8 @@ def fit(
     gradosr fit --arch torchvision:resnet18 --weights w.pt --images DIR --bundle B
     """
     from gradosr.bundle.manifest import check_new
-    from gradosr.fit.flags import fit_job
-    from gradosr.fit.given import check_given
+    from gradosr.fit.from_flags import fit_job
+    from gradosr.fit.preflight import check_given
     from gradosr.store import Store
 
     needed = {"--arch": arch, "--images": images, "--bundle": bundle}

@@ -58,7 +58,7 @@ def score(
 
     gradosr score BUNDLE IMAGES --out RESULTS
     """
-    from gradosr.run.flags import score_job
+    from gradosr.run.from_flags import score_job
 
     job = score_job(target, images, {"output": out, "workers": workers, "trust": trust}, overrides)
     if print_only:
@@ -71,7 +71,7 @@ def carry_out(
     job: "ScoreJob", *, as_json: bool, dry_run: bool, interval: float = LOG_INTERVAL, log_format: str = "text"
 ) -> int:
     """Run or plan a job, report it, and return the exit code."""
-    from gradosr.run.given import check_given
+    from gradosr.run.preflight import check_given
 
     check_given(job)
     from gradosr.results.outcome import Outcome

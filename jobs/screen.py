@@ -17,7 +17,7 @@ def screen(
 ) -> int:
     """Score what is new in the archive of CONFIG, audit it, and exit with 6 if a gate trips."""
     from gradosr.config import ScreenJob, load_job
-    from gradosr.run.given import check_given
+    from gradosr.run.preflight import check_given
 
     job = load_job(ScreenJob, config, overrides)
     if print_only:

@@ -21,7 +21,7 @@ from gradosr.audit.explaining import Explaining
 from gradosr.audit.false_alarms import FalseAlarms
 from gradosr.audit.flagged import check_folder, write_flagged
 from gradosr.audit.flags import Flags, certified, no_flags
-from gradosr.audit.known import bundle_of, read_known
+from gradosr.audit.known import bundle_of, read_known_images
 from gradosr.audit.material import embedded, stored
 from gradosr.audit.nearest import nearest
 from gradosr.audit.overview import map_of
@@ -70,7 +70,7 @@ def audit(
     if out is not None:
         check_folder(out)
     bundle, why_not = bundle_of(store, table, settings)
-    known, more = read_known(store, bundle)
+    known, more = read_known_images(store, bundle)
     notes += why_not + more
     found, changed = _found(store, table, settings, verdicts, known.reference), None
     if compared:

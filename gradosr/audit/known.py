@@ -47,7 +47,7 @@ def bundle_of(store: Store, table: RunTable, settings: AuditSettings) -> tuple[s
     return uri, []
 
 
-def read_known(store: Store, uri: str | None) -> tuple[Known, list[str]]:
+def read_known_images(store: Store, uri: str | None) -> tuple[Known, list[str]]:
     """Read the known images of a bundle, if there is one; return them with notes on what could not be read."""
     if uri is None:
         return Known(), []

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from gradosr.audit import audit, report
 from gradosr.audit.clusters import group
 from gradosr.audit.gates import NightFacts, judge
-from gradosr.audit.known import read_known
+from gradosr.audit.known import bundle_of, read_known_images
 from gradosr.audit.material import stored
 from gradosr.audit.nights import Counts, History, Night, Seen
 from gradosr.audit.rows import OpenPart, RunTable, id_of
@@ -164,7 +164,8 @@ def _new_classes(
     except EmptyTable:
         return []
     shards = set(count(new, None, 0).by_shard)
-    known, _ = read_known(store, both, AuditSettings(store=job.store, stores=job.stores))
+    bundle, _ = bundle_of(store, both, AuditSettings(store=job.store, stores=job.stores))
+    known, _ = read_known_images(store, bundle)
     groups = group(stored(both, tally, known.reference), None, MOST_GROUPED, new.kind, both.about["classes"]).group_of
     dismissed = {id_of(key): label in job.dismissed for key, label in labels.items()} if labelled else {}
     members: defaultdict[str, list[bool]] = defaultdict(list)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gradosr.classifier.architectures import LIBRARIES
-from gradosr.classifier.given import import_from_here
+from gradosr.classifier.sources import import_from_here
 from gradosr.config import FOLDER, TransformSettings
 from gradosr.errors import ClassifierError, ConfigError, GradosrError, MachineFault, first_line, machine_fault
 from gradosr.gradients import pick_logits

@@ -8,7 +8,7 @@ from gradosr.config import FitJob, StoreFields
 from gradosr.config.settings import validate_settings
 from gradosr.fit.fitting import fit as fit_job
 from gradosr.fit.fitting import record_job
-from gradosr.fit.given import check_given
+from gradosr.fit.preflight import check_given
 from gradosr.run.console import Notes
 from gradosr.scoring.images import Bundle
 from gradosr.store import Store

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from gradosr.audit.clusters import group
-from gradosr.audit.known import read_known
+from gradosr.audit.known import bundle_of, read_known_images
 from gradosr.audit.material import stored
 from gradosr.audit.rows import RunTable
 from gradosr.audit.tally import DESCRIBED, Sample, count, dated
@@ -25,7 +25,8 @@ def clusters(store: Store, table: RunTable, rows: Sequence[Mapping[str, Any]]) -
     settings = AuditSettings()
     tally = count(table, None, settings.group_sample)
     _add(tally.sample, table, rows)
-    known, _ = read_known(store, table, settings)
+    bundle, _ = bundle_of(store, table, settings)
+    known, _ = read_known_images(store, bundle)
     material = stored(table, tally, known.reference)
     return group(material, None, settings.max_groups, table.kind, table.about["classes"]).group_of
 

@@ -4,7 +4,7 @@ from functools import partial
 
 from gradosr.archive.image import resolve_names
 from gradosr.archive.shards import check_found
-from gradosr.classifier.given import check_code, read_config
+from gradosr.classifier.sources import check_code, read_config
 from gradosr.config import FOLDER, FitJob, TransferSettings
 from gradosr.run.attempts import Attempts
 from gradosr.store import Store

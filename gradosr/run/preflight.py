@@ -5,7 +5,7 @@ from functools import partial
 from gradosr.archive.image import resolve_names
 from gradosr.archive.shards import check_found
 from gradosr.bundle.manifest import read_manifest
-from gradosr.classifier.given import check_code
+from gradosr.classifier.sources import check_code
 from gradosr.config import ResultsInput, ScoreJob, Serving
 from gradosr.errors import NotFound
 from gradosr.results.about import read_about
