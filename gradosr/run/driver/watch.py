@@ -24,19 +24,20 @@ class Watch:
         self._next = 0.0
 
     def look(self, ready: Sequence[WorkerHandle]) -> None:
-        """Take the answers that are there, and ask again if it is time to."""
+        """Take the answers that are there and ask again, if it is time to; called at every turn of the driver."""
+        now = self._clock()
+        if now < self._next:
+            return
+        self._next = now + max(SECONDS, len(ready) / ASKED_PER_SECOND)
         if self._asked:
             answered, _ = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=0)
             for reference in answered:
                 del self._asked[reference]
                 self._take(reference)
-        now = self._clock()
-        if now >= self._next:
-            self._next = now + max(SECONDS, len(ready) / ASKED_PER_SECOND)
-            owing = {id(worker) for worker in self._asked.values()}
-            for worker in ready:
-                if worker.turns and id(worker) not in owing:
-                    self._asked[worker.actor.underway.options(concurrency_group=TELLING).remote()] = worker
+        owing = {id(worker) for worker in self._asked.values()}
+        for worker in ready:
+            if worker.turns and id(worker) not in owing:
+                self._asked[worker.actor.underway.options(concurrency_group=TELLING).remote()] = worker
 
     def _take(self, reference: Any) -> None:
         try:
