@@ -45,7 +45,7 @@ gpu-paper: $(STAMP)  ## on a CUDA device: the paper's preset on well-trained net
 	$(BIN)/gradosr evaluate --protocol osr configs/evaluate-paper-gpu.yaml --set device=cuda --set data=$(DATA)
 
 lock:  ## pin the newest versions, with hashes and without any registry's address
-	.uv/bin/uv pip compile pyproject.toml --all-extras --generate-hashes --universal --python-version 3.11 \
+	.uv/bin/uv pip compile pyproject.toml --all-extras --generate-hashes --universal --python-version 3.10 \
 		--no-header --upgrade --output-file requirements.lock
 
 release-check: $(STAMP)  ## sdist and wheel, and whether they are fit to be published
