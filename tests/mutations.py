@@ -71,9 +71,10 @@ def valid_images() -> tuple[tuple[str, bytes], ...]:
 
 
 def rle_bmp(width: int = 8, height: int = 4, body: bytes | None = None) -> bytes:
-    """A run-length encoded bitmap, which Pillow reads but does not write."""
+    """A run-length encoded bitmap, which Pillow reads but does not write; of three colours, for Pillow before 13."""
     body = body if body is not None else bytes([width, 1, 0, 0]) * height + b"\0\1"
-    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(body), 0, 0, 2, 0) + bytes(4) + b"\xff" * 4
+    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(body), 0, 0, 3, 0) + bytes(4) + b"\xff" * 4
+    info += b"\x80\0\0\0"
     return struct.pack("<2sIHHI", b"BM", 14 + len(info) + len(body), 0, 0, 14 + len(info)) + info + body
 
 

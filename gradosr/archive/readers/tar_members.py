@@ -36,6 +36,8 @@ def _up_to_end_mark(stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
     headers = _Headers(stream)
     with cuts():
         archive = _Archive(fileobj=headers, mode="r", encoding="utf-8")  # type: ignore[arg-type]
+    if not archive.members:  # behind an end mark that comes first, tarfile of older Pythons seeks to -1
+        return
     while True:
         headers.left = _MAX_HEADER
         with cuts():
