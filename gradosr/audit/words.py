@@ -157,7 +157,8 @@ def groups(document: Document) -> str:
     known = f"{count(alike)} look like a known class, " if alike else ""
     return (
         f"{considered}: {count(facts['clustered'])} look alike in clusters, {known}"
-        f"{count(facts['left_over'] - alike)} are like no other. A cluster may be a class worth adding, a fault of the archive, or known images that look odd."
+        f"{count(facts['left_over'] - alike)} are like no other. A cluster may be a class worth "
+        "adding, a fault of the archive, or known images that look odd."
     )
 
 
