@@ -68,23 +68,28 @@ def audit(
         notes += more
     facts = document(found, changed, notes)
     if out is not None:
-        listed = out / facts["list"]
-        _forget({FLAGGED, OVER} - {listed.name}, out)
-        write_flagged(table, found.flags.cut if found.flags.count else None, found.groups.group_of, listed)
-        explaining, why_not = Explaining.of(store, table, settings, pictures.rows_of(facts))
-        rows = chain(pictures.rows_of(facts), export.flagged_rows(listed, MOST_PICTURED))
-        source = _INPUT.validate_python(table.fingerprint["input"])
-        shown = pictures.fetch(store, source, rows, table.parts, see=explaining.see if explaining else None)
-        if explaining:
-            facts["explained"], why_not = explaining.facts()
-        facts["notes"] += why_not
-        facts["notes"] += [
-            f"{number} pictures missing: {pictures.REASONS[kind]}" for kind, number in shown.missing.items()
-        ]
-        store.write(str(out / "audit.json"), json.dumps(facts, indent=1).encode())
-        export.write(listed, shown, facts["classes"])
-        report.write(facts, shown, out)
+        _write(store, table, settings, found, facts, out)
     return facts
+
+
+def _write(
+    store: Store, table: RunTable, settings: AuditSettings, found: Found, facts: dict[str, Any], out: Path
+) -> None:
+    """Write the document, the list of images, pictures and exports, and the page; notes on what is missing are added."""
+    listed = out / facts["list"]
+    _forget({FLAGGED, OVER} - {listed.name}, out)
+    write_flagged(table, found.flags.cut if found.flags.count else None, found.groups.group_of, listed)
+    explaining, why_not = Explaining.of(store, table, settings, pictures.rows_of(facts))
+    rows = chain(pictures.rows_of(facts), export.flagged_rows(listed, MOST_PICTURED))
+    source = _INPUT.validate_python(table.fingerprint["input"])
+    shown = pictures.fetch(store, source, rows, table.parts, see=explaining.see if explaining else None)
+    if explaining:
+        facts["explained"], why_not = explaining.facts()
+    facts["notes"] += why_not
+    facts["notes"] += [f"{number} pictures missing: {pictures.REASONS[kind]}" for kind, number in shown.missing.items()]
+    store.write(str(out / "audit.json"), json.dumps(facts, indent=1).encode())
+    export.write(listed, shown, facts["classes"])
+    report.write(facts, shown, out)
 
 
 def _forget(lists: Collection[str], out: Path) -> None:
