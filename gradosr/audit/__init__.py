@@ -75,7 +75,7 @@ def audit(
 def _write(
     store: Store, table: RunTable, settings: AuditSettings, found: Found, facts: dict[str, Any], out: Path
 ) -> None:
-    """Write the document, the list of images, pictures and exports, and the page; notes on what is missing are added."""
+    """Write the document, the list of images, exports and the page; add notes on what is missing to the document."""
     listed = out / facts["list"]
     _forget({FLAGGED, OVER} - {listed.name}, out)
     write_flagged(table, found.flags.cut if found.flags.count else None, found.groups.group_of, listed)
