@@ -153,9 +153,12 @@ def groups(document: Document) -> str:
     considered = f"{whom} over the threshold were compared with each other"
     if not facts["items"]:
         return f"{considered}; none of them look alike."
+    alike = sum(one["images"] for one in facts.get("look_alikes") or ())
+    known = f"{count(alike)} look like a known class, " if alike else ""
     return (
-        f"{considered}: {count(facts['clustered'])} look alike in clusters, {count(facts['left_over'])} are like no "
-        "other. A cluster may be a class worth adding, a fault of the archive, or known images that look odd."
+        f"{considered}: {count(facts['clustered'])} look alike in clusters, {known}"
+        f"{count(facts['left_over'] - alike)} are like no other. A cluster may be a class worth "
+        "adding, a fault of the archive, or known images that look odd."
     )
 
 
