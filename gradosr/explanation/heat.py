@@ -15,7 +15,8 @@ noise, digits) that was planted in a known image and made it unknown; 14 in 100 
   known classes apart, and what is missing of a class has no place; what is strange is seen in the middle.
 - max(0, .) within the sum, not around it: 87 against 58. A channel that makes an image more known, and is active all
   over it, would otherwise drown the others.
-- Both factors, and deviations from the image's mean: 93.
+- Both factors, and deviations from the image's mean: 93; on another network (s2), which had no part in this, 86, and
+  64 of squares that hold a scaled-down image of an unknown class.
 
 The norms of gradients are held constant: to follow them back would take a second derivative.
 
