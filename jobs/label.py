@@ -40,7 +40,7 @@ def label(
         raise click.UsageError("--next and --import are two commands")
     fields = load_settings(StoreFields, "", "--set", overrides)
     store = Store(fields.store, fields.stores)
-    if file:
+    if file and not Path(file).is_dir():  # FiftyOne exports a folder
         store.stat(file)
     read_about(store, results)
     from gradosr.labels import counting

@@ -91,7 +91,8 @@ def make_schedule(
     code = attempt(lambda: _code_folders(trust) if target in LOCAL else ())
     if faults:
         raise ConfigError("\n".join(faults))
-    image = image or f"ghcr.io/OWNER/gradosr:{version('gradosr')}"
+    release = re.match(r"\d+(\.\d+)*", version("gradosr"))  # a version between releases may be no image's tag
+    image = image or f"ghcr.io/OWNER/gradosr:{release[0] if release else 'latest'}"
     path = os.path.abspath(config)  # noqa: PTH100 - links stay
     return Schedule(path, parsed, found, name_of(config), image, str(Path.cwd()), _program(), code)
 

@@ -567,7 +567,7 @@ def test_the_command_audits_what_score_wrote(tmp_path: Path, capsys: pytest.Capt
     ("arguments", "code", "told"),
     [
         (["nowhere", "--out", "o"], 4, "no results there"),
-        (["nowhere"], 2, "--out"),
+        (["nowhere"], 4, "no results there"),
         (["nowhere", "--out", "o", "--fdr", "1.5"], 2, "Invalid value for '--fdr'"),
         (["nowhere", "--out", "o", "--set", "fdrr=1"], 2, "did you mean fdr?"),
         (["run", "--out", "file/o"], 4, "file/o: cannot be written: not a directory"),

@@ -198,7 +198,7 @@ def test_the_map_shows_neighbours_and_is_the_same_again(folder: Path, monkeypatc
 def test_an_audit_does_without_a_bundle_that_is_gone_or_another(folder: Path, tmp_path: Path, known: Reference) -> None:
     assert audited(f"{folder}/run")["notes"] == []  # nobody said where it is
     gone = audited(f"{folder}/run", bundle=f"{tmp_path}/nowhere")
-    assert [note for note in gone["notes"] if "without known images to compare" in note]
+    assert [note for note in gone["notes"] if "no known images are compared with" in note]
     assert gone["known_images"] == {} == gone["nearest_known"]
     assert gone["groups"]["method"] == {"space": "features", "known": False}
     other = with_bundle(tmp_path / "other", known, pictures=False)
@@ -214,7 +214,7 @@ def test_a_run_records_where_its_bundle_is(tmp_path: Path) -> None:
     write_archive(Store(), f"{tmp_path}/archive")
     run_here(local_job(tmp_path, features="unknown"))
     assert json.loads((tmp_path / "results/run.json").read_text())["bundle"] == f"{tmp_path}/bundle"
-    assert not [note for note in audited(f"{tmp_path}/results")["notes"] if "known images to compare" in note]
+    assert not [note for note in audited(f"{tmp_path}/results")["notes"] if "known images are compared" in note]
 
 
 # --- embeddings
