@@ -137,8 +137,9 @@ class _Descent:
             nesterov=recipe.momentum > 0,
             fused=True if device.type == "cuda" else None,
         )
+        warm_up = min(0.9, max(0.2, 1.5 / steps))  # of exactly one step, torch would divide by zero
         self._schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self._optimiser, recipe.learning_rate, total_steps=steps, pct_start=0.2
+            self._optimiser, recipe.learning_rate, total_steps=steps, pct_start=warm_up
         )
         self._average = _Average(classifier, recipe.average) if recipe.average else None
 

@@ -100,6 +100,17 @@ def test_images_that_do_not_fit_a_device_give_the_same_network(monkeypatch: pyte
     assert torch.equal(trained(**changes)[1].weight, expected)
 
 
+@pytest.mark.parametrize("steps", range(1, 9))
+def test_a_recipe_of_few_steps_trains(steps: int) -> None:
+    """Five steps made torch's schedule divide by zero."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    before, recipe = net[1].weight.detach().clone(), TrainSettings(epochs=1, batch_size=2)
+    labels = torch.arange(2 * steps) % 2
+    train(net, images(2 * steps), labels, recipe, TRANSFORM, torch.device("cpu"), lambda epoch, loss: None)
+    assert torch.isfinite(net[1].weight).all()
+    assert not torch.equal(net[1].weight, before)
+
+
 def test_the_mean_loss_of_an_epoch_is_that_of_its_images() -> None:
     net, losses = nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), []
     recipe = TrainSettings(epochs=1, batch_size=15, learning_rate=1e-12, momentum=0)
