@@ -56,6 +56,10 @@ def archive(bucket: str, *, poison: bool, corrupt: bool) -> str:
     return f"{bucket}/archive{'-poison' * poison}{'-corrupt' * corrupt}/"
 
 
+ADDED = 5
+"""Times that a node is started before it is given up."""
+
+
 @dataclass
 class Nodes:
     """A head without cores and nodes of one core each."""
@@ -70,8 +74,14 @@ class Nodes:
         return str(self.cluster.address)
 
     def add(self, **environment: str) -> None:
-        """A node whose processes have these variables as well."""
-        self.extra.append(self.cluster.add_node(num_cpus=1, env_vars=environment, wait=True))
+        """A node whose processes have these variables as well. Ray gives it 30 s to start, which can be too few."""
+        for attempt in range(1, ADDED + 1):
+            try:
+                self.extra.append(self.cluster.add_node(num_cpus=1, env_vars=environment, wait=True))
+                break
+            except Exception as error:
+                if attempt == ADDED or "timed out during startup" not in str(error):
+                    raise
         self.changed = True
 
     def kill_one(self, rng: random.Random) -> None:
