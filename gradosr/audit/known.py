@@ -41,9 +41,9 @@ def bundle_of(store: Store, table: RunTable, settings: AuditSettings) -> tuple[s
     try:
         _, digest = read_manifest(store, uri)
     except GradosrError as error:
-        return None, f"the bundle cannot be read ({first_line(error)}): {GONE}"
+        return None, f"the bundle cannot be read ({first_line(error)})"
     if digest != table.fingerprint["bundle"]:
-        return None, f"{uri}: not the bundle that the run was scored with: {GONE}"
+        return None, f"{uri}: not the bundle that the run was scored with"
     return uri, None
 
 
@@ -51,7 +51,7 @@ def read_known(store: Store, table: RunTable, settings: AuditSettings) -> tuple[
     """Read the known images of a run's bundle; return them with notes on what could not be read."""
     uri, note = bundle_of(store, table, settings)
     if uri is None:
-        return Known(), [note] if note else []
+        return Known(), [f"{note}: {GONE}"] if note else []
     try:
         manifest, _ = read_manifest(store, uri)
         return Known(_reference(store, uri, manifest), read_examples(store, uri, manifest)), []
