@@ -50,6 +50,8 @@ class Groups:
     """The vectors that were compared, and whether known images were among them."""
     rows: Sequence[dict[str, Any]] = ()
     """The images that were considered."""
+    not_embedded: int = 0
+    """Number of images that were sampled and have no embedding."""
     space: Space | None = None
     """Their places, and those of other vectors; None if there were too few."""
 
@@ -60,7 +62,7 @@ def group(
     """Cluster images and return the `most` largest clusters; `kind` is that of the input, `classes` the known ones."""
     rows = material.rows
     if not len(rows):
-        return Groups(_why_none(material.without))
+        return Groups(_why_none(material))
     if len(rows) < 2 * FEWEST:
         return Groups(f"{len(rows)} images over the threshold are too few to group", len(rows))
     fewest = max(FEWEST, len(rows) // 50)
@@ -84,13 +86,16 @@ def group(
         tuple(facts.look_alikes([classes[k] for k in space.classes])),
         {"space": material.kind, "known": bool(space.classes)},
         rows,
+        material.without if material.kind == "embeddings" else 0,
         space,
     )
 
 
-def _why_none(without_features: int) -> str:
-    if without_features:
-        return f"no features stored for the {without_features} images over the threshold; {HOW}"
+def _why_none(material: Material) -> str:
+    if material.without and material.kind == "embeddings":
+        return f"none of {material.without} images over the threshold has an embedding"
+    if material.without:
+        return f"no features stored for the {material.without} images over the threshold; {HOW}"
     return "no image is over the threshold"
 
 

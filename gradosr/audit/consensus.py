@@ -67,20 +67,20 @@ def _run(points_ND: Floats, known_KD: Floats, linked: int, rng: np.random.Genera
     count = int(rng.integers(FEWEST_NEW, MOST_NEW + 1))
     points = points_ND[:, axes]
     centres = _k_means(points[seen], known_KD[:, axes], count, rng)
-    return np.asarray(_squared(points, centres).argmin(1), np.int16)
+    return np.asarray(squared(points, centres).argmin(1), np.int16)
 
 
 def _k_means(points_ND: Floats, known_KD: Floats, count: int, rng: np.random.Generator) -> Floats:
     """Return the known centres and `count` new ones, which k-means has moved from where k-means++ drew them."""
     centres, known = known_KD, len(known_KD)
-    nearest_N = _squared(points_ND, centres).min(1, initial=np.inf)
+    nearest_N = squared(points_ND, centres).min(1, initial=np.inf)
     for _ in range(count):
         weights_N = np.ones(len(points_ND)) if np.isinf(nearest_N[0]) else np.maximum(nearest_N, 1e-12)
         drawn = points_ND[rng.choice(len(points_ND), p=weights_N / weights_N.sum())]
         centres = np.vstack([centres, drawn])
-        nearest_N = np.minimum(nearest_N, _squared(points_ND, drawn[None])[:, 0])
+        nearest_N = np.minimum(nearest_N, squared(points_ND, drawn[None])[:, 0])
     for _ in range(STEPS):
-        labels_N = _squared(points_ND, centres).argmin(1)
+        labels_N = squared(points_ND, centres).argmin(1)
         before, centres = centres, centres.copy()
         for label in range(known, known + count):
             if (labels_N == label).any():
@@ -90,7 +90,7 @@ def _k_means(points_ND: Floats, known_KD: Floats, count: int, rng: np.random.Gen
     return centres
 
 
-def _squared(points_ND: Floats, centres_KD: Floats) -> Floats:
+def squared(points_ND: Floats, centres_KD: Floats) -> Floats:
     """Return squared distances [N, K]."""
     squares = (points_ND**2).sum(1)[:, None] - 2 * points_ND @ centres_KD.T + (centres_KD**2).sum(1)
     return np.asarray(np.maximum(squares, 0))

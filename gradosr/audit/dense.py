@@ -6,7 +6,7 @@ It finds nothing, or one cluster of everything, where classes run into each othe
 
 import numpy as np
 
-from gradosr.audit.consensus import Found, Labels
+from gradosr.audit.consensus import Found, Labels, squared
 from gradosr.audit.space import Space
 
 AXES = 6
@@ -37,11 +37,11 @@ def _without_known(space: Space, labels_N: Labels, strength_N: np.ndarray) -> Fo
     inside_C = np.full(len(means_CD), -1)
     resembled_N = np.full(len(labels_N), -1)
     if len(space.known_KD):
-        apart_CK = np.linalg.norm(means_CD[:, None] - space.known_KD, axis=2)
+        apart_CK = np.sqrt(squared(means_CD, space.known_KD))
         nearest_C = apart_CK.argmin(1)
         inside_C = np.where(apart_CK.min(1) < space.radius_K[nearest_C], nearest_C, -1)
         centres = np.concatenate([space.known_KD, means_CD])
-        nearest_N = np.linalg.norm(space.points_ND[:, None] - centres, axis=2).argmin(1)
+        nearest_N = squared(space.points_ND, centres).argmin(1)
         loose_N = (labels_N < 0) & (nearest_N < len(space.known_KD))
         resembled_N = np.where(loose_N, nearest_N, np.where(labels_N >= 0, inside_C[labels_N], -1))
     kept = np.flatnonzero(inside_C < 0)

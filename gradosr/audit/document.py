@@ -160,10 +160,21 @@ def _left_out(found: Found) -> list[str]:
         notes.append(f"{of_images} have no day: their keys hold no date, and no time is on record of their shard")
     if len(days) > MOST_DAYS:
         notes.append(f"of {len(days)} days the last {MOST_DAYS} are listed")
-    if tally.sample.considered > found.groups.considered > 0:
+    return notes + _of_groups(found)
+
+
+def _of_groups(found: Found) -> list[str]:
+    """Return the notes on the clusters."""
+    notes: list[str] = []
+    sampled = found.groups.considered + found.groups.not_embedded
+    if found.groups.not_embedded:
         notes.append(
-            f"groups are of a sample, chosen by hash of the key: {found.groups.considered} of "
-            f"{tally.sample.considered} images over the threshold"
+            f"{found.groups.not_embedded} of {sampled} images over the threshold have no embedding and are in no group"
+        )
+    if found.tally.sample.considered > sampled > 0:
+        notes.append(
+            f"groups are of a sample, chosen by hash of the key: {sampled} of "
+            f"{found.tally.sample.considered} images over the threshold"
         )
     groups = len(set(found.groups.group_of.values()))
     if groups > found.max_groups:

@@ -244,9 +244,10 @@ def test_clusters_are_found_in_the_users_embeddings(folder: Path, tmp_path: Path
 def test_images_without_an_embedding_are_left_out(tmp_path: Path, known: Reference) -> None:
     uri, truth = run_of(tmp_path / "run", known)
     some = dict(list(truth.items())[:100])
-    groups = audited(uri, embeddings=str(embeddings(tmp_path / "own.parquet", some)))["groups"]
-    assert groups["considered"] == 100
-    assert groups["method"] == {"space": "embeddings", "known": False}
+    found = audited(uri, embeddings=str(embeddings(tmp_path / "own.parquet", some)))
+    assert found["notes"] == ["60 of 160 images over the threshold have no embedding and are in no group"]
+    assert found["groups"]["considered"] == 100
+    assert found["groups"]["method"] == {"space": "embeddings", "known": False}
 
 
 @pytest.mark.parametrize(
