@@ -133,7 +133,7 @@ def test_the_block_on_ray_data_runs(tmp_path: Path) -> None:
     places = {"models/animals-v3/": "bundle/", "archive/2026/": "archive/", "results/2026/": "scored/"}
     for uri, folder in places.items():
         code = code.replace(f"s3://{uri}", f"{tmp_path}/{folder}")
-    ray.init(num_cpus=4)
+    ray.init("local", num_cpus=4, include_dashboard=False)  # never one that is at work here already
     try:
         exec(compile(code, str(block), "exec"), {})
     finally:
