@@ -186,6 +186,7 @@ def answer(sheet: Path, labels: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # thirteen commands, each of which loads torch or starts Ray
 def test_the_tutorial_works_as_it_stands(tmp_path: Path) -> None:
     checkpoint(tmp_path / "resnet18.pt")
     for hue, name in enumerate(SPECIES):
