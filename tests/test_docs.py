@@ -133,7 +133,8 @@ def test_the_block_on_ray_data_runs(tmp_path: Path) -> None:
     places = {"models/animals-v3/": "bundle/", "archive/2026/": "archive/", "results/2026/": "scored/"}
     for uri, folder in places.items():
         code = code.replace(f"s3://{uri}", f"{tmp_path}/{folder}")
-    ray.init("local", num_cpus=4, include_dashboard=False)  # never one that is at work here already
+    # never one that is at work here already; four actors leave cores to read and write with
+    ray.init("local", num_cpus=6, include_dashboard=False)
     try:
         exec(compile(code, str(block), "exec"), {})
     finally:
