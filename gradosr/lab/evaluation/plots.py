@@ -61,7 +61,7 @@ def curves(rows: LabelledRows) -> dict[str, bytes]:
         (line,) = roc_axes.plot(*_thinned(false, true), label=name, linewidth=1)
         risk_axes.plot(*_thinned(*risk_coverage(score, wrong)), label=name, linewidth=1)
         if name == OWN:
-            dot = {"marker": "o", "color": line.get_color()}
+            dot: dict[str, Any] = {"marker": "o", "color": line.get_color()}
             roc_axes.plot(called[~unknown].mean(), called[unknown].mean(), **dot)
             if not called.all():
                 risk_axes.plot((~called).mean(), wrong[~called].mean(), **dot)
