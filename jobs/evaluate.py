@@ -1,7 +1,7 @@
 """gradosr evaluate: measure how well unknown images are found, from a run's rows or by a protocol."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import click
 
@@ -14,32 +14,60 @@ from .cli import json_flag, set_option
 @click.option(
     "--protocol", type=click.Choice(["osr"]), help="TARGET is a config of detectors and classifiers to compare."
 )
+@click.option("--out", metavar="DIR", help="Write roc.svg and risk-coverage.svg into this folder or s3:// prefix.")
 @set_option
 @json_flag
-def evaluate(target: str, known: str, protocol: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
+def evaluate(
+    target: str, known: str, protocol: str | None, out: str | None, overrides: tuple[str, ...], as_json: bool
+) -> None:
     """Measure the scores in TARGET (a results folder or s3:// prefix) against the labels in it.
+
+    Prints the metrics beside those of cheap scores, false alarms and images found by class, and a recommendation.
 
     With --protocol osr, TARGET is a config: every detector is fitted to every classifier, on known classes only, and
     tables (after each task), plots and all scores are written. The same command again continues where it stopped.
     """
+    if protocol and out:
+        raise click.UsageError("--out is for a results folder; a protocol's `output` says where its plots go")
     if protocol:
         _compare(target, overrides, as_json)
-        return
-    from gradosr.config import StoreFields
+    else:
+        _measure(target, [name.strip() for name in known.split(",") if name.strip()], out, overrides, as_json)
+
+
+def _measure(target: str, known: Sequence[str], out: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    from gradosr.config import EvaluateSettings
     from gradosr.config.settings import load_settings
     from gradosr.results.about import read_about
-    from gradosr.store import Store
+    from gradosr.store import Store, join
 
-    fields = load_settings(StoreFields, "", "--set", overrides)
-    store = Store(fields.store, fields.stores)
-    read_about(store, target)
-    from gradosr.lab.evaluation.rows import evaluate_run, table
+    settings = load_settings(EvaluateSettings, "", "--set", overrides)
+    store = Store(settings.store, settings.stores)
+    about = read_about(store, target)
+    from gradosr.lab.evaluation.advice import signals_of
+    from gradosr.lab.evaluation.evaluation import evaluate_rows
+    from gradosr.lab.evaluation.rows import read_rows
+    from gradosr.lab.evaluation.summary import table
 
-    names = tuple(name.strip() for name in known.split(",") if name.strip())
-    evaluation = evaluate_run(store, target, names)
-    if not evaluation.finished:
-        click.echo("gradosr: this run is not finished: measured on the parts there are", err=True)
+    if out is not None:
+        from gradosr.lab.evaluation.plots import curves  # fails before the rows are read
+    signals, why = signals_of(store, about, settings.bundle)
+    rows = read_rows(store, target, known)
+    if out is not None:
+        for name, body in curves(rows).items():
+            store.write(join(out, name), body)
+    evaluation = evaluate_rows(rows, signals)
+    _note("" if rows.finished else "this run is not finished: measured on the parts there are")
+    _note("" if rows.both else "no labelled image is unknown: figures that need both kinds are left out")
+    _note(why and f"what the detector costs is not known: {why}")
     click.echo(json.dumps(evaluation.facts()) if as_json else table(evaluation))
+
+
+def _note(text: str) -> None:
+    from gradosr.text import printable
+
+    if text:
+        click.echo(f"gradosr: {printable(text)}", err=True)
 
 
 def _compare(config: str, overrides: tuple[str, ...], as_json: bool) -> None:

@@ -27,6 +27,7 @@ from gradosr.config.detectors import (
     Signals,
     TransferSettings,
 )
+from gradosr.config.evaluate import EvaluateSettings
 from gradosr.config.extend import ExtendSettings
 from gradosr.config.fit import CompleteFitJob, FitJob
 from gradosr.config.inputs import MAX_PIXELS, ImagesInput, Input, LabelNames, ParquetInput, ResultsInput, TarInput
@@ -55,6 +56,7 @@ __all__ = [
     "ComputeSettings",
     "Detector",
     "DeviceName",
+    "EvaluateSettings",
     "ExplainSettings",
     "ExtendSettings",
     "FitJob",

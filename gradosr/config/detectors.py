@@ -36,6 +36,16 @@ class Signals(Settings):
     Logits, features and log-norms are then the mean of the two.
     """
 
+    @property
+    def passes(self) -> float:
+        """Cost of an image in passes through the classifier: views x (1 + share of backward).
+
+        Each view takes a forward pass, and for each objective a backward pass, which counts as one more pass for the
+        share of the parameter tensors that it reaches. That is a measure by which detectors are compared, not a time:
+        layers differ in cost, and the norms come on top.
+        """
+        return round((2 if self.mirror else 1) * (1 + len(self.objectives) * self.layers), 6)
+
 
 class DetectorSettings(Settings):
     """Settings of an unknown detector."""

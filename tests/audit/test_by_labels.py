@@ -16,7 +16,8 @@ from gradosr.audit.proportions import Stratum, more_to_halve, stratified, wilson
 from gradosr.audit.rows import id_of
 from gradosr.audit.summary import summary
 from gradosr.config import AuditSettings
-from gradosr.lab.evaluation.rows import evaluate_run
+from gradosr.lab.evaluation.evaluation import evaluate_rows
+from gradosr.lab.evaluation.rows import read_rows
 from gradosr.labels import verdicts
 from gradosr.labels.folder import rows_of, write_labels
 from gradosr.store import Store
@@ -147,5 +148,5 @@ def test_evaluate_leaves_them_out_too(tmp_path: Path) -> None:
     document = json.loads((tmp_path / "run/run.json").read_text())
     learned = [id_of(row["key"]) for row in made[15:25]]
     (tmp_path / "run/run.json").write_text(json.dumps({**document, "learned": learned}))
-    found = evaluate_run(Store(), uri)
+    found = evaluate_rows(read_rows(Store(), uri))
     assert (found.known, found.unknown, found.left_out) == (15, 15, 10)

@@ -331,7 +331,7 @@ def test_without_matplotlib_it_is_told_before_the_work(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.delitem(sys.modules, "gradosr.lab.evaluation.plots")
     assert run(["evaluate", "--protocol", "osr", str(folder / "osr.yaml"), "--set", f"output={folder}/none"]) == 2
-    assert capsys.readouterr().err == "gradosr: the protocol's plots need matplotlib: pip install 'gradosr[evaluate]'\n"
+    assert capsys.readouterr().err == "gradosr: plots need matplotlib: pip install 'gradosr[evaluate]'\n"
     assert not (folder / "none").exists()
 
 

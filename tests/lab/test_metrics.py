@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from gradosr.lab.evaluation.metrics import auroc, fpr_at_95_tpr, macro_f1, oscr
+from gradosr.lab.evaluation.metrics import auroc, fpr_at_95_tpr, macro_f1, oscr, risk_coverage
 
 SEEDS = range(30)
 
@@ -104,3 +104,13 @@ def test_macro_f1_is_its_definition(seed):
 def test_macro_f1_counts_a_class_that_is_never_found_as_nothing():
     assert macro_f1(["cat", "dog", "unknown"], ["cat", "unknown", "unknown"]) == pytest.approx((1 + 0 + 2 / 3) / 3)
     assert macro_f1(["cat", "dog"], ["dog", "cat"]) == 0
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_risk_coverage_is_its_definition_with_ties(seed):
+    scores, unknown, correct = draw(seed)
+    wrong = unknown | ~correct
+    coverage, risk = risk_coverage(scores, wrong)
+    limits = sorted(set(scores))
+    assert coverage == pytest.approx([np.mean(scores <= limit) for limit in limits])
+    assert risk == pytest.approx([np.mean(wrong[scores <= limit]) for limit in limits])

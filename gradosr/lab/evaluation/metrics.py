@@ -39,6 +39,19 @@ def oscr(scores: Scores, unknown: Flags, correct: Flags) -> float:
     return float(auc(np.append(0.0, rate_false), np.append(0.0, rate_correct)))
 
 
+def risk_coverage(scores: Scores, wrong: Flags) -> tuple[Scores, Scores]:
+    """Return coverage and risk at each distinct score, as it is the largest that is accepted.
+
+    Coverage is the share of all images that are accepted, risk the share of these that are wrong: unknown, or of a
+    known class and classified as another. Source: El-Yaniv & Wiener, 2010.
+    """
+    order = np.argsort(scores, kind="stable")
+    last_of_ties = np.append(np.diff(scores[order]) > 0, True)
+    accepted = np.arange(1, len(scores) + 1)
+    risk = np.cumsum(wrong[order]) / accepted
+    return accepted[last_of_ties] / len(scores), risk[last_of_ties]
+
+
 def macro_f1(labels: Sequence[str], predicted: Sequence[str]) -> float:
     """Return F1 averaged over the N known classes and `unknown`."""
     return float(f1_score(labels, predicted, average="macro", zero_division=0.0))

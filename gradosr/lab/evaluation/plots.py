@@ -1,4 +1,4 @@
-"""Plots of a protocol, as SVG: receiver operating characteristics, score histograms, coordinates, p-values.
+"""Plots as SVG: of a run its ROC and risk-coverage curves, of a protocol ROC, score histograms, coordinates, p-values.
 
 Importing this module raises ConfigError if matplotlib is not installed.
 """
@@ -11,16 +11,20 @@ import numpy as np
 from sklearn.metrics import roc_curve
 
 from gradosr.config import OsrProtocol
-from gradosr.errors import ConfigError
+from gradosr.errors import ConfigError, InputError
+from gradosr.lab.evaluation.metrics import Scores, risk_coverage
 from gradosr.lab.evaluation.protocol import TEST, TaskScores
+from gradosr.lab.evaluation.rows import OWN, LabelledRows
 
 try:  # imported here so that it fails before hours of work
     from matplotlib.figure import Figure
 except ImportError as error:
-    raise ConfigError("the protocol's plots need matplotlib: pip install 'gradosr[evaluate]'") from error
+    raise ConfigError("plots need matplotlib: pip install 'gradosr[evaluate]'") from error
 
 SHOWN = 8
 """Largest number of detectors in one plot."""
+POINTS = 1000
+"""Largest number of points of a run's curve, which could have one for each of millions of images."""
 
 
 def plots(protocol: OsrProtocol, tasks: Sequence[TaskScores]) -> dict[str, bytes]:
@@ -37,10 +41,48 @@ def plots(protocol: OsrProtocol, tasks: Sequence[TaskScores]) -> dict[str, bytes
         for place, task in enumerate(tasks, 1):
             axes = figure.add_subplot(1, len(tasks), place, title=task.name)
             draw(axes, protocol, task)
-        body = io.BytesIO()
-        figure.savefig(body, format="svg", metadata={"Date": None})
-        files[f"{name}.svg"] = body.getvalue()
+        files[f"{name}.svg"] = _svg(figure)
     return files
+
+
+def curves(rows: LabelledRows) -> dict[str, bytes]:
+    """Return the curves of a run's scores as SVG files by name; a dot shows where the calibrated threshold is.
+
+    Raises InputError if there are no unknown images.
+    """
+    if not rows.both:
+        raise InputError(f"{rows.uri}: no labelled image is unknown, and a curve needs known and unknown ones")
+    unknown, called = rows.unknown, rows.called
+    wrong = unknown | ~rows.correct
+    roc, risk = (Figure(figsize=(5, 4.5), layout="constrained") for _ in range(2))
+    roc_axes, risk_axes = roc.add_subplot(), risk.add_subplot()
+    for name, score in rows.scores.items():
+        false, true, _ = roc_curve(unknown, score)
+        (line,) = roc_axes.plot(*_thinned(false, true), label=name, linewidth=1)
+        risk_axes.plot(*_thinned(*risk_coverage(score, wrong)), label=name, linewidth=1)
+        if name == OWN:
+            dot: dict[str, Any] = {"marker": "o", "color": line.get_color()}
+            roc_axes.plot(called[~unknown].mean(), called[unknown].mean(), **dot)
+            if not called.all():
+                risk_axes.plot((~called).mean(), wrong[~called].mean(), **dot)
+    roc_axes.plot([0, 1], [0, 1], color="0.8", linewidth=1)
+    roc_axes.set(xlabel="share of known images flagged", ylabel="share of unknown images found")
+    risk_axes.set(xlabel="coverage: share of all images accepted", ylabel="risk: share unknown or misclassified")
+    for axes in (roc_axes, risk_axes):
+        axes.legend(fontsize="x-small")
+    return {"roc.svg": _svg(roc), "risk-coverage.svg": _svg(risk)}
+
+
+def _thinned(x: Scores, y: Scores) -> tuple[Scores, Scores]:
+    """Return at most POINTS points of a curve, its ends among them."""
+    kept = np.unique(np.linspace(0, len(x) - 1, POINTS).astype(int))
+    return x[kept], y[kept]
+
+
+def _svg(figure: Figure) -> bytes:
+    body = io.BytesIO()
+    figure.savefig(body, format="svg", metadata={"Date": None})
+    return body.getvalue()
 
 
 def _unknown(task: TaskScores) -> np.ndarray[Any, np.dtype[np.bool_]]:
