@@ -89,3 +89,14 @@ def test_the_library_does_not_print() -> None:
     for path in LIBRARY:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             assert not (isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"), path
+
+
+def test_parquet_is_read_on_no_thread_of_arrows() -> None:
+    """One that still holds a Python file, or its bytes, aborts a Python that exits; `read_table` always has some."""
+    for path in (path for path in LIBRARY if "lab" not in path.parts):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                assert node.func.attr != "read_table", path
+                given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                assert node.func.attr != "ParquetFile" or given.get("pre_buffer") == "False", path
+                assert node.func.attr != "iter_batches" or given.get("use_threads") == "False", path

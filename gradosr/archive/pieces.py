@@ -97,8 +97,9 @@ def members(shard: Shard, store: Store) -> list[StoredObject]:
 @lru_cache(maxsize=2)  # a worker's next group is often of the same piece
 def _table(piece: str, store: Store) -> pa.Table:
     try:
-        return pq.read_table(io.BytesIO(store.read(piece)), columns=_SCHEMA.names, use_threads=False)
-    except (pa.ArrowInvalid, OSError) as error:
+        file = pq.ParquetFile(io.BytesIO(store.read(piece)), pre_buffer=False)
+        return file.read(use_threads=False).select(_SCHEMA.names)
+    except (pa.ArrowInvalid, OSError, KeyError) as error:
         raise damaged(piece, error) from error
 
 

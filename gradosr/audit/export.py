@@ -61,8 +61,8 @@ def flagged_rows(listed: Path, limit: int | None = None) -> Iterator[dict[str, A
     """Yield the rows of flagged.parquet or over_threshold.parquet in bounded memory, at most `limit` of them."""
 
     def rows() -> Iterator[dict[str, Any]]:
-        with pq.ParquetFile(listed) as file:
-            for batch in file.iter_batches(_BATCH, columns=list(COLUMNS)):
+        with pq.ParquetFile(listed, pre_buffer=False) as file:
+            for batch in file.iter_batches(_BATCH, columns=list(COLUMNS), use_threads=False):
                 yield from batch.to_pylist()
 
     return islice(rows(), limit)

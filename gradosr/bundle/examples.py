@@ -50,7 +50,7 @@ class KnownExamples:
     @classmethod
     def of(cls, body: bytes) -> "KnownExamples":
         """Read back a `body`. Raises ValueError or KeyError for one that is damaged."""
-        table = pq.read_table(io.BytesIO(body)).combine_chunks()
+        table = pq.ParquetFile(io.BytesIO(body), pre_buffer=False).read(use_threads=False).combine_chunks()
         features = table["features"].combine_chunks()
         flat = features.flatten().to_numpy(zero_copy_only=False)
         keys, classes, pictures = (table[name].to_pylist() for name in ("key", "class", "jpeg"))

@@ -58,7 +58,7 @@ def read_file(store: Store, run_uri: str, name: str) -> pa.Table:
     """Return the opinions of one import. Raises InputError if the file is damaged."""
     uri = RunFolder(store, run_uri).path("labels", name)
     try:
-        table = pq.read_table(io.BytesIO(store.read(uri)), use_threads=False)
+        table = pq.ParquetFile(io.BytesIO(store.read(uri)), pre_buffer=False).read(use_threads=False)
         return table.select(SCHEMA.names).cast(SCHEMA)
     except (pa.ArrowInvalid, KeyError, ValueError) as error:
         raise InputError(f"{uri}: not a file of labels, or damaged: {first_line(error)}") from error

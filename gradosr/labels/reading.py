@@ -40,7 +40,7 @@ def _json(file: str, body: bytes) -> Any:
 
 def _from_parquet(file: str, body: bytes) -> Iterator[Said]:
     try:
-        table = pq.read_table(io.BytesIO(body), use_threads=False)
+        table = pq.ParquetFile(io.BytesIO(body), pre_buffer=False).read(use_threads=False)
     except (pa.ArrowInvalid, OSError, ValueError) as error:
         raise InputError(f"{file}: not a Parquet file, or damaged: {first_line(error)}") from error
     if missing := {"key", "label"} - set(table.column_names):

@@ -39,7 +39,7 @@ class TableStats:
     @classmethod
     def read(cls, file: BinaryIO) -> "TableStats":
         """Read stats.parquet. Raises ArrowInvalid or KeyError if it is damaged."""
-        table = pq.read_table(file, use_threads=False)
+        table = pq.ParquetFile(file, pre_buffer=False).read(use_threads=False)
         return cls(table.select(["part", *(name for name in table.column_names if name != "part")]))
 
     def write(self, file: BinaryIO) -> None:
