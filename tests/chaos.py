@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow.parquet as pq
 import yaml
@@ -56,8 +56,20 @@ def archive(bucket: str, *, poison: bool, corrupt: bool) -> str:
     return f"{bucket}/archive{'-poison' * poison}{'-corrupt' * corrupt}/"
 
 
-ADDED = 5
+STARTS = 5
 """Times that a node is started before it is given up."""
+T = TypeVar("T")
+
+
+def started(start: Callable[[], T]) -> T:
+    """Start a node of Ray's; Ray gives it 30 s, which are too few on a busy machine."""
+    for _ in range(STARTS - 1):
+        try:
+            return start()
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+    return start()
 
 
 @dataclass
@@ -74,14 +86,8 @@ class Nodes:
         return str(self.cluster.address)
 
     def add(self, **environment: str) -> None:
-        """A node whose processes have these variables as well. Ray gives it 30 s to start, which can be too few."""
-        for attempt in range(1, ADDED + 1):
-            try:
-                self.extra.append(self.cluster.add_node(num_cpus=1, env_vars=environment, wait=True))
-                break
-            except Exception as error:
-                if attempt == ADDED or "timed out during startup" not in str(error):
-                    raise
+        """A node whose processes have these variables as well."""
+        self.extra.append(started(lambda: self.cluster.add_node(num_cpus=1, env_vars=environment, wait=True)))
         self.changed = True
 
     def kill_one(self, rng: random.Random) -> None:
@@ -111,7 +117,8 @@ class Nodes:
 @contextmanager
 def nodes() -> Iterator[Nodes]:
     """With processes that end with this block."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    head = {"num_cpus": 0, "include_dashboard": False}
+    cluster = started(lambda: Cluster(initialize_head=True, head_node_args=head))
     try:
         made = Nodes(cluster)
         made.settle()

@@ -527,14 +527,14 @@ def long_job(store: Store, bucket: str, s3_settings: S3Settings, tmp_path: Path)
 
 
 def wait_for_parts(store: Store, bucket: str, count: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while len(list(store.list(f"{bucket}/results/parts/"))) < count:
         assert time.monotonic() < deadline
         time.sleep(0.2)
 
 
 def wait_for_lease_of(store: Store, bucket: str, pid: int) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not ((lease := read_lease(store, f"{bucket}/results")) and lease.pid == pid):
         assert time.monotonic() < deadline
         time.sleep(0.2)
