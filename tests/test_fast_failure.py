@@ -1,4 +1,4 @@
-"""What is missing is told before anything heavy is imported."""
+"""Missing things are told before anything heavy is imported."""
 
 import subprocess
 import sys

@@ -92,11 +92,8 @@ def check_precision(wanted: Precision, calibrated: Collection[Precision]) -> Non
 
 def check_new(store: Store, uri: str, force: str = "") -> None:
     """Raise ConfigError if there is a bundle already; `force` says how to replace it."""
-    try:
-        store.stat(join(uri, MANIFEST))
-    except NotFound:
-        return
-    raise ConfigError(f"{uri}: a bundle is there already; name another folder{force}")
+    if store.exists(join(uri, MANIFEST)):
+        raise ConfigError(f"{uri}: a bundle is there already; name another folder{force}")
 
 
 def read_manifest(store: Store, uri: str) -> tuple[Manifest, str]:

@@ -15,7 +15,7 @@ from gradosr.bundle.manifest import MANIFEST, Manifest, read_manifest
 from gradosr.config import LIBRARIES, ParquetInput, TarInput
 from gradosr.config.schema import schema_line
 from gradosr.config.settings import in_line
-from gradosr.errors import ConfigError, InputError, NotFound
+from gradosr.errors import ConfigError, InputError
 from gradosr.store import Store, join
 from gradosr.text import plural, printable
 
@@ -60,23 +60,15 @@ def look(places: Sequence[str], store: Store) -> Found:
     for place in places or sorted(str(path) for path in Path().iterdir() if not path.name.startswith((".", "_"))):
         if place.lower().endswith(WEIGHTS):
             found.weights = found.weights or place
-        elif _is_there(store, join(place, MANIFEST)):
+        elif store.exists(join(place, MANIFEST)):
             found.bundle = found.bundle or place
-        elif not _is_there(store, join(place, "run.json")):
+        elif not store.exists(join(place, "run.json")):
             try:
                 found.sources.append(source(place, store))
             except (InputError, ConfigError):
                 if places:
                     raise
     return found
-
-
-def _is_there(store: Store, uri: str) -> bool:
-    try:
-        store.stat(uri)
-    except NotFound:
-        return False
-    return True
 
 
 def source(uri: str, store: Store) -> Source:

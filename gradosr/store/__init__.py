@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import BinaryIO
 
 from gradosr.config import S3Settings
-from gradosr.errors import StoreError
+from gradosr.errors import NotFound, StoreError
 from gradosr.store.backends import BACKENDS, Backend, Scheme, StoredObject, is_shared, scheme_of
 
 __all__ = ["BACKENDS", "Backend", "Scheme", "Store", "StoredObject", "is_shared", "join", "scheme_of"]
@@ -38,6 +38,14 @@ class Store:
 
     def stat(self, uri: str) -> StoredObject:
         return self._backend(uri).stat(uri)
+
+    def exists(self, uri: str) -> bool:
+        """Tell whether there is an object at `uri`."""
+        try:
+            self.stat(uri)
+        except NotFound:
+            return False
+        return True
 
     def read(self, uri: str) -> bytes:
         return self._backend(uri).read(uri)

@@ -167,7 +167,7 @@ def _ready(
     recipe = protocol.model_dump(mode="json", include={"input", "seed"})
     recipe |= task.model_dump(mode="json", exclude={"detectors", "unknown"})
     weights = join(folder, f"classifier-{_digest(recipe)[:12]}.safetensors")
-    if trained and _is_there(store, weights):
+    if trained and store.exists(weights):
         classifier = task.classifier.model_copy(update={"weights": weights})
         task, trained = task.model_copy(update={"classifier": classifier}), False
     ready = prepare(protocol.fit_job(task, first), notes, decoded)
@@ -175,14 +175,6 @@ def _ready(
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in ready.classifier.state_dict().items()}
         store.write(weights, safetensors.torch.save(state))
     return ready
-
-
-def _is_there(store: Store, uri: str) -> bool:
-    try:
-        store.stat(uri)
-    except NotFound:
-        return False
-    return True
 
 
 def _calibration(ready: Ready) -> _Images:
