@@ -84,5 +84,4 @@ def fit(
         notes.say(f"bundle written to {job.bundle}")
         if made.own_code:
             notes.say(f"its network is your own code: score it with --trust {made.own_code}, or `trust` in a config")
-    facts = {"bundle": job.bundle, **made.facts()}
-    click.echo(json.dumps(facts) if as_json else job.bundle)
+    click.echo(json.dumps({"bundle": job.bundle, **made.facts()}) if as_json else job.bundle)

@@ -1,11 +1,19 @@
 """gradosr screen: report what is new in an archive since the last night, and whether someone should look at it."""
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
 from .cli import DONE, FAILED, TRIPPED, Terminated, job_flags, log_flags, print_config, print_config_option
 from .score import run
+
+if TYPE_CHECKING:
+    from gradosr.audit.nights import Night
+    from gradosr.config import ScreenJob
+    from gradosr.run.console import Notes
+    from gradosr.run.plan import Plan
+    from gradosr.store import Store
 
 
 @click.command()
@@ -24,35 +32,25 @@ def screen(
         print_config(job)
         return DONE
     check_given(job)
-    from gradosr.audit import night_words, screening
+    from gradosr.audit import screening
     from gradosr.audit.nights import History
     from gradosr.errors import RunFailed
-    from gradosr.labels import read_labels, verdicts
     from gradosr.run.console import Notes
     from gradosr.run.plan import prepare
     from gradosr.store import Store
 
     screening.check(job)
-    plan = prepare(job)
-    store = Store(job.store, job.stores)
+    plan, store = prepare(job), Store(job.store, job.stores)
     history = History(store, plan.folder)
-
-    def labels() -> dict[str, str]:
-        said = verdicts(read_labels(store, job.output), plan.manifest.classes) if job.dismissed else None
-        return {} if said is None else dict(zip(said["key"].to_pylist(), said["label"].to_pylist(), strict=True))
-
     with Notes(interval=log_interval, as_json=log_format == "json") as notes:
-        summary, night = run(plan, notes, lambda plan, outcome: screening.close(job, plan, outcome, history, labels()))
+        summary, night = run(
+            plan, notes, lambda plan, outcome: screening.close(job, plan, outcome, history, _labels(store, plan, job))
+        )
         notes.summary(summary)
         if summary.interrupted:
             raise Terminated
         if night:
-            told = night_words.share(night.document()) if night.counts.images else "no new image"
-            notes.say(f"night {night.night}: {told}; {history.path('index.html')}")
-            if warning := night_words.watched(night.document()):
-                notes.warn(warning)
-            for verdict in night.tripped:
-                notes.warn(f"gate {verdict.gate} tripped: {verdict.why}")
+            _tell(night, history.path("index.html"), notes)
             if as_json:
                 click.echo(json.dumps(night.document()))
         done = DONE if night else FAILED  # no night: shards failed, and the next screening covers what was scored
@@ -62,3 +60,25 @@ def screen(
             notes.warn(str(error))
             done = FAILED
     return TRIPPED if night and night.tripped else done
+
+
+def _labels(store: "Store", plan: "Plan", job: "ScreenJob") -> dict[str, str]:
+    """Return the labels of earlier nights by key, if some of them dismiss clusters."""
+    from gradosr.labels import read_labels, verdicts
+
+    if not job.dismissed:
+        return {}
+    said = verdicts(read_labels(store, job.output), plan.manifest.classes)
+    return dict(zip(said["key"].to_pylist(), said["label"].to_pylist(), strict=True))
+
+
+def _tell(night: "Night", page: str, notes: "Notes") -> None:
+    """Say how much of a night is unknown, and which gates tripped."""
+    from gradosr.audit import night_words
+
+    told = night_words.share(night.document()) if night.counts.images else "no new image"
+    notes.say(f"night {night.night}: {told}; {page}")
+    if warning := night_words.watched(night.document()):
+        notes.warn(warning)
+    for verdict in night.tripped:
+        notes.warn(f"gate {verdict.gate} tripped: {verdict.why}")

@@ -100,3 +100,13 @@ def test_parquet_is_read_on_no_thread_of_arrows() -> None:
                 given = {word.arg: ast.unparse(word.value) for word in node.keywords}
                 assert node.func.attr != "ParquetFile" or given.get("pre_buffer") == "False", path
                 assert node.func.attr != "iter_batches" or given.get("use_threads") == "False", path
+
+
+def test_modules_and_functions_stay_short() -> None:
+    """A kernel of Triton's is one program, which cannot be divided."""
+    for path in (*LIBRARY, *JOBS):
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 350, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and path.name != "triton_kernels.py":
+                assert node.end_lineno - node.lineno < 40, f"{path}: {node.name}"

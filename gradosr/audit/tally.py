@@ -138,14 +138,12 @@ class Tally:
         `sought` are keys of which `over` is to tell on which side of the threshold they are. Without `features`, rows
         are sampled whose features are not stored, and known ones to compare with.
         """
-        self.rows = 0
-        self.left_out = 0
+        self.rows = self.left_out = 0
         """Number of rows that the table leaves out."""
         self.over: dict[str, bool] = {}
         """Whether an image is over the threshold, by key; of those sought that have a score."""
         self._sought = pa.array(sorted(sought), pa.string())
-        self.statuses: Counter[str] = Counter()
-        self.unknown = 0
+        self.statuses, self.unknown = Counter[str](), 0
         self.scores = ScoreCells()
         self.p_values = PValueCounts(calibration_images) if calibration_images is not None else None
         self.p_histogram = np.zeros(20, np.int64)

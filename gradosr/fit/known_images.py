@@ -85,46 +85,54 @@ def read_known(
 
     Raises InputError if labels, or all images of one use, are missing; MachineFault if the disk has no room.
     """
-    wanted = {name: index for index, name in enumerate(classes) if not job.known or name in job.known}
     split = _Split(job, store)
-    left_out = {"other_classes": 0, "unlabelled": 0, "unreadable": 0, "not_held_out": 0}
-    others = Counter[str]()
-
-    def keep(image: EncodedImage) -> bool:
-        """Return whether an image is kept; asked before decoding, which is the expensive step."""
-        if image.label not in wanted:
-            left_out["unlabelled" if image.label is None else "other_classes"] += 1
-            if image.label is not None:
-                count(image.label, others)
-            return False
-        kept = keep_training or split.place(image) < HELD_OUT
-        left_out["not_held_out"] += not kept
-        return kept
-
+    choice = _Choice(job, classes, split, keep_training=keep_training)
     pixels = PixelFile()
     labels: list[int] = []
     places: list[float] = []
     keys: dict[int, str] = {}
-    for image in decoded.read(job.input, job.classifier.transform, job.max_pixels, keep):
+    for image in decoded.read(job.input, job.classifier.transform, job.max_pixels, choice.keep):
         seen()
         if image.pixels is None:
-            left_out["unreadable"] += 1
+            choice.left_out["unreadable"] += 1
         else:
             places.append(split.place(image.encoded))
             if places[-1] < HELD_OUT:
                 keys[len(pixels)] = image.encoded.key
             pixels.append(image.pixels)
-            labels.append(wanted[image.encoded.label or ""])
+            labels.append(choice.wanted[image.encoded.label or ""])
     if not labels:
         raise InputError(
-            f"{job.input.uri}: no images to fit with ({_reasons(left_out)}{_labels(others)}); "
+            f"{job.input.uri}: no images to fit with ({_reasons(choice.left_out)}{_labels(choice.others)}); "
             "check known, labels and held_out"
         )
     use_N = _uses(torch.tensor(places, dtype=torch.float64))
     for name, use in USES.items():
         if not (use_N == use).any() and (use != TRAINING or keep_training):
             raise InputError(f"{job.input.uri}: no images left for {name}; check held_out")
-    return KnownImages(pixels, torch.arange(len(pixels)), torch.tensor(labels), use_N, left_out, others, keys)
+    numbers_N = torch.arange(len(pixels))
+    return KnownImages(pixels, numbers_N, torch.tensor(labels), use_N, choice.left_out, choice.others, keys)
+
+
+class _Choice:
+    """The images that a job keeps of its input, and counts of the others by reason."""
+
+    def __init__(self, job: CompleteFitJob, classes: Sequence[str], split: "_Split", *, keep_training: bool) -> None:
+        self.wanted = {name: index for index, name in enumerate(classes) if not job.known or name in job.known}
+        self.left_out = {"other_classes": 0, "unlabelled": 0, "unreadable": 0, "not_held_out": 0}
+        self.others = Counter[str]()
+        self._split, self._keep_training = split, keep_training
+
+    def keep(self, image: EncodedImage) -> bool:
+        """Return whether an image is kept; asked before decoding, which is the expensive step."""
+        if image.label not in self.wanted:
+            self.left_out["unlabelled" if image.label is None else "other_classes"] += 1
+            if image.label is not None:
+                count(image.label, self.others)
+            return False
+        kept = self._keep_training or self._split.place(image) < HELD_OUT
+        self.left_out["not_held_out"] += not kept
+        return kept
 
 
 def fitting_share(held_out: int) -> float:
