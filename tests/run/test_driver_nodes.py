@@ -60,9 +60,8 @@ def test_a_node_that_cannot_load_is_avoided_and_says_why_once(cluster: Nodes, jo
         _, said = drive(job, doomed.Unloadable, lambda _, said: bool(said))
     finally:
         cluster.settle()
-    assert len(said) == 1
-    assert "is avoided" in said[0]
-    assert "lacks a driver" in said[0]
+    (avoided,) = [line for line in said if "is avoided" in line]  # a busy machine may be told to be slow as well
+    assert "lacks a driver" in avoided
 
 
 def test_nodes_of_one_machine_see_its_files(cluster: Nodes, job: ScoreJob, tmp_path: Path) -> None:
