@@ -18,7 +18,7 @@ def chromium() -> Iterator[Any]:
     """A browser; the test is skipped where there is none."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None:
-        pytest.skip(f"no Chromium here ({', '.join(BROWSERS)}, or CHROMIUM=PATH)")
+        pytest.skip(f"no Chromium here ({', '.join(BROWSERS)}, or CHROMIUM=PATH)")  # CI installs one
     sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=[*QUIET, *sandbox])
