@@ -32,7 +32,7 @@ types: $(STAMP)
 check: lint types test  ## lint, strict types, tests
 
 docs: $(STAMP)  ## the documentation as a site in site/; a dead link fails
-	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
 
 bench: $(STAMP)  ## the speed table of docs/cost.md, measured on this machine
 	$(BIN)/gradosr bench table docs/cost.md

@@ -4,9 +4,15 @@ import json
 from datetime import datetime, timezone
 from typing import Any
 
+NBSP = "\u00a0"
+
 
 def printable(text: str) -> str:
-    """Escape control characters in text from data, so that a terminal shows them instead of obeying them."""
+    """Escape control characters in text from data, so that a terminal shows them instead of obeying them.
+
+    No-break spaces, which pages need and terminals do not, become spaces.
+    """
+    text = text.replace(NBSP, " ")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -31,4 +37,4 @@ def reason(error: Exception) -> str:
 def log_line(event: str, text: str, level: str = "info", **facts: Any) -> str:
     """Return a line of the JSON log: time (ISO 8601, UTC), level (info, warning, error), event, message, facts."""
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-    return json.dumps({"time": now, "level": level, "event": event, "message": text, **facts})
+    return json.dumps({"time": now, "level": level, "event": event, "message": text.replace(NBSP, " "), **facts})

@@ -240,7 +240,7 @@ def test_every_exit_code_is_explained() -> None:
 
 
 def build(folder: Path, site: Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-W", "ignore", "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(site)]
+    command = [sys.executable, "-W", "ignore", "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
 
 

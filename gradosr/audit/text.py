@@ -6,14 +6,13 @@ from itertools import groupby
 
 from markupsafe import Markup
 
-from gradosr.text import printable
+from gradosr.text import NBSP, printable
 
 SHOWN = 90
 """Letters shown on the page of a text from the archive; the middle of a longer text is left out."""
 HOVERED = 1000
 """Letters shown when the pointer rests on a text."""
 _MARKS = 3  # most combining marks on one letter; a pile of them would cover other lines
-NBSP = "\u00a0"
 NONE = "\u2013"
 _MINUS = "\u2212"
 _RAISED = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")

@@ -74,7 +74,7 @@ def summary(document: Mapping[str, Any]) -> str:
     lines += [f"  {title}: {before} -> {after}; {change}" for title, before, after, change in rows(labelled)]
     if why := too_few(labelled):
         lines.append(f"  {why}")
-    return "\n".join(printable(line.replace("\u00a0", " ")) for line in lines)
+    return "\n".join(printable(line) for line in lines)
 
 
 def _area(value: float) -> str:

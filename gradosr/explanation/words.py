@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from gradosr.explanation.explainer import Explanation, Measured
+from gradosr.text import NBSP
 
 SPEAKS = 0.95
 """Share of the known images that a part must exceed to be told."""
@@ -80,7 +81,7 @@ def _out(known_below: float) -> bool:
 
 def _share(share: float | None) -> str:
     value = 100 * (share or 0.0)
-    return "all" if value >= 100 else f"{value:.1f}\u00a0% of" if value < 99.95 else "over 99.9\u00a0% of"
+    return "all" if value >= 100 else f"{value:.1f}{NBSP}% of" if value < 99.95 else f"over 99.9{NBSP}% of"
 
 
 def _begun(text: str) -> str:

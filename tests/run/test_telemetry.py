@@ -34,6 +34,7 @@ def summary(**changes: Any) -> Summary:
 def test_control_characters_are_shown_not_obeyed() -> None:
     assert printable("a\x1b[31mred\r\n\u202e") == "a\\x1b[31mred\\r\\n\\u202e"
     assert printable("Größe 漢字") == "Größe 漢字"
+    assert printable("95\u00a0% of 6\u00a0images") == "95 % of 6 images"
 
 
 def test_a_line_says_where_the_run_stands() -> None:
