@@ -1,12 +1,20 @@
 """gradosr label: choose the images that are worth a look, and take back what people said of them."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .cli import json_flag, set_option
+
+if TYPE_CHECKING:
+    from gradosr.store import Store
+
+labels_option = click.option(
+    "--labels", "file", metavar="FILE", help="Labels that are imported into the run first, as `gradosr label` does."
+)
 
 
 @click.command()
@@ -58,6 +66,19 @@ def label(
         click.echo(f"gradosr: {printable(note)}", err=True)
     facts = {**counting.count(store, results), **done}
     click.echo(json.dumps(facts) if as_json else "\n".join(map(printable, counting.told(facts, results))))
+
+
+def import_first(store: "Store", runs: Sequence[str], file: str) -> None:
+    """Import a file of labels into the run that a command is about to learn from."""
+    from gradosr.labels.importing import import_labels
+    from gradosr.text import printable
+
+    if len(runs) > 1:
+        raise click.UsageError(
+            "--labels FILE: of which --run are they? Import them with `gradosr label RESULTS --import`"
+        )
+    for note in import_labels(store, runs[0], file, _login())["notes"]:
+        click.echo(f"gradosr: {printable(note)}", err=True)
 
 
 def _login() -> str:

@@ -5,15 +5,19 @@ import json
 import click
 
 from .cli import json_flag, labelled_runs, set_option
+from .label import import_first, labels_option
 
 
 @click.command()
 @click.argument("bundle")
 @labelled_runs
+@labels_option
 @click.option("--out", required=True, metavar="FOLDER", help="Folder or s3:// prefix of the new bundle.")
 @set_option
 @json_flag
-def learn(bundle: str, runs: tuple[str, ...], out: str, overrides: tuple[str, ...], as_json: bool) -> None:
+def learn(
+    bundle: str, runs: tuple[str, ...], file: str | None, out: str, overrides: tuple[str, ...], as_json: bool
+) -> None:
     """Write a bundle like BUNDLE whose detector has learned from the labels of runs (`gradosr label`).
 
     The classifier stays as it is, and so do the images that calibrate: p-values mean the same afterwards.
@@ -33,6 +37,8 @@ def learn(bundle: str, runs: tuple[str, ...], out: str, overrides: tuple[str, ..
     check_new(store, out)
     for run in runs:
         read_about(store, run)
+    if file:
+        import_first(store, runs, file)
     from gradosr.fit.learning import learn as learn_labels
 
     facts = learn_labels(store, bundle, runs, out)

@@ -47,9 +47,12 @@ def test_the_demo_ends_with_the_table_and_leaves_nothing_running(tmp_path: Path)
     assert wait_for_none(tmp_path) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=["KILL", "INT", "TERM"])
-@pytest.mark.parametrize("stage", ["$ gradosr fit", "starting Ray", "| workers"])
-def test_a_killed_demo_leaves_nothing_running(number: int, stage: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stage", "number"),
+    [("$ gradosr fit", signal.SIGINT), ("starting Ray", signal.SIGTERM), ("| workers", signal.SIGKILL)],
+    ids=["fit-INT", "Ray-TERM", "workers-KILL"],
+)  # each stage and each signal once: a demo takes a minute or two to get there
+def test_a_killed_demo_leaves_nothing_running(stage: str, number: int, tmp_path: Path) -> None:
     process = start(tmp_path)
     assert process.stdout
     for line in process.stdout:

@@ -204,3 +204,24 @@ def test_what_is_no_use_is_one_line(
 def test_a_bundle_is_not_overwritten_by_what_it_learned(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert learn(folder, out="bundle") == 2
     assert "name a folder of its own" in capsys.readouterr().err
+
+
+def test_labels_of_a_file_are_imported_first(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [f"{key},{'unknown' if is_dim(key) else 'known'}" for key in keys_of(folder)[:40]]
+    (folder / "labels.csv").write_text("\n".join(["key,label", *lines]))
+    assert learn(folder, "--labels", f"{folder}/labels.csv", "--json") == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["labels"] == 40
+    assert "labels.csv: 40 labels imported" in told.err
+    assert learn(folder, "--labels", f"{folder}/labels.csv", "--json", out="again") == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["labels"] == 40
+    assert "imported before; nothing is added" in told.err
+
+
+def test_labels_of_a_file_go_into_one_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "labels.csv").write_text("key,label\n")
+    assert learn(folder, "--labels", f"{folder}/labels.csv", "--run", f"{folder}/results") == 2
+    assert "--labels FILE: of which --run are they?" in capsys.readouterr().err
+    assert learn(folder, "--labels", f"{folder}/nowhere.csv") == 4
+    assert "nowhere.csv" in capsys.readouterr().err
