@@ -9,21 +9,24 @@ fiftyone.json      the same rows as samples: fiftyone.Dataset.from_json("OUT/fif
 """
 
 import base64
-import csv
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow.csv import CSVWriter, WriteOptions
 
 from gradosr.archive.shards import as_text
+from gradosr.audit.flagged import SCHEMA
 from gradosr.audit.pictures import Pictures
 from gradosr.audit.text import shortened
 
-COLUMNS = ("id", "key", "shard", "row", "label", "predicted_class", "confidence", "unknown_score", "p_value", "group")
+COLUMNS = tuple(SCHEMA.names)
 """Columns of flagged.parquet, over_threshold.parquet, and their CSV."""
 CHOICE, NEW_CLASS = "class", "new_class"
 """The two controls of Label Studio's labelling configuration."""
@@ -43,6 +46,8 @@ LABELLING = """<View>
 """Template of Label Studio's labelling configuration; the classes are filled in."""
 
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # including full-width forms
+_PLAIN = r"^[0-9A-Za-z][ -~]*$"
+"""Pattern of texts that are cells as they are."""
 _BATCH = 10_000
 _FIELDS = {
     "image_id": "String",
@@ -59,13 +64,12 @@ _CLASSIFICATION = "fiftyone.core.fields.EmbeddedDocumentField(fiftyone.core.labe
 
 def flagged_rows(listed: Path, limit: int | None = None) -> Iterator[dict[str, Any]]:
     """Yield the rows of flagged.parquet or over_threshold.parquet in bounded memory, at most `limit` of them."""
+    return islice(chain.from_iterable(batch.to_pylist() for batch in _batches(listed)), limit)
 
-    def rows() -> Iterator[dict[str, Any]]:
-        with pq.ParquetFile(listed, pre_buffer=False) as file:
-            for batch in file.iter_batches(_BATCH, columns=list(COLUMNS), use_threads=False):
-                yield from batch.to_pylist()
 
-    return islice(rows(), limit)
+def _batches(listed: Path) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(listed, pre_buffer=False) as file:
+        yield from file.iter_batches(_BATCH, columns=list(COLUMNS), use_threads=False)
 
 
 def write(listed: Path, pictures: Pictures, classes: Iterable[str] = ()) -> dict[str, int]:
@@ -79,18 +83,17 @@ def write(listed: Path, pictures: Pictures, classes: Iterable[str] = ()) -> dict
     folder = out / "images"
     folder.mkdir(exist_ok=True)
     stale = {path.name for path in folder.glob("*.jpg")}
-    with listed.with_suffix(".csv").open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\r\n")
-        table.writerow(COLUMNS)
-        for row in flagged_rows(listed):
-            rows += 1
-            table.writerow([cell(row[name]) for name in COLUMNS])
-            picture = pictures.by_id.get(row["id"])
-            if picture and picture.larger:
-                name = picture_file(row)
-                (folder / name).write_bytes(picture.larger)
+    pictured = {id_: picture.larger for id_, picture in pictures.by_id.items() if picture.larger}
+    quoted = WriteOptions(quoting_style="all_valid")
+    with CSVWriter(listed.with_suffix(".csv"), SCHEMA, write_options=quoted) as table:
+        for batch in _batches(listed):
+            rows += len(batch)
+            table.write_batch(pa.record_batch([_cells(column) for column in batch.columns], SCHEMA))
+            for row in batch.filter(pc.is_in(batch["id"], pa.array(pictured, pa.string()))).to_pylist():
+                jpeg, name = pictured[row["id"]], picture_file(row)
+                (folder / name).write_bytes(jpeg)
                 stale.discard(name)
-                tasks.append(task(row, picture.larger, name))
+                tasks.append(task(row, jpeg, name))
                 samples.append(sample(row, name, listed.stem))
     for name in stale:  # left by an earlier audit in the same folder
         (folder / name).unlink()
@@ -98,6 +101,13 @@ def write(listed: Path, pictures: Pictures, classes: Iterable[str] = ()) -> dict
     dump(out / "labelstudio.json", tasks)
     dump(out / "fiftyone.json", dataset(f"gradosr-{listed.stem}", samples))
     return {"rows": rows, "pictured": len(tasks)}
+
+
+def _cells(column: pa.Array) -> pa.Array:
+    """Return a column with its texts as cells; nearly always it is the column itself."""
+    if not pa.types.is_string(column.type) or pc.all(pc.match_substring_regex(column, _PLAIN)).as_py():
+        return column
+    return pa.array([cell(value) for value in column.to_pylist()], pa.string())
 
 
 def cell(value: Any) -> str:

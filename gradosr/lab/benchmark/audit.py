@@ -61,7 +61,7 @@ def audit_table(facts: Mapping[str, Any]) -> str:
         ("peak memory", "-" if peak is None else f"{peak / 1e6:,.0f} MB"),
         ("unknown", f"{facts['estimate']:.3f} (made: {UNKNOWN:g})"),
         ("flagged", f"{facts['flagged']:,}"),
-        ("groups", f"{facts['groups']}"),
+        ("clusters", f"{facts['groups']}"),
     ]
     head = f"{facts['rows']:,} rows in {facts['parts']:,} parts"
     return "\n".join([head, *(f"{name:28}{figure}" for name, figure in rows)])
