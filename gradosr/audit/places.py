@@ -52,7 +52,9 @@ class Prefixes:
             self._bump(outer, len(unknown), int(unknown.sum()))
             return
         members = keys if self._keys == "path" else pc.utf8_slice_codeunits(keys, len(shard) + 1)
-        folders = pc.replace_substring_regex(members, r"(?s)(^|/)[^/]*$", "").combine_chunks().dictionary_encode()
+        steps = pc.split_pattern(members, "/", max_splits=1, reverse=True).combine_chunks()
+        is_top = pc.equal(pc.list_value_length(steps), 1)
+        folders = pc.if_else(is_top, "", pc.list_element(steps, 0)).dictionary_encode()
         codes = folders.indices.to_numpy()
         images = np.bincount(codes, minlength=len(folders.dictionary))
         found = np.bincount(codes[unknown], minlength=len(folders.dictionary))
