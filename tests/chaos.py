@@ -21,6 +21,7 @@ from hostile import tar
 from ray.cluster_utils import Cluster
 from tiny import labelled_tar, make_bundle, plain
 
+from gradosr.run.driver.cluster import stop_processes
 from gradosr.store import Store
 
 ARCH = "fatal_net:fatal"
@@ -67,6 +68,7 @@ def started(start: Callable[[], T]) -> T:
         try:
             return start()
         except Exception as error:
+            stop_processes(error)
             if "timed out during startup" not in str(error):
                 raise
     return start()

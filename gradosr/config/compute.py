@@ -15,7 +15,8 @@ class RaySettings(Settings):
     address: str = "local"
     """local starts a Ray instance for this run and stops it; auto, ray://HOST:PORT or HOST:PORT connect to one."""
     start_timeout: PositiveFloat = 600.0
-    """Seconds that workers may take to become ready; a cluster that adds GPU nodes may need more."""
+    """Seconds that a Ray of our own, and then its workers, may take to become ready; a cluster that adds GPU nodes may
+    need more."""
 
 
 class Workers(Settings):

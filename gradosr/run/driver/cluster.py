@@ -1,10 +1,13 @@
 """The Ray cluster as a run sees it: reached or started, its nodes, and what a worker takes of it."""
 
+import itertools
 import logging
 import math
 import os
 import signal
 import sys
+import time
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -12,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private.node import Node
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -44,14 +48,15 @@ class Resources:
 
 
 STARTS = 3
-"""Times that a Ray of our own is started before it is given up: Ray waits 30 s, too little on a busy machine."""
+"""Times that a Ray of our own is started at least before it is given up."""
 
 
 @contextmanager
 def connected(settings: RaySettings, runtime_env: Mapping[str, Any]) -> Iterator[None]:
     """Start a Ray of our own (`local`), or connect to the one at an address. Raises InputError when that fails.
 
-    What Ray itself raises in the block is RunFailed.
+    Ray gives its processes 30 s to start, too few on a busy machine; one of our own that was too slow is started again
+    until `start_timeout` is over. What Ray itself raises in the block is RunFailed.
     """
     local = settings.address == "local"
     options: dict[str, Any] = {"address": settings.address, "log_to_driver": False, "logging_level": logging.ERROR}
@@ -59,14 +64,16 @@ def connected(settings: RaySettings, runtime_env: Mapping[str, Any]) -> Iterator
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Nothing travels through the object store but shard names and reports.
         options |= {"include_dashboard": False, "object_store_memory": 100 << 20}
-    terminate = signal.getsignal(signal.SIGTERM)
-    for left in range(STARTS if local else 1, 0, -1):
+    terminate, start = signal.getsignal(signal.SIGTERM), time.monotonic()
+    for tried in itertools.count(1):
         try:
             ray.init(**options, runtime_env=dict(runtime_env) or None)
             break
         except Exception as error:  # what Ray raises where its processes are slow to start is no more than that
+            stop_processes(error)
             ray.shutdown()
-            if left == 1:
+            slow = "timed out during startup" in str(error) and time.monotonic() - start < settings.start_timeout
+            if not local or (tried >= STARTS and not slow):
                 if fault := machine_fault(error):
                     raise fault from error
                 reason = f"no Ray cluster answers there: {first_line(error)}"
@@ -80,6 +87,13 @@ def connected(settings: RaySettings, runtime_env: Mapping[str, Any]) -> Iterator
         raise RunFailed(f"Ray: {told(own(error))}; the same command goes on") from error
     finally:
         ray.shutdown()
+
+
+def stop_processes(error: Exception) -> None:
+    """Stop the processes of a Ray that was too slow to start: Ray itself leaves them running, busy with starting."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if isinstance(node := frame.f_locals.get("self"), Node):
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
 
 
 def resources(job: ScoreJob, shards: int) -> Resources:
