@@ -16,7 +16,7 @@ from gradosr.jobs.cli import run
 from hostile import tar
 from pydantic import ValidationError
 from safetensors.torch import save_file
-from tiny import ARCH, CLASSES, TRANSFORM, local_job, make_bundle, picture, run_here, write_archive
+from tiny import ARCH, TRANSFORM, local_job, make_bundle, picture, run_here, write_archive
 from tiny_net import Tiny
 from torch import Tensor, nn
 
@@ -418,8 +418,10 @@ def test_a_check_and_a_dry_run_tell_of_it(tmp_path: Path, capsys: pytest.Capture
     assert f"embedder    {ARCH}, {WIDTH} features; resize=(24, 24)" in capsys.readouterr().out
 
 
-def test_candidate_classes_are_found_by_it_without_features(tmp_path: Path) -> None:
+def test_a_screening_may_ask_for_candidate_classes_of_it_alone(tmp_path: Path) -> None:
     make_bundle(Store(), f"{tmp_path}/bundle")
     document = local_job(tmp_path, embedder=own(tmp_path), features="none").model_dump(exclude_unset=True)
-    assert ScreenJob.model_validate(document | {"gates": {"new_candidate_class": 10}})
-    assert len(CLASSES) == 3
+    gates = {"gates": {"new_candidate_class": 10}}
+    assert ScreenJob.model_validate(document | gates).embedder is not None
+    with pytest.raises(ValidationError, match="new_candidate_class needs features"):
+        ScreenJob.model_validate(document | gates | {"embedder": None})
