@@ -120,9 +120,12 @@ def run(plan: "Plan", notes: "Notes", close: "Callable[[Plan, Outcome], T]") -> 
     from gradosr.results.outcome import Outcome, Progress
     from gradosr.run.driver import Driver, check_local_uris, connected
     from gradosr.run.plan import prepare
+    from gradosr.run.preflight import check_embedder
     from gradosr.store import Store
 
     job, latest = plan.job, [Progress(len(plan.pending))]
+    if plan.pending:
+        check_embedder(job)
 
     def facts() -> dict[str, float]:
         return {"archive_shards": len(plan.shards), **latest[0].facts()}

@@ -74,12 +74,15 @@ def write_run(
     bundle: str = "b" * 64,
     width: int = 0,
     strangers: Sequence[str] = (),
+    embedder: str = "",
 ) -> str:
     """Write the folder; `known` None is a run that does not record its calibration. Returns its URI.
 
-    `strangers`: parts whose footers tell of another bundle.
+    `strangers`: parts whose footers tell of another bundle; `embedder`: the second network, if the run had one.
     """
-    fingerprint = {"schema_version": 1, "bundle": bundle, "input": {"kind": kind, "uri": "/archive/"}}
+    fingerprint: dict[str, Any] = {"schema_version": 1, "bundle": bundle, "input": {"kind": kind, "uri": "/archive/"}}
+    if embedder:
+        fingerprint["embedder"] = {"arch": embedder}
     about: dict[str, Any] = {"classes": CLASSES}
     if known is not None:
         counts, edges = known.histogram()
@@ -89,7 +92,8 @@ def write_run(
     (folder / "run.json").write_text(json.dumps({"schema_version": 1, "fingerprint": fingerprint, **about}))
     for name, made in parts.items():
         footer = {**fingerprint, "bundle": "another"} if name in strangers else fingerprint
-        columns = schema(["features"] if width else []).with_metadata({"gradosr.fingerprint": json.dumps(footer)})
+        wide = [*(["features"] if width else []), *(["embedding"] if embedder else [])]
+        columns = schema(wide).with_metadata({"gradosr.fingerprint": json.dumps(footer)})
         arrays = [pa.array([row.get(f.name) for row in made], f.type) for f in columns]
         table = pa.Table.from_arrays(arrays, schema=columns)
         pq.write_table(table, folder / "parts" / f"{name}.parquet", row_group_size=500)

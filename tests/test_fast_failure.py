@@ -25,6 +25,7 @@ CONFIGS = {
     "code.yaml": FIT | {"classifier": FIT["classifier"] | {"arch": "no_such_package.nets:make"}},
     "transfer.yaml": FIT | {"detector": {"kind": "transfer", "weights": "nofirst.pt"}},
     "score.yaml": SCORE,
+    "embedder.yaml": SCORE | {"embedder": {"arch": "torchvision:resnet18", "weights": "nosecond.pt"}},
     "screen.yaml": SCORE | {"gates": {"bad_images": 1}},
     "osr.yaml": PROTOCOL,
 }
@@ -42,6 +43,7 @@ MISSING: dict[str, tuple[int, str]] = {
     "check nobundle": (4, NO_BUNDLE),
     "score no.yaml": (2, "no.yaml: no such file"),
     "score score.yaml": (4, "nowhere/: no such file or folder"),
+    "score embedder.yaml": (4, "nosecond.pt: no such file or folder"),
     "rescore noresults --bundle nobundle --out out": (4, NO_RESULTS),
     "submit no.yaml": (2, "no.yaml: no such file"),
     "submit score.yaml": (2, "output: "),

@@ -49,33 +49,53 @@ class PreparedImage:
     fault: Fault | None
     seconds: float = 0.0
     """Seconds spent on decoding, resizing and cropping."""
+    beside: Tensor | None = None
+    """Pixels at the input size of a second network; those of the classifier where that is the same."""
 
 
-def prepare(encoded: EncodedImage, transform: TransformSettings, max_pixels: int) -> PreparedImage:
-    """Decode, resize and crop one image. Raises MachineFault, with the image's key, if this machine is at fault."""
+def prepare(
+    encoded: EncodedImage, transform: TransformSettings, max_pixels: int, beside: TransformSettings | None = None
+) -> PreparedImage:
+    """Decode one image, resize and crop it; for a second network with the transform `beside`, too.
+
+    Raises MachineFault, with the image's key, if this machine is at fault.
+    """
     bare = EncodedImage(encoded.key, b"", encoded.label, encoded.source)
     if encoded.fault:
         return PreparedImage(bare, None, None, None, encoded.fault)
     start = time.perf_counter()
     try:
         decoded = decode(encoded.data, max_pixels)
-        pixels = None if decoded.pixels is None else to_input_size(decoded.pixels, transform)
+        sized, other = None, None
+        if decoded.pixels is not None:
+            sized = to_input_size(decoded.pixels, transform)
+            if beside is not None:
+                other = sized if _sizes(beside) == _sizes(transform) else to_input_size(decoded.pixels, beside)
     except Exception as error:
         if fault := machine_fault(error):
             raise MachineFault(f"{encoded.key}: {fault}") from error
         raise
     seconds = time.perf_counter() - start
-    return PreparedImage(bare, decoded.width, decoded.height, pixels, decoded.fault, seconds)
+    return PreparedImage(bare, decoded.width, decoded.height, sized, decoded.fault, seconds, other)
+
+
+def _sizes(transform: TransformSettings) -> tuple[object, ...]:
+    return transform.resize, transform.crop, transform.interpolation
 
 
 def prepared_batches(
-    images: Iterable[EncodedImage], transform: TransformSettings, max_pixels: int, size: int, threads: int
+    images: Iterable[EncodedImage],
+    transform: TransformSettings,
+    max_pixels: int,
+    size: int,
+    threads: int,
+    beside: TransformSettings | None = None,
 ) -> "Prefetcher[list[PreparedImage]]":
     """Prepare batches of `size` images in input order; an error of the reader ends them, at most one batch early.
 
     They are prepared on threads, which begin at once and hold no more than the bounds above and one batch.
     """
-    prepared = _prepared(images, functools.partial(_prepare_all, transform, max_pixels), size, threads)
+    prepared = _prepared(images, functools.partial(_prepare_all, transform, max_pixels, beside), size, threads)
     return Prefetcher(_batches(prepared, size), _pixel_bytes, AHEAD_BYTES)
 
 
@@ -104,8 +124,10 @@ def _prepared(
         pool.shutdown(cancel_futures=True)
 
 
-def _prepare_all(transform: TransformSettings, max_pixels: int, task: list[EncodedImage]) -> list[PreparedImage]:
-    return [prepare(encoded, transform, max_pixels) for encoded in task]
+def _prepare_all(
+    transform: TransformSettings, max_pixels: int, beside: TransformSettings | None, task: list[EncodedImage]
+) -> list[PreparedImage]:
+    return [prepare(encoded, transform, max_pixels, beside) for encoded in task]
 
 
 def _batches(prepared: Iterator[PreparedImage], size: int) -> Iterator[list[PreparedImage]]:
@@ -146,7 +168,11 @@ def _tasks(images: Iterable[EncodedImage], most: int) -> Iterator[list[EncodedIm
 
 
 def _pixel_bytes(batch: list[PreparedImage]) -> int:
-    return sum(image.pixels.nbytes for image in batch if image.pixels is not None)
+    return sum(_nbytes(one.pixels) + (_nbytes(one.beside) if one.beside is not one.pixels else 0) for one in batch)
+
+
+def _nbytes(pixels: Tensor | None) -> int:
+    return 0 if pixels is None else pixels.nbytes
 
 
 class Prefetcher(Iterator[T]):

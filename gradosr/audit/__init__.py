@@ -22,7 +22,7 @@ from gradosr.audit.false_alarms import FalseAlarms
 from gradosr.audit.flagged import check_folder, write_flagged
 from gradosr.audit.flags import Flags, certified, no_flags
 from gradosr.audit.known import bundle_of, read_known_images
-from gradosr.audit.material import embedded, stored
+from gradosr.audit.material import embedded, stored, vectors_of
 from gradosr.audit.nearest import nearest
 from gradosr.audit.overview import map_of
 from gradosr.audit.prevalence import Prevalence, no_prevalence, share_of_unknown
@@ -136,7 +136,7 @@ def _found(
     calibration = _calibration(table)
     sought = [] if verdicts is None else verdicts["key"].to_pylist()
     images, own = calibration.images if calibration else None, settings.embeddings
-    tally = count(table, images, settings.group_sample, sought, features=own is None)
+    tally = count(table, images, settings.group_sample, sought, vectors=None if own else vectors_of(table))
     counts_N = None if tally.p_values is None or tally.p_values.strange else tally.p_values.counts
     share, flags = _figures(tally, settings)
     known, rate, alarms = 1 - (share.estimate or 0.0), table.about["false_alarm_rate"], None

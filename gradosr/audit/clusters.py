@@ -1,9 +1,9 @@
 """Clusters of look-alike images among those over the threshold: candidates for new classes.
 
-They are found in the classifier's penultimate features, or in the user's own embeddings (space.py, dense.py,
-consensus.py). A cluster is named after the smallest id of its members, so that it keeps its name when images join it.
-Images that are more like a known class than like each other are kept out of clusters and counted by that class; many
-of them are false alarms.
+They are found in the classifier's penultimate features, in those of a second network, or in the user's own embeddings
+(space.py, dense.py, consensus.py). A cluster is named after the smallest id of its members, so that it keeps its name
+when images join it. Images that are more like a known class than like each other are kept out of clusters and counted
+by that class; many of them are false alarms.
 
 N images of the sample, F values of a vector, D components, G images of a cluster.
 """
@@ -86,13 +86,13 @@ def group(
         tuple(facts.look_alikes([classes[k] for k in space.classes])),
         {"space": material.kind, "known": bool(space.classes)},
         rows,
-        material.without if material.kind == "embeddings" else 0,
+        material.without if material.kind != "features" else 0,
         space,
     )
 
 
 def _why_none(material: Material) -> str:
-    if material.without and material.kind == "embeddings":
+    if material.without and material.kind != "features":
         return f"none of {material.without} images over the threshold has an embedding"
     if material.without:
         return f"no features stored for the {material.without} images over the threshold; {HOW}"

@@ -28,7 +28,7 @@ def check_baseline(table: RunTable, baseline: RunTable) -> list[str]:
             "score the baseline's archive with this bundle into a folder of its own"
         )
     notes = [] if baseline.listing.finished else ["the baseline run is not finished: compared with the parts there are"]
-    kept = ("features", "representation", "signals")  # these add columns and do not change scores
+    kept = ("features", "representation", "signals", "embedder")  # these add columns and do not change scores
     if ours != theirs and (
         other := differing(*({k: v for k, v in f.items() if k not in kept} for f in (theirs, ours)))
     ):

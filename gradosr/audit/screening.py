@@ -26,7 +26,7 @@ from gradosr.audit import audit, report
 from gradosr.audit.clusters import group
 from gradosr.audit.gates import NightFacts, judge
 from gradosr.audit.known import bundle_of, read_known_images
-from gradosr.audit.material import stored
+from gradosr.audit.material import stored, vectors_of
 from gradosr.audit.nights import Counts, History, Night, Seen
 from gradosr.audit.rows import OpenPart, RunTable, id_of
 from gradosr.audit.tally import count
@@ -160,7 +160,7 @@ def _new_classes(
         new = RunTable(store, uri, fresh, with_learned=False)
         labelled = _parts_of(RunTable(store, uri), [key for key, label in labels.items() if label in job.dismissed])
         both = RunTable(store, uri, {*fresh, *window, *labelled}, with_learned=False)
-        tally = count(both, None, MOST_GROUPED)
+        tally = count(both, None, MOST_GROUPED, vectors=vectors_of(both))
     except EmptyTable:
         return []
     shards = set(count(new, None, 0).by_shard)

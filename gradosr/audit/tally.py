@@ -77,7 +77,7 @@ class PValueCounts:
 
 
 class Sample:
-    """A sample of rows, those with the smallest hashes of their keys, with features if these are wanted."""
+    """A sample of rows, those with the smallest hashes of their keys, with vectors if these are wanted."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -94,27 +94,27 @@ class Sample:
         places = np.flatnonzero(ids <= np.uint64(self._bound))
         return places, ids[places]
 
-    def add(self, ids: NDArray[np.uint64], rows: list[dict[str, Any]], features_NF: NDArray[np.float16]) -> None:
+    def add(self, ids: NDArray[np.uint64], rows: list[dict[str, Any]], vectors_NF: NDArray[np.float16]) -> None:
         """Add rows that `wanted` has chosen."""
-        self._chunks.append((ids, rows, features_NF))
+        self._chunks.append((ids, rows, vectors_NF))
         self._held += len(ids)
         if self._held > 2 * self.limit:
             self._settle()
 
     def settled(self) -> tuple[list[dict[str, Any]], NDArray[np.float16]]:
-        """Return the rows in order of their hashes, and their features [N, F]."""
+        """Return the rows in order of their hashes, and their vectors [N, F]."""
         if not self._held:
             return [], np.empty((0, 0), np.float16)
         self._settle()
-        _, rows, features_NF = self._chunks[0]
-        return rows, features_NF
+        _, rows, vectors_NF = self._chunks[0]
+        return rows, vectors_NF
 
     def _settle(self) -> None:
         ids = np.concatenate([ids for ids, *_ in self._chunks])
         rows = [row for _, rows, _ in self._chunks for row in rows]
-        features_NF = np.concatenate([features_NF for *_, features_NF in self._chunks])
+        vectors_NF = np.concatenate([vectors_NF for *_, vectors_NF in self._chunks])
         order = np.argsort(ids, kind="stable")[: self.limit]
-        self._chunks = [(ids[order], [rows[place] for place in order], features_NF[order])]
+        self._chunks = [(ids[order], [rows[place] for place in order], vectors_NF[order])]
         self._held = len(order)
         if self._held == self.limit:
             self._bound = int(ids[order[-1]])
@@ -131,12 +131,12 @@ class Tally:
         sample: int,
         sought: Collection[str] = (),
         *,
-        features: bool = True,
+        vectors: str | None = "features",
     ) -> None:
         """Start without counts; `kind` is that of the input, `sample` the number of rows kept for clustering.
 
-        `sought` are keys of which `over` is to tell on which side of the threshold they are. Without `features`, rows
-        are sampled whose features are not stored, and known ones to compare with.
+        `sought` are keys of which `over` is to tell on which side of the threshold they are. Rows are sampled that have
+        `vectors`, a column, or all if it is None; where these are not the features, known ones to compare with, too.
         """
         self.rows = self.left_out = 0
         """Number of rows that the table leaves out."""
@@ -155,11 +155,11 @@ class Tally:
         self.part_rows: dict[str, int] = {}
         self.sample = Sample(sample)
         """Rows over the threshold."""
-        self.known = Sample(0 if features else MOST_KNOWN)
+        self.known = Sample(0 if vectors == "features" else MOST_KNOWN)
         """Rows that are surely known."""
-        self._features = features
-        self.without_features = 0
-        """Number of rows over the threshold whose features are not stored."""
+        self._vectors = vectors
+        self.without_vectors = 0
+        """Number of rows over the threshold whose vectors are wanted and not stored."""
         self._highest: pa.Table | None = None
         self._bad: list[tuple[str, int, dict[str, Any]]] = []
         self._lock = threading.Lock()
@@ -167,24 +167,33 @@ class Tally:
     def read(self, part: str, opened: OpenPart) -> None:
         """Count the rows of one part."""
         columns = [*dict.fromkeys([*COUNTED, *DESCRIBED, "error"])]
-        stored = "features" in opened.columns or not self._features
         self.part_rows[part] = 0
         for number, rows in opened.groups(columns):
-            over = np.flatnonzero(pc.fill_null(rows["is_unknown"], fill_value=False).to_numpy())
-            chosen = self._chosen(self.sample, opened, number, rows, over) if stored else None
-            surely = np.flatnonzero(np.nan_to_num(rows["p_value"].to_numpy()) >= SURELY_KNOWN)
+            over_N, there_N = pc.fill_null(rows["is_unknown"], fill_value=False).to_numpy(), self._there(opened, number)
+            over = np.flatnonzero(over_N & there_N)
+            chosen = self._chosen(self.sample, opened, number, rows, over)
+            surely = np.flatnonzero((np.nan_to_num(rows["p_value"].to_numpy()) >= SURELY_KNOWN) & there_N)
             known = self._chosen(self.known, opened, number, rows, surely)
             with self._lock:
                 self.part_rows[part] += len(rows)
                 self._add(rows, opened.modified)
-                self.sample.considered += len(over) if stored else 0
-                self.without_features += 0 if stored else len(over)
+                self.sample.considered += len(over)
+                self.without_vectors += int(over_N.sum()) - len(over)
                 self._find(rows)
                 for sample, found in ((self.sample, chosen), (self.known, known)):
                     if found is not None:
                         sample.add(*found)
         with self._lock:
             self.left_out += opened.file.metadata.num_rows - self.part_rows[part]
+
+    def _there(self, opened: OpenPart, number: int) -> NDArray[np.bool_]:
+        """Tell which rows of a group have a vector, if one is wanted; a row over the threshold has its features."""
+        if self._vectors in (None, "features"):
+            return np.array([self._vectors is None or "features" in opened.columns])
+        if self._vectors not in opened.columns:
+            return np.array([False])
+        there_N: NDArray[np.bool_] = opened.group(number, [self._vectors])[self._vectors].is_valid().to_numpy()
+        return there_N
 
     def _find(self, rows: pa.Table) -> None:
         if len(self._sought):
@@ -194,20 +203,20 @@ class Tally:
     def _chosen(
         self, sample: Sample, opened: OpenPart, number: int, rows: pa.Table, places: NDArray[np.intp]
     ) -> tuple[NDArray[np.uint64], list[dict[str, Any]], NDArray[np.float16]] | None:
-        """Return hashes, rows and features of those rows of a group that a sample wants, without the lock."""
+        """Return hashes, rows and vectors of those rows of a group that a sample wants, without the lock."""
         if not sample.limit or not len(places):
             return None
         chosen, ids = sample.wanted(rows["key"].take(places))
         if not len(chosen):
             return None
-        taken, features_NF = rows.take(places[chosen]), np.empty((len(chosen), 0), np.float16)
-        if self._features:
-            features = opened.group(number, ["features"])["features"].take(places[chosen]).combine_chunks()
-            valid = features.is_valid().to_numpy(zero_copy_only=False)
+        taken, vectors_NF = rows.take(places[chosen]), np.empty((len(chosen), 0), np.float16)
+        if self._vectors is not None:
+            vectors = opened.group(number, [self._vectors])[self._vectors].take(places[chosen]).combine_chunks()
+            valid = vectors.is_valid().to_numpy(zero_copy_only=False)
             if not valid.any():
                 return None
-            ids, taken, features_NF = ids[valid], taken.filter(pa.array(valid)), stored_numbers(features)
-        return ids, dated(taken, self.prefixes.kind, opened.modified), features_NF
+            ids, taken, vectors_NF = ids[valid], taken.filter(pa.array(valid)), stored_numbers(vectors)
+        return ids, dated(taken, self.prefixes.kind, opened.modified), vectors_NF
 
     def _add(self, rows: pa.Table, modified: int | None) -> None:
         self.rows += len(rows)
@@ -276,10 +285,10 @@ def count(
     sample: int,
     sought: Collection[str] = (),
     *,
-    features: bool = True,
+    vectors: str | None = "features",
 ) -> Tally:
     """Count all parts of a table in one pass; the other arguments are as in `Tally`."""
-    tally = Tally(len(table.about["classes"]), calibration_images, table.kind, sample, sought, features=features)
+    tally = Tally(len(table.about["classes"]), calibration_images, table.kind, sample, sought, vectors=vectors)
     table.each(tally.read)
     return tally
 

@@ -157,9 +157,20 @@ def groups(document: Document) -> str:
     known = f"{count(alike)} look like a known class, " if alike else ""
     return (
         f"{considered}: {count(facts['clustered'])} look alike in clusters, {known}"
-        f"{count(facts['left_over'] - alike)} are like no other. A cluster may be a class worth "
+        f"{count(facts['left_over'] - alike)} are like no other. {compared_by(document)}A cluster may be a class worth "
         "adding, a fault of the archive, or known images that look odd."
     )
+
+
+def compared_by(document: Document) -> str:
+    """Return a sentence on the vectors that images were compared by; empty if they are the classifier's features."""
+    space = (document["groups"].get("method") or {"space": "features"})["space"]
+    if space == "embeddings":
+        return "They were compared by your own embeddings. "
+    if space == "features":
+        return ""
+    network = shortened(document["results"]["fingerprint"]["embedder"]["arch"], 60)
+    return f"They were compared by the embeddings of {network}. "
 
 
 def cluster_title(group: Mapping[str, Any]) -> str:

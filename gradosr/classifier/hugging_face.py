@@ -6,11 +6,9 @@ from typing import Any
 
 from gradosr.classifier.architectures import timm, transformers
 from gradosr.classifier.architectures.stated import Stated, unstated
-from gradosr.classifier.sources import CONFIG, read_config, read_json
+from gradosr.classifier.sources import CONFIG, PROCESSOR, read_config, read_json
 from gradosr.errors import NotFound
 from gradosr.store import Store, join
-
-PROCESSOR, WEIGHTS = "preprocessor_config.json", "model.safetensors"
 
 
 @dataclass(frozen=True)

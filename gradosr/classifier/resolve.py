@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,14 @@ from gradosr.archive.image import resolve_names
 from gradosr.classifier.architectures import LIBRARIES, timm, transformers
 from gradosr.classifier.architectures.stated import Stated, unstated
 from gradosr.classifier.build import build_classifier
-from gradosr.classifier.hugging_face import WEIGHTS, ModelFolder, read_folder
+from gradosr.classifier.hugging_face import ModelFolder, read_folder
+from gradosr.classifier.sources import WEIGHTS
 from gradosr.classifier.weights import load_weights, read_weights
-from gradosr.config import FOLDER, ClassifierSettings, CompleteFitJob, FitJob
+from gradosr.config import CompleteFitJob, FitJob, NetworkSettings
 from gradosr.errors import ConfigError
 from gradosr.store import Store, join
+
+NetworkT = TypeVar("NetworkT", bound=NetworkSettings)
 
 
 def complete(job: FitJob, store: Store, say: Callable[[str], object]) -> CompleteFitJob:
@@ -23,9 +26,21 @@ def complete(job: FitJob, store: Store, say: Callable[[str], object]) -> Complet
 
     Raises ConfigError, or ClassifierError for the folder.
     """
-    settings = job.classifier
-    folder = read_folder(store, settings.arch.removeprefix(FOLDER)) if settings.arch.startswith(FOLDER) else None
-    found: dict[str, Any] = {"classes": class_names(job, store, folder)}
+    folder = read_folder(store, job.classifier.folder) if job.classifier.folder is not None else None
+    settings = job.classifier.model_copy(update={"classes": class_names(job, store, folder)})
+    settings = stated_in_full(settings, folder, say)
+    said = {name: getattr(job, name) for name in type(job).model_fields}
+    return CompleteFitJob.model_validate({**said, "classifier": settings.model_dump()})
+
+
+def stated_in_full(
+    settings: NetworkT, folder: ModelFolder | None, say: Callable[[str], object] = lambda _: None
+) -> NetworkT:
+    """State the transform of a network and the arguments that its library adds, and resolve the folder of `hf:`.
+
+    Raises ConfigError.
+    """
+    found: dict[str, Any] = {}
     if folder is not None:
         found |= {"arch": folder.arch, "args": {**folder.args, **settings.args}}
         found |= {"weights": settings.weights or join(folder.uri, WEIGHTS)}
@@ -34,19 +49,17 @@ def complete(job: FitJob, store: Store, say: Callable[[str], object]) -> Complet
         say(f"transform, as {origin} has it: {transform}")
         found |= {"transform": transform}
     settings = settings.model_copy(update=found)
-    settings = settings.model_copy(update={"args": {**_loading_args(settings, say), **settings.args}})
-    said = {name: getattr(job, name) for name in type(job).model_fields}
-    return CompleteFitJob.model_validate({**said, "classifier": settings.model_dump()})
+    return settings.model_copy(update={"args": {**_loading_args(settings, say), **settings.args}})
 
 
-def _stated(settings: ClassifierSettings) -> Stated:
+def _stated(settings: NetworkSettings) -> Stated:
     source, _, name = settings.arch.partition(":")
     if source not in LIBRARIES:
         raise unstated(f"{settings.arch} cannot say what images its weights were made for")
     return LIBRARIES[source].transform(name, settings.args)
 
 
-def _loading_args(settings: ClassifierSettings, say: Callable[[str], object]) -> Mapping[str, Any]:
+def _loading_args(settings: NetworkSettings, say: Callable[[str], object]) -> Mapping[str, Any]:
     """Return the arguments that the library adds when it loads weights, without those that the config states."""
     source, _, name = settings.arch.partition(":")
     if settings.weights is None or settings.transform is None or source not in LIBRARIES:

@@ -1,16 +1,18 @@
 """A search, without torch, for the parts of a classifier that a config names: code of its own, or a model folder."""
 
+import hashlib
 import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from gradosr.config import FOLDER, LIBRARIES
+from gradosr.config import FOLDER, LIBRARIES, EmbedderSettings
 from gradosr.errors import ClassifierError, ConfigError, NotFound
 from gradosr.store import Store, join
 
-CONFIG = "config.json"
+CONFIG, PROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
+"""Files of a model folder."""
 
 
 def import_from_here() -> None:
@@ -40,6 +42,29 @@ def read_config(store: Store, uri: str) -> dict[str, Any]:
     if not {"model_type", "architecture"} & config.keys():
         raise ClassifierError(f"{join(uri, CONFIG)}: says neither model_type nor architecture")
     return config
+
+
+def identity(settings: EmbedderSettings, store: Store) -> dict[str, Any]:
+    """Return what the output of a second network depends on; of its files not where they are, but what they hold.
+
+    Raises the errors of reading them.
+    """
+    said = settings.model_dump(mode="json", exclude={"weights"})
+    files = {} if settings.weights is None else {WEIGHTS: settings.weights}
+    if settings.folder is not None:
+        said["arch"] = FOLDER + settings.folder.rstrip("/").rpartition("/")[2]
+        files = {name: join(settings.folder, name) for name in (CONFIG, PROCESSOR, WEIGHTS)} | files
+    digests = {name: _digest(store, uri) for name, uri in files.items() if name != PROCESSOR or store.exists(uri)}
+    return {**said, "files": digests}
+
+
+def _digest(store: Store, uri: str) -> str:
+    """Return the SHA-256 of an object, of which little is held at once."""
+    digest = hashlib.sha256()
+    with store.open(store.stat(uri)) as body:
+        while block := body.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_json(store: Store, uri: str) -> dict[str, Any]:

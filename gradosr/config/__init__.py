@@ -10,6 +10,7 @@ from gradosr.config.classifier import (
     LIBRARIES,
     ClassifierSettings,
     CompleteClassifier,
+    NetworkSettings,
     OutputEntry,
     TrainSettings,
     TransformSettings,
@@ -27,6 +28,7 @@ from gradosr.config.detectors import (
     Signals,
     TransferSettings,
 )
+from gradosr.config.embedder import EmbedderSettings
 from gradosr.config.evaluate import EvaluateSettings
 from gradosr.config.extend import ExtendSettings
 from gradosr.config.fit import CompleteFitJob, FitJob
@@ -56,6 +58,7 @@ __all__ = [
     "ComputeSettings",
     "Detector",
     "DeviceName",
+    "EmbedderSettings",
     "EvaluateSettings",
     "ExplainSettings",
     "ExtendSettings",
@@ -64,6 +67,7 @@ __all__ = [
     "ImagesInput",
     "Input",
     "LabelNames",
+    "NetworkSettings",
     "ObjectiveName",
     "OneClassSettings",
     "OneClassWeights",

@@ -70,8 +70,8 @@ FOLDER = "hf:"
 """Prefix before the URI of a model folder."""
 
 
-class ClassifierSettings(Settings):
-    """The classifier: architecture, weights, classes, transform."""
+class NetworkSettings(Settings):
+    """A network: architecture, weights, transform."""
 
     arch: str
     """torchvision:NAME, timm:NAME, hf:URI (a folder with config.json and model.safetensors), or package.module:factory
@@ -84,11 +84,6 @@ class ClassifierSettings(Settings):
     weights_entry: str | None = None
     """Entry of the checkpoint to load. Default: the first of state_dict_ema, model_ema, ema, state_dict,
     model_state_dict, model."""
-    classes: tuple[str, ...] | Uri | None = None
-    """Class names in logit order, or the URI of a JSON list. Default: the model folder's, or else `known`."""
-    logits: OutputEntry | None = None
-    """Entry of a returned tuple, mapping or object that holds the logits; leave it out if the classifier returns only
-    logits."""
     transform: TransformSettings | None = None
     """Input transform. Default: the library's own for these weights, from torchvision, timm, or a folder's
     preprocessor_config.json."""
@@ -99,9 +94,24 @@ class ClassifierSettings(Settings):
         return FOLDER + absolute(arch.removeprefix(FOLDER)) if arch.startswith(FOLDER) else arch
 
     @property
+    def folder(self) -> str | None:
+        """The URI of the model folder that `arch` names; None if it names something else."""
+        return self.arch.removeprefix(FOLDER) if self.arch.startswith(FOLDER) else None
+
+    @property
     def trained(self) -> bool:
-        """True if the classifier comes with weights."""
-        return self.weights is not None or self.arch.startswith(FOLDER)
+        """True if the network comes with weights."""
+        return self.weights is not None or self.folder is not None
+
+
+class ClassifierSettings(NetworkSettings):
+    """The classifier: architecture, weights, classes, transform."""
+
+    classes: tuple[str, ...] | Uri | None = None
+    """Class names in logit order, or the URI of a JSON list. Default: the model folder's, or else `known`."""
+    logits: OutputEntry | None = None
+    """Entry of a returned tuple, mapping or object that holds the logits; leave it out if the classifier returns only
+    logits."""
 
 
 class CompleteClassifier(ClassifierSettings):

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, StrictFloat, StrictInt, model_validator
 
 from gradosr.config.compute import DeviceName, RaySettings, Serving, Workers
+from gradosr.config.embedder import EmbedderSettings
 from gradosr.config.inputs import MAX_PIXELS, ResultsInput, ScoreInput
 from gradosr.config.settings import Settings
 from gradosr.config.uris import Uri
@@ -13,7 +14,7 @@ Allowance = Annotated[StrictInt, Field(ge=0)] | Annotated[StrictFloat, Field(ge=
 """Part of a whole: a count (an integer) or a share (a decimal number below 1)."""
 
 
-_OF_IMAGES = ("precision", "features", "representation", "signals", "max_pixels")
+_OF_IMAGES = ("precision", "features", "representation", "signals", "embedder", "max_pixels")
 """Settings of a pass through the classifier, which does not take place if signals are scored again."""
 
 
@@ -42,6 +43,9 @@ class ScoreJob(Serving):
     signals: Literal["none", "unknown", "all"] | Sample = "none"
     """Rows for which everything that the detector sees is stored, so that one can learn from labels and score again
     without the images; {sample: N} stores it for the unknown images and for one in N of the others."""
+    embedder: EmbedderSettings | None = None
+    """Second network, whose features are stored as `embedding`, in which an audit then finds clusters: of the unknown
+    images, and of the others for which `features` or `signals` are stored."""
     max_pixels: PositiveInt = MAX_PIXELS
     """Largest image, in pixels according to its header, that is decoded; others get status too_large."""
     max_attempts: PositiveInt = 3
@@ -67,6 +71,13 @@ class ScoreJob(Serving):
     def device_needed(self) -> DeviceName:
         """Device that workers compute on; scoring signals again takes no GPU."""
         return "cpu" if isinstance(self.input, ResultsInput) else self.device
+
+    @model_validator(mode="after")
+    def _trusted(self) -> "ScoreJob":
+        if self.embedder is not None and self.embedder.own_code and self.embedder.arch not in self.trust:
+            name = self.embedder.arch
+            raise ValueError(f"embedder.arch: {name} is code of its own; to import it, say `trust: [{name}]`")
+        return self
 
     @model_validator(mode="after")
     def _nothing_of_images(self) -> "ScoreJob":

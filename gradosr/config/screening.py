@@ -61,7 +61,7 @@ class ScreenJob(ScoreJob):
     def _possible(self) -> "ScreenJob":
         if self.gates == Gates():
             raise ValueError(f"gates: name at least one, or no night can trip: {', '.join(sorted(Gates.model_fields))}")
-        if self.gates.new_candidate_class is not None and self.features == "none":
+        if self.gates.new_candidate_class is not None and self.features == "none" and self.embedder is None:
             raise ValueError("gates.new_candidate_class needs features: unknown, or all")
         try:
             ZoneInfo(self.timezone)

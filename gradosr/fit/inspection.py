@@ -23,6 +23,7 @@ from gradosr.gradients.forms import wait
 from gradosr.run.console import Notes
 from gradosr.run.plan import check
 from gradosr.scoring.compute import choose_compute
+from gradosr.scoring.embedder import load_embedder
 from gradosr.scoring.memory import forget_peak, peak, resident
 from gradosr.scoring.observer import Observed, Observer
 from gradosr.scoring.scorer import Scorer
@@ -66,6 +67,8 @@ class Inspection:
     """Number of images in the batch whose predicted class is their label; None if there are no labels."""
     held_out_accuracy: float | None = None
     """Accuracy recorded in the bundle when it was fitted; None for a fit job."""
+    embedder: str | None = None
+    """The second network of a score job, and the images it gets; None if it has none."""
 
     def facts(self) -> dict[str, Any]:
         """Return the facts as plain data, for programs."""
@@ -76,8 +79,10 @@ def check_bundle(job: Serving) -> Inspection:
     """Inspect a bundle, given alone or by a score job. Raises the errors of scoring: ConfigError or InputError."""
     if isinstance(job, ScoreJob):
         check(job)
-    bundle = load_bundle(Store(job.store, job.stores), job.bundle, job.trust)
+    store = Store(job.store, job.stores)
+    bundle = load_bundle(store, job.bundle, job.trust)
     scorer, manifest = Scorer(bundle, job), bundle.manifest
+    embedder = load_embedder(job, store, scorer.compute) if isinstance(job, ScoreJob) else None
     images = _noise(manifest.transform, job.batch_size)
     scorer.score(images)
     rate, memory = _measured(lambda: scorer.score(images), images, scorer.observer)
@@ -89,6 +94,7 @@ def check_bundle(job: Serving) -> Inspection:
         images_per_second=rate,
         peak_memory_bytes=memory,
         held_out_accuracy=manifest.provenance.get("held_out_accuracy"),
+        embedder=None if embedder is None else f"{embedder.name}, {embedder.width} features; {embedder.transform}",
         **_understood(scorer.observer, images),
     )
 
@@ -198,6 +204,7 @@ def report(found: Inspection) -> str:
         "batch": f"{found.batch} images{memory}",
         "speed": f"{found.images_per_second:,.3g} images/s, without reading and decoding",
         "accuracy": _accuracy(found),
+        "embedder": found.embedder or "",
     }
     return "\n".join(f"{name:<12}{printable(line)}" for name, line in lines.items() if line)
 

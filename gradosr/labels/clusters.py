@@ -7,7 +7,7 @@ import numpy as np
 
 from gradosr.audit.clusters import group
 from gradosr.audit.known import bundle_of, read_known_images
-from gradosr.audit.material import stored
+from gradosr.audit.material import stored, vectors_of
 from gradosr.audit.rows import RunTable
 from gradosr.audit.tally import DESCRIBED, Sample, count, dated
 from gradosr.config import AuditSettings
@@ -17,33 +17,34 @@ from gradosr.store import Store
 def clusters(store: Store, table: RunTable, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, str]:
     """Return the cluster of images by id, found as an audit finds them, with `rows` in the sample for certain.
 
-    Empty for a run scored without features.
+    Empty for a run scored without features or embeddings.
     """
+    vectors = vectors_of(table)
     with table.open(table.parts[0]) as opened:
-        if "features" not in opened.columns:
+        if vectors not in opened.columns:
             return {}
     settings = AuditSettings()
-    tally = count(table, None, settings.group_sample)
-    _add(tally.sample, table, rows)
+    tally = count(table, None, settings.group_sample, vectors=vectors)
+    _add(tally.sample, table, rows, vectors)
     bundle, _ = bundle_of(store, table, settings)
     known, _ = read_known_images(store, bundle)
     material = stored(table, tally, known.reference)
     return group(material, None, settings.max_groups, table.kind, table.about["classes"]).group_of
 
 
-def _add(sample: Sample, table: RunTable, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add those of the rows that have features and are not in the sample."""
+def _add(sample: Sample, table: RunTable, rows: Sequence[Mapping[str, Any]], vectors: str) -> None:
+    """Add those of the rows that have such vectors and are not in the sample."""
     there = {row["id"] for row in sample.settled()[0]}
     for row in rows:
         if row["id"] not in there:
             part, number, place = row["at"]
             with table.open(part) as opened:
-                found = opened.group(number, [*DESCRIBED, "features"]).slice(place, 1)
-            features = found["features"][0].values
-            if features is not None:
+                found = opened.group(number, [*DESCRIBED, vectors]).slice(place, 1)
+            values = found[vectors][0].values
+            if values is not None:
                 first = np.zeros(1, np.uint64)  # no hash is smaller, so it stays
                 own = dated(found, table.kind, opened.modified)
-                sample.add(first, own, features.to_numpy(zero_copy_only=False)[None])
+                sample.add(first, own, values.to_numpy(zero_copy_only=False)[None])
 
 
 def in_order(

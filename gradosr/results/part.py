@@ -23,6 +23,8 @@ from gradosr.archive.shards import Shard
 from gradosr.store.spool import spooled
 
 SCHEMA_VERSION = 1
+EMBEDDING = "embedding"
+"""Wide column of the features of a second network."""
 STATUSES = ("ok", "empty", "truncated", "not_an_image", "unsupported", "too_large", "non_finite")
 STAGES = ("read", "decode", "score", "write")
 SPOOL_BYTES = 64 << 20
@@ -56,7 +58,7 @@ _BAD_IMAGE = ("key", "source", "status", "error")
 def schema(wide: Collection[str] = ()) -> pa.Schema:
     """Return the columns of a part, given the names of its wide columns, which hold a list of numbers per row.
 
-    The representation is float32; the signals, one of which are the features, are float16.
+    The representation is float32; the signals, one of which are the features, and the embedding are float16.
     """
     fields = [pa.field(name, kind, nullable=name not in _REQUIRED) for name, kind in _COLUMNS.items()]
     fields += [pa.field(name, pa.list_(pa.float32() if name == "representation" else pa.float16())) for name in wide]

@@ -235,8 +235,8 @@ def _estimate_lines(found: Mapping[str, Any]) -> list[str]:
 def _wide(found: Mapping[str, Any]) -> str:
     everything = found["wide_bytes"] * found["images"] / 1e9
     return (
-        f"stored       {found['wide_bytes']:,} bytes for each image whose signals, features or representation are kept "
-        f"({everything:,.1f} GB if all are), before compression"
+        f"stored       {found['wide_bytes']:,} bytes for each image whose signals, features, embedding or "
+        f"representation are kept ({everything:,.1f} GB if all are), before compression"
     )
 
 

@@ -19,7 +19,8 @@ from gradosr.config import ResultsInput, ScoreJob, Workers
 from gradosr.errors import ShardUnreadable
 from gradosr.results.part import PartBuilder, schema
 from gradosr.run.plan import Plan
-from gradosr.scoring.columns import Kept, score_images
+from gradosr.scoring.columns import NOTHING_WIDE, Kept, score_images
+from gradosr.scoring.embedder import load_embedder
 from gradosr.scoring.rescoring import opened, rescored
 from gradosr.scoring.scorer import Scorer
 from gradosr.store import Store
@@ -51,7 +52,7 @@ class Estimate:
     device: str
     """Device on which the sample was scored."""
     wide_bytes: int
-    """Bytes that an image's representation, features and signals take where they are stored, before compression."""
+    """Bytes of an image's representation, features, signals and embedding where they are stored, uncompressed."""
 
 
 def estimate(plan: Plan) -> Estimate | None:
@@ -160,7 +161,10 @@ class _Sample:
         job = self._job
         self._scorer = Scorer(load_bundle(self._store, job.bundle, job.trust), job)
         self.device = self._scorer.compute.name if self._scorer.compute.on_gpu else "CPU"
-        self.wide_bytes = Kept.by(job).wide_bytes(self._scorer)
+        embedder = load_embedder(job, self._store, self._scorer.compute)
+        kept = Kept.by(job, embedder)
+        self.wide_bytes = kept.wide_bytes(self._scorer)
+        self._kept = kept if embedder else NOTHING_WIDE
 
     def count(self, shard: Shard) -> int:
         """Return the number of images in a shard; 0 if it cannot be read."""
@@ -193,10 +197,10 @@ class _Sample:
 
     def _score(self, shards: Sequence[Shard], count: int, threads: int) -> int:
         """Score the first `count` images, equally many per shard, into a part that is not published; count its rows."""
-        part = PartBuilder(shards[0], schema())
+        part = PartBuilder(shards[0], schema(self._kept.widths(self._scorer)))
         try:
             for batch in self._batches(shards, count, threads):
-                part.add(score_images(self._scorer, batch))
+                part.add(score_images(self._scorer, batch, self._kept))
             part.flush()
         finally:
             part.close()
@@ -205,8 +209,8 @@ class _Sample:
     def _batches(self, shards: Sequence[Shard], count: int, threads: int) -> Iterator[list[PreparedImage]]:
         each = -(-count // len(shards))
         images = islice(chain.from_iterable(self._images(shard, each) for shard in shards), count)
-        transform = self._scorer.bundle.manifest.transform
-        return prepared_batches(images, transform, self._job.max_pixels, self._job.batch_size, threads)
+        transform, job = self._scorer.bundle.manifest.transform, self._job
+        return prepared_batches(images, transform, job.max_pixels, job.batch_size, threads, self._kept.beside)
 
     def _images(self, shard: Shard, count: int) -> Iterator[EncodedImage]:
         with suppress(ShardUnreadable):

@@ -11,6 +11,7 @@ from gradosr.archive.image import decoder, resolve_names
 from gradosr.archive.readers import READERS
 from gradosr.archive.shards import Shard, means
 from gradosr.bundle.manifest import Manifest, check_precision, read_manifest
+from gradosr.classifier.sources import identity
 from gradosr.config import LIBRARIES, Allowance, ResultsInput, ScoreJob
 from gradosr.errors import ConfigError, InputError
 from gradosr.results.folder import BAD_IMAGES, MARK, PART, Listing, RunFolder
@@ -160,6 +161,9 @@ def _look(
     listing = attempt(job.output, folder.look) or Listing()
     begun = (attempt(job.output, lambda: _as_begun(job, folder)) or job) if listing.claimed else job
     bundle = attempt(job.bundle, lambda: _usable(begun, store))
+    if bundle is not None and (embedder := begun.embedder) is not None:
+        made_of = attempt(embedder.weights or embedder.folder or job.bundle, lambda: identity(embedder, store))
+        bundle[1]["embedder"] = made_of
     attempt(names if isinstance(names, str) else job.input.uri, lambda: resolve_names(names, store))
     return begun, bundle, listing
 

@@ -27,6 +27,9 @@ def _unseen(job: ScoreJob) -> list[str]:
     uris = {"bundle": job.bundle, "input.uri": job.input.uri, "output": job.output}
     if isinstance(job.input.label_names, str):
         uris["input.label_names"] = job.input.label_names
+    if job.embedder is not None:
+        found = {"embedder.weights": job.embedder.weights, "embedder.arch": job.embedder.folder}
+        uris |= {name: uri for name, uri in found.items() if uri is not None}
     *schemes, last = (f"{name}://" for name, scheme in BACKENDS.items() if scheme.shared)
     seen = f"{', '.join(schemes)} and {last}"
     return [

@@ -11,12 +11,14 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from numpy.typing import NDArray
 
 from gradosr.archive.loading import PreparedImage
-from gradosr.config import Sample, ScoreJob
-from gradosr.results.part import schema, wide_column
-from gradosr.scoring.scorer import Scorer, Scores
+from gradosr.config import Sample, ScoreJob, TransformSettings
+from gradosr.results.part import EMBEDDING, schema, wide_column
+from gradosr.scoring.embedder import Embedder
+from gradosr.scoring.scorer import Scorer, Scores, stored
 
 Stored = Literal["none", "unknown", "all"]
 
@@ -28,19 +30,26 @@ class Kept:
     representation: Stored = "none"
     features: Stored = "none"
     signals: Stored | Sample = "none"
+    embedder: Embedder | None = None
+    """Second network, whose embeddings are stored of unknown images, and where features or signals are."""
 
     @classmethod
-    def by(cls, job: ScoreJob) -> "Kept":
-        return cls(job.representation, job.features, job.signals)
+    def by(cls, job: ScoreJob, embedder: Embedder | None) -> "Kept":
+        return cls(job.representation, job.features, job.signals, embedder)
+
+    @property
+    def beside(self) -> TransformSettings | None:
+        """The transform of the second network, if there is one."""
+        return None if self.embedder is None else self.embedder.transform
 
     def widths(self, scorer: Scorer) -> dict[str, int]:
         """Return the number of values per row of each wide column that is stored at all."""
         wanted = {} if self.representation == "none" else {"representation": len(scorer.observer.coordinates)}
         if self.signals != "none":
-            return wanted | scorer.widths
-        if self.features != "none" and "features" in scorer.widths:
+            wanted |= scorer.widths
+        elif self.features != "none" and "features" in scorer.widths:
             wanted["features"] = scorer.widths["features"]
-        return wanted
+        return wanted if self.embedder is None else wanted | {EMBEDDING: self.embedder.width}
 
     def wide_bytes(self, scorer: Scorer) -> int:
         """Return the bytes of an image's wide columns where they are stored, before compression."""
@@ -69,8 +78,7 @@ def start_scoring(
     def rows() -> pa.RecordBatch:
         columns = _facts(images)
         if pending:
-            keys = [image.encoded.key for image in images if image.pixels is not None]
-            scored = _scored(scorer, pending.wait(), keys, kept)
+            scored = _scored(scorer, pending.wait(), [image for image in images if image.pixels is not None], kept)
             columns |= _spread(scored, images, columns)
         return pa.RecordBatch.from_pydict(columns)
 
@@ -104,7 +112,7 @@ def _spread(
     return columns | {name: pc.coalesce(facts[name], columns[name]) for name in ("status", "error")}
 
 
-def _scored(scorer: Scorer, scores: Scores, keys: Sequence[str], kept: Kept) -> dict[str, pa.Array]:
+def _scored(scorer: Scorer, scores: Scores, images: Sequence[PreparedImage], kept: Kept) -> dict[str, pa.Array]:
     """Return the columns of images with pixels; the scores are null where one of them is not finite."""
     missing_S = ~scores.finite
     unknown_S = pa.array(scores.is_unknown, mask=missing_S)
@@ -120,13 +128,29 @@ def _scored(scorer: Scorer, scores: Scores, keys: Sequence[str], kept: Kept) -> 
     }
     for name in ("confidence", "max_logit", "energy", "unknown_score", "p_value"):
         columns[name] = pa.array(getattr(scores, name), mask=missing_S)
+    keys = [image.encoded.key for image in images]
     wide: dict[str, NDArray[np.floating]] = {"representation": scores.representation_BC, **scores.signals}
-    signals_S = _wanted(kept.signals, scores, keys)
+    signals_S, features_S = _wanted(kept.signals, scores, keys), _wanted(kept.features, scores, keys)
     wanted = dict.fromkeys(scores.signals, signals_S)
     wanted["representation"] = _wanted(kept.representation, scores, keys)
     if "features" in wanted:
-        wanted["features"] = signals_S | _wanted(kept.features, scores, keys)
+        wanted["features"] = signals_S | features_S
+    if kept.embedder is not None:
+        chosen_S = signals_S | features_S | _wanted("unknown", scores, keys)
+        wide[EMBEDDING], wanted[EMBEDDING] = _embedded(kept.embedder, images, chosen_S)
     return columns | {name: wide_column(wide[name], wanted[name]) for name in kept.widths(scorer)}
+
+
+def _embedded(
+    embedder: Embedder, images: Sequence[PreparedImage], chosen_S: NDArray[np.bool_]
+) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
+    """Return the embeddings [S, F] of the chosen images, and which of these are of finite numbers [S]."""
+    places = np.flatnonzero(chosen_S)
+    found_NF = embedder([pixels for place in places.tolist() if (pixels := images[place].beside) is not None])
+    there_S, values_SF = np.zeros_like(chosen_S), np.zeros((len(images), embedder.width), np.float16)
+    there_S[places] = np.isfinite(found_NF).all(1)
+    values_SF[places] = stored(torch.from_numpy(found_NF))
+    return values_SF, there_S
 
 
 def _wanted(stored: Stored | Sample, scores: Scores, keys: Sequence[str]) -> NDArray[np.bool_]:

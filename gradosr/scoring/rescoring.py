@@ -26,7 +26,7 @@ from gradosr.detectors import Observation
 from gradosr.errors import InputError, ShardUnreadable
 from gradosr.results.folder import RunFolder
 from gradosr.results.outcome import PartStats, Underway
-from gradosr.results.part import STAGES, PartBuilder, schema, stored_numbers
+from gradosr.results.part import EMBEDDING, STAGES, PartBuilder, schema, stored_numbers
 from gradosr.results.rescored import HOW, fingerprint_before
 from gradosr.scoring.clock import Clock, rounded, timed
 from gradosr.scoring.columns import NON_FINITE
@@ -179,7 +179,7 @@ def _without_scores(rows: pa.RecordBatch, lost_B: pa.Array) -> dict[str, pa.Arra
 def signal_columns(columns: pa.Schema) -> list[str]:
     """Return the names of the columns that hold signals."""
     lists = [one for one in columns if pa.types.is_list(one.type) or pa.types.is_fixed_size_list(one.type)]
-    return [one.name for one in lists if pa.types.is_float16(one.type.value_type)]
+    return [one.name for one in lists if pa.types.is_float16(one.type.value_type) and one.name != EMBEDDING]
 
 
 def observation_of(seen: pa.RecordBatch) -> Observation:

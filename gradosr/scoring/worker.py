@@ -19,12 +19,15 @@ from gradosr.archive.loading import Prefetcher, PreparedImage, prepared_batches
 from gradosr.archive.readers import READERS
 from gradosr.archive.shards import Shard
 from gradosr.bundle.bundle import load_bundle
+from gradosr.classifier.sources import identity
 from gradosr.config import ScoreJob
+from gradosr.errors import InputError
 from gradosr.results.folder import RunFolder
 from gradosr.results.outcome import PartStats, Underway
 from gradosr.results.part import STAGES, PartBuilder, schema
 from gradosr.scoring.clock import Clock, rounded, timed
 from gradosr.scoring.columns import Kept, start_scoring
+from gradosr.scoring.embedder import Embedder, load_embedder
 from gradosr.scoring.scorer import Scorer
 from gradosr.store import Store
 from gradosr.versions import software
@@ -48,7 +51,7 @@ class ShardWorker:
     def ready(self) -> str:
         """Load everything and return the worker's name.
 
-        Raises FingerprintMismatch, BundleError, ClassifierError, ConfigError, StoreError or MachineFault.
+        Raises FingerprintMismatch, BundleError, ClassifierError, ConfigError, InputError, StoreError or MachineFault.
         """
         torch.set_num_threads(self._threads)
         job, self._store = self._job, Store(self._job.store, self._job.stores)
@@ -58,9 +61,15 @@ class ShardWorker:
         self._label_names = resolve_names(job.input.label_names, self._store)
         bundle = load_bundle(self._store, job.bundle, job.trust)
         self._scorer = Scorer(bundle, job, every_norm=job.representation != "none")
-        self._kept = Kept.by(job)
+        self._kept = Kept.by(job, self._embedder())
         self._schema = schema(self._kept.widths(self._scorer))
         return self.name
+
+    def _embedder(self) -> Embedder | None:
+        job = self._job
+        if job.embedder is not None and identity(job.embedder, self._store) != self._fingerprint["embedder"]:
+            raise InputError("embedder: its files are others than when the run began; put those back, or start anew")
+        return load_embedder(job, self._store, self._scorer.compute)
 
     def expect(self, shard: Shard) -> None:
         """Prefetch this shard during the next `score`, once all of that call's shard is read."""
@@ -128,8 +137,8 @@ class ShardWorker:
             read.set()
             self._prefetch.start()
 
-        transform, job = self._scorer.bundle.manifest.transform, self._job
-        batches = prepared_batches(images(), transform, job.max_pixels, job.batch_size, self._threads)
+        transform, beside, job = self._scorer.bundle.manifest.transform, self._kept.beside, self._job
+        batches = prepared_batches(images(), transform, job.max_pixels, job.batch_size, self._threads, beside)
         return Loading(shard, batches, seconds, read, passed_over, sizes)
 
     def _footer(self, loading: "Loading") -> dict[str, Any]:

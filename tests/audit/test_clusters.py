@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from gradosr.audit import audit, overview
 from gradosr.audit.consensus import find
 from gradosr.audit.dense import find_dense
 from gradosr.audit.embeddings import read_embeddings
+from gradosr.audit.rows import RunTable, id_of
 from gradosr.audit.space import Reference, space_of
 from gradosr.bundle.examples import KnownExamples
 from gradosr.bundle.manifest import EXAMPLES, HELD_OUT, Manifest
 from gradosr.config import AuditSettings, TransformSettings
 from gradosr.errors import InputError
+from gradosr.labels.clusters import clusters
 from gradosr.store import Store
 
 rng_of = np.random.default_rng
@@ -113,12 +116,17 @@ def picture(place: int) -> bytes:
     return body.getvalue()
 
 
-def run_of(folder: Path, known: Reference, digest: str = "b" * 64, days: int = 2) -> tuple[str, dict[str, int]]:
-    """Write a run with two unknown classes and a known one over the threshold; return the kinds of these by key."""
+def run_of(
+    folder: Path, known: Reference, digest: str = "b" * 64, days: int = 2, embedder: str = ""
+) -> tuple[str, dict[str, int]]:
+    """Write a run with two unknown classes and a known one over the threshold; return the kinds of these by key.
+
+    The embeddings of an embedder have the classes apart, and known images of three more kinds.
+    """
     vectors, kind = unknown(3, 2)
     alike = known.vectors_MF[known.predicted_M == 1][:40]
     both, kinds = np.concatenate([vectors, alike]), np.append(kind, np.full(40, 2))
-    order = rng_of(0).permutation(len(both))
+    order, apart = rng_of(0).permutation(len(both)), rng_of(5)
     parts, truth = {}, {}
     for day, places in enumerate(np.array_split(order, days)):
         shard = f"2026-11-0{day + 1}/a.tar"
@@ -127,8 +135,10 @@ def run_of(folder: Path, known: Reference, digest: str = "b" * 64, days: int = 2
         for row, place in zip(made, places, strict=False):
             truth[row["key"]] = int(kinds[place])
             row["label"] = None if place % 5 == 0 else ("yak", "zebu", "dog")[kinds[place]]
+        for place, row in enumerate(made if embedder else ()):
+            row["embedding"] = np.float16(np.eye(6)[truth.get(row["key"], 3 + place % 3)] + apart.normal(size=6) / 10)
         parts[f"part-{day}"] = made
-    return write_run(folder, parts, calibration(4999), width=F, bundle=digest), truth
+    return write_run(folder, parts, calibration(4999), width=F, bundle=digest, embedder=embedder), truth
 
 
 def audited(uri: str, out: Path | None = None, **settings: Any) -> dict[str, Any]:
@@ -239,6 +249,37 @@ def test_clusters_are_found_in_the_users_embeddings(folder: Path, tmp_path: Path
     assert groups["considered"] == 160
     tops = [item["labels"][0]["images"] / item["labelled"] for item in groups["items"]]
     assert (len(tops), min(tops)) == (3, 1.0)  # also those that the classifier takes for dogs
+
+
+def test_clusters_are_found_in_the_embeddings_that_a_run_stores(tmp_path: Path, known: Reference) -> None:
+    uri, truth = run_of(tmp_path / "run", known, embedder="timm:other")
+    found = audited(uri, tmp_path / "out")
+    groups = found["groups"]
+    assert groups["method"] == {"space": "embedder", "known": True}
+    assert groups["considered"] == 160
+    tops = [item["labels"][0]["images"] / item["labelled"] for item in groups["items"]]
+    assert (len(tops), min(tops)) == (3, 1.0)
+    assert found["results"]["fingerprint"]["embedder"]["arch"] == "timm:other"
+    assert "compared by the embeddings of timm:other" in (tmp_path / "out/index.html").read_text()
+    table = RunTable(Store(), uri)
+    alike = Counter(truth[key] for key in truth if clusters(Store(), table, []).get(id_of(key)))
+    assert alike == {0: 60, 1: 60, 2: 40}
+    own = embeddings(tmp_path / "own.parquet", truth)
+    assert audited(uri, embeddings=str(own))["groups"]["method"]["space"] == "embeddings"
+
+
+def test_images_of_a_run_without_an_embedding_are_counted(tmp_path: Path, known: Reference) -> None:
+    uri, _ = run_of(tmp_path / "run", known, embedder="timm:other")
+    for part in (tmp_path / "run/parts").iterdir():
+        table, metadata = pq.read_table(part), pq.read_metadata(part).metadata
+        kept = pa.array([vector if place % 2 else None for place, vector in enumerate(table["embedding"].to_pylist())])
+        column = kept.cast(table.schema.field("embedding").type)
+        table = table.set_column(table.column_names.index("embedding"), "embedding", column)
+        pq.write_table(table.replace_schema_metadata(metadata), part)
+    found = audited(uri)
+    assert found["notes"] == ["80 of 160 images over the threshold have no embedding and are in no group"]
+    assert found["groups"]["considered"] == 80
+    assert found["groups"]["method"] == {"space": "embedder", "known": True}
 
 
 def test_images_without_an_embedding_are_left_out(tmp_path: Path, known: Reference) -> None:

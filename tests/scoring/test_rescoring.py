@@ -312,9 +312,17 @@ def test_an_unfinished_run_and_a_folder_without_one_are_refused(
     assert (code, "results: no results there" in line) == (4, True)
 
 
-@pytest.mark.parametrize("name", ["features", "representation", "signals"])
-def test_settings_of_images_are_refused(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, line = refusal(folder, capsys, "--set", f"{name}=all")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, "all") for name in ("features", "representation", "signals")),
+        ("embedder", "{arch: 'timm:resnet10t', weights: w.pt}"),
+    ],
+)
+def test_settings_of_images_are_refused(
+    name: str, value: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, line = refusal(folder, capsys, "--set", f"{name}={value}")
     assert (code, f"{name}: not with input.kind results" in line) == (2, True)
 
 

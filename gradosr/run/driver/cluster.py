@@ -128,7 +128,9 @@ def check_local_uris(job: ScoreJob, shard: Shard) -> None:
 
     Also for a URI that no other process sees: workers are processes of their own.
     """
-    uris = (job.bundle, _object_of(job, shard), job.output)
+    uris = [job.bundle, _object_of(job, shard), job.output]
+    if job.embedder is not None:
+        uris += filter(None, (job.embedder.weights, job.embedder.folder))
     if mine := [uri for uri in uris if scheme_of(uri).seen_from == "process"]:
         raise ConfigError(f"{mine[0]}: in the memory of this process, where no worker sees it")
     nodes, local = live_nodes(), [uri for uri in uris if not is_shared(uri)]
