@@ -1,6 +1,7 @@
 """gradosr screen: report what is new in an archive since the last night, and whether someone should look at it."""
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -43,9 +44,8 @@ def screen(
     plan, store = prepare(job), Store(job.store, job.stores)
     history = History(store, plan.folder)
     with Notes(interval=log_interval, as_json=log_format == "json") as notes:
-        summary, night = run(
-            plan, notes, lambda plan, outcome: screening.close(job, plan, outcome, history, _labels(store, plan, job))
-        )
+        labels = partial(_labels, store, plan, job, notes)
+        summary, night = run(plan, notes, lambda plan, outcome: screening.close(job, plan, outcome, history, labels()))
         notes.summary(summary)
         if summary.interrupted:
             raise Terminated
@@ -62,14 +62,20 @@ def screen(
     return TRIPPED if night and night.tripped else done
 
 
-def _labels(store: "Store", plan: "Plan", job: "ScreenJob") -> dict[str, str]:
-    """Return the labels of earlier nights by key, if some of them dismiss clusters."""
-    from gradosr.labels import read_labels, verdicts
+def _labels(store: "Store", plan: "Plan", job: "ScreenJob", notes: "Notes") -> dict[str, str]:
+    """Return what labels of earlier nights say that images show, by key, if some names are dismissed."""
+    from gradosr.labels import UNKNOWN, read_labels, verdicts
 
     if not job.dismissed:
         return {}
     said = verdicts(read_labels(store, job.output), plan.manifest.classes)
-    return dict(zip(said["key"].to_pylist(), said["label"].to_pylist(), strict=True))
+    found = dict(zip(said["key"].to_pylist(), said["label"].to_pylist(), strict=True))
+    named = set(found.values())
+    if unused := [name for name in job.dismissed if name not in named]:
+        there = f"; labels are {', '.join(sorted(named)[:10])}" if named else ""
+        notes.say(f"dismissed: no image of {job.output} is labelled {', '.join(unused)}{there}")
+    # `unknown` agrees with any name.
+    return {key: label for key, label in found.items() if label in job.dismissed or label != UNKNOWN}
 
 
 def _tell(night: "Night", page: str, notes: "Notes") -> None:

@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pyarrow as pa
@@ -56,8 +57,8 @@ def close(
 ) -> tuple[Summary, Night | None]:
     """Finish the run and store a night for what is new in its table.
 
-    `labels` are what people said of images of earlier nights, by key. No night is stored if shards failed or were
-    interrupted.
+    `labels` are what people said that images of earlier nights show, by key. No night is stored if shards failed or
+    were interrupted.
     """
     summary = finish(plan, outcome)
     if summary.failed or summary.interrupted:
@@ -152,34 +153,35 @@ def _new_classes(
     """Return the number of new images in each cluster that consists mostly of new images and is not dismissed.
 
     Clusters are formed among the images over the threshold in the parts of both `fresh` and `window`, and in those that
-    hold images with a label that the job dismisses.
+    hold images with a label that the job dismisses. Images that the bundle has learned from tell what a cluster is, and
+    count for nothing else.
     """
     if job.gates.new_candidate_class is None or not window:
         return []
     try:
-        new = RunTable(store, uri, fresh, with_learned=False)
+        new = RunTable(store, uri, fresh)
         labelled = _parts_of(RunTable(store, uri), [key for key, label in labels.items() if label in job.dismissed])
-        both = RunTable(store, uri, {*fresh, *window, *labelled}, with_learned=False)
-        tally = count(both, None, MOST_GROUPED, vectors=vectors_of(both))
+        both = RunTable(store, uri, {*fresh, *window, *labelled})
+        tally = count(both, None, MOST_GROUPED, vectors=vectors_of(both), first=labels)
     except EmptyTable:
         return []
     shards = set(count(new, None, 0).by_shard)
     bundle, _ = bundle_of(store, both, AuditSettings(store=job.store, stores=job.stores))
     known, _ = read_known_images(store, bundle)
     groups = group(stored(both, tally, known.reference), None, MOST_GROUPED, new.kind, both.about["classes"]).group_of
-    dismissed = {id_of(key): label in job.dismissed for key, label in labels.items()} if labelled else {}
-    members: defaultdict[str, list[bool]] = defaultdict(list)
-    said: defaultdict[str, list[bool]] = defaultdict(list)
+    members: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for row in tally.sample.settled()[0]:
         if row["id"] in groups:
-            members[groups[row["id"]]].append(row["shard"] in shards)
-            if row["id"] in dismissed:
-                said[groups[row["id"]]].append(dismissed[row["id"]])
-    return [
-        sum(of_now)
-        for name, of_now in members.items()
-        if sum(of_now) > MOSTLY * len(of_now) and not (len(said[name]) >= FEWEST_DISMISSED and all(said[name]))
-    ]
+            members[groups[row["id"]]].append(row)
+    said = {id_of(key): label in job.dismissed for key, label in labels.items()}
+    learned = set(both.about["learned"])
+    sizes = list[int]()
+    for rows in members.values():
+        named = [said[row["id"]] for row in rows if row["id"] in said]
+        of_now = [row["shard"] in shards for row in rows if row["id"] not in learned]
+        if sum(of_now) > MOSTLY * len(of_now) and not (len(named) >= FEWEST_DISMISSED and all(named)):
+            sizes.append(sum(of_now))
+    return sizes
 
 
 def _parts_of(table: RunTable, keys: Collection[str]) -> set[str]:

@@ -79,8 +79,9 @@ class PValueCounts:
 class Sample:
     """A sample of rows, those with the smallest hashes of their keys, with vectors if these are wanted."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    def __init__(self, limit: int, first: Collection[str] = ()) -> None:
+        """Choose `limit` rows, those with the keys `first` before all others."""
+        self.limit, self._first = limit, frozenset(first)
         self.considered = 0
         """Number of rows that could have been chosen."""
         self._bound = (1 << 64) - 1
@@ -89,7 +90,8 @@ class Sample:
 
     def wanted(self, keys: pa.ChunkedArray) -> tuple[NDArray[np.intp], NDArray[np.uint64]]:
         """Return the positions of keys that may still be chosen, and the first eight bytes of their hashes."""
-        digests = b"".join(key_hash(key)[:8] for key in keys.to_pylist())
+        hashes = ((key in self._first, key_hash(key)) for key in keys.to_pylist())
+        digests = b"".join(bytes(4) + digest[:4] if first else digest[:8] for first, digest in hashes)
         ids = np.frombuffer(digests, ">u8").astype(np.uint64)
         places = np.flatnonzero(ids <= np.uint64(self._bound))
         return places, ids[places]
@@ -132,11 +134,13 @@ class Tally:
         sought: Collection[str] = (),
         *,
         vectors: str | None = "features",
+        first: Collection[str] = (),
     ) -> None:
         """Start without counts; `kind` is that of the input, `sample` the number of rows kept for clustering.
 
         `sought` are keys of which `over` is to tell on which side of the threshold they are. Rows are sampled that have
-        `vectors`, a column, or all if it is None; where these are not the features, known ones to compare with, too.
+        `vectors`, a column, or all if it is None, those with the keys `first` before others; where these are not the
+        features, known rows to compare with, too.
         """
         self.rows = self.left_out = 0
         """Number of rows that the table leaves out."""
@@ -153,7 +157,7 @@ class Tally:
         self.by_shard: dict[str, list[int]] = {}
         self.prefixes, self.days = Prefixes(kind), Days()
         self.part_rows: dict[str, int] = {}
-        self.sample = Sample(sample)
+        self.sample = Sample(sample, first)
         """Rows over the threshold."""
         self.known = Sample(0 if vectors == "features" else MOST_KNOWN)
         """Rows that are surely known."""
@@ -286,9 +290,11 @@ def count(
     sought: Collection[str] = (),
     *,
     vectors: str | None = "features",
+    first: Collection[str] = (),
 ) -> Tally:
     """Count all parts of a table in one pass; the other arguments are as in `Tally`."""
-    tally = Tally(len(table.about["classes"]), calibration_images, table.kind, sample, sought, vectors=vectors)
+    classes = len(table.about["classes"])
+    tally = Tally(classes, calibration_images, table.kind, sample, sought, vectors=vectors, first=first)
     table.each(tally.read)
     return tally
 

@@ -45,7 +45,8 @@ class ScreenJob(ScoreJob):
     """Limits on the night's results; at least one is required."""
     dismissed: tuple[str, ...] = ()
     """Names, given to images of earlier nights by `gradosr label`, of what nobody needs to hear of again. A cluster
-    with two or more images so labelled, and none labelled otherwise, does not trip gates.new_candidate_class."""
+    with two or more images so labelled, and none labelled otherwise (`unknown` is no other name), does not trip
+    gates.new_candidate_class."""
     baseline_nights: PositiveInt = 7
     """Number of earlier nights that this one is compared with."""
     fdr: Annotated[float, Field(gt=0, lt=1)] = 0.1

@@ -2,10 +2,11 @@
 
 The classifier gets one row more in its last layer (new_class.py). Then it is fitted as by `gradosr fit`, to the images
 that the parent was fitted with, split as they were: its gradients depend on the new logits, so held-out images are
-observed again. Labelled images fit the new row alone. They do not calibrate, because they were chosen by their scores,
-and p-values hold only for images that are exchangeable with those that calibrate: the p-values of the new bundle
-are those of the parent's known classes, and the rate at which images of the new class are called unknown is not
-certified until it is fitted with held-out images of all classes.
+observed again. Labelled images fit the new row alone; where there are enough of the new class, some of them are held
+out and tell how many are named right. They do not calibrate, because they were chosen by their scores, and p-values
+hold only for images that are exchangeable with those that calibrate: the p-values of the new bundle are those of the
+parent's known classes, and the rate at which images of the new class are called unknown is not certified until it is
+fitted with held-out images of all classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from gradosr.audit.proportions import wilson
 from gradosr.audit.rows import RunTable, id_of
 from gradosr.bundle.bundle import Bundle, DetectorOnly, load_bundle, read_held_out
 from gradosr.bundle.held_out import HeldOut
@@ -35,6 +38,8 @@ from gradosr.store import Store, join
 
 ENOUGH = 20
 """Least number of labelled images that make a class."""
+HELD_OUT = 4
+"""Number of labelled images of the new class of which one is held out, from twice ENOUGH on."""
 MOST_LOST = 0.005
 """Largest accuracy on the images of the known classes that may be lost, measured on the calibration images."""
 
@@ -61,11 +66,13 @@ def extend(
     held_out = read_held_out(store, bundle)
     _check(parent, name, bundle)
     labelled = read_labelled(store, runs, name, parent)
-    row = fit_new_row(_pictures(held_out, labelled))
+    pictures, fresh_B = _pictures(held_out, labelled), np.append(np.zeros(len(held_out.fitting), bool), apart(labelled))
+    row = fit_new_row(pictures[~fresh_B])
     job = _job(parent, name, out, settings)
     wider = _wider(parent, row, job)
     record_job(store, job)
-    notes.say(f"{name}: a new row from {int(labelled.new_B.sum())} labelled images; the known images are read again")
+    fitted_to = int(pictures.new_B[~fresh_B].sum())
+    notes.say(f"{name}: a new row from {fitted_to} labelled images; the known images are read again")
     ready = prepare(job, notes, classifier=wider)
     _check_split(ready, parent)
     accuracy = measured(ready)
@@ -76,8 +83,10 @@ def extend(
             f"than {100 * MOST_LOST:g}; label more images of it, or let --force accept that"
         )
     facts = {"class": name, "labels": int(labelled.new_B.sum()), "found_by_cross_validation": row.found}
+    facts |= {"fitted_to": fitted_to, "held_out": _named(row, pictures[fresh_B])}
     facts |= {"penalty": row.penalty, "accuracy": accuracy}
-    ids = list(dict.fromkeys([*parent.manifest.provenance.get("extended", {}).get("ids", ()), *labelled.ids]))
+    learned = [one for one, fresh in zip(labelled.ids, apart(labelled), strict=True) if not fresh]
+    ids = list(dict.fromkeys([*parent.manifest.provenance.get("extended", {}).get("ids", ()), *learned]))
     fitted = fit_prepared(ready, notes, force=force)
     origin = {"extended": {**facts, "parent": parent.digest, "runs": list(runs), "ids": ids}}
     manifest = fitted.manifest.model_copy(update={"provenance": fitted.manifest.provenance | origin})
@@ -120,6 +129,29 @@ def read_labelled(store: Store, runs: Sequence[str], name: str, parent: Bundle) 
             f"{', '.join(runs)}: {sum(new)} images labelled {name} with stored signals{others}; a class needs {ENOUGH}"
         )
     return Labelled(ids, Observation.joined(pieces, len(ids)), torch.tensor(new))
+
+
+def apart(labelled: Labelled) -> NDArray[np.bool_]:
+    """Return which labelled images are held out from fitting; none if too few would be left.
+
+    Ids are hashes, so that those of the smallest ones are a random share, which stays much the same when labels are
+    added. An image of two runs is on the same side in both.
+    """
+    new = sorted({one for one, is_new in zip(labelled.ids, labelled.new_B.tolist(), strict=True) if is_new})
+    chosen = set(new[: len(new) // HELD_OUT] if len(new) >= 2 * ENOUGH else ())
+    return np.array([one in chosen for one in labelled.ids], bool)
+
+
+def _named(row: NewRow, fresh: Pictures) -> dict[str, Any] | None:
+    """Return how many of the held-out images are called by the name of the new class, and the share with its interval.
+
+    None if none was held out.
+    """
+    images, named = len(fresh.new_B), int(row.takes(fresh).sum())
+    if not images:
+        return None
+    low, high = wilson(named, images)
+    return {"images": images, "named": named, "estimate": named / images, "low": low, "high": high}
 
 
 def _pictures(held_out: HeldOut, labelled: Labelled) -> Pictures:
@@ -201,17 +233,33 @@ def measured(ready: Ready) -> dict[str, Any]:
     return {"before": _mean(before_B), "after": _mean(after_B), "by_class": by_class, "images": len(known)}
 
 
-def _mean(right_B: torch.Tensor) -> float:
-    return float(right_B.double().mean())
+def _mean(right_B: torch.Tensor) -> float | None:
+    return float(right_B.double().mean()) if len(right_B) else None
 
 
 def told(facts: Mapping[str, Any]) -> list[str]:
     """Return the facts as lines for people."""
-    found, name = facts["accuracy"], facts["class"]
-    return [
-        f"accuracy of the known classes on {found['images']} calibration images: {found['before']:.4f} before, "
-        f"{found['after']:.4f} after",
-        *(f"  {one}: {both['before']:.4f}, {both['after']:.4f}" for one, both in found["by_class"].items()),
-        f"{name}: of {facts['labels']} labelled images, {facts['found_by_cross_validation']:.0%} are recognised by a "
-        "row fitted without them",
+    accuracy, name, found = facts["accuracy"], facts["class"], facts["held_out"]
+    lines = [
+        f"accuracy of the known classes on {accuracy['images']} calibration images: {accuracy['before']:.4f} before, "
+        f"{accuracy['after']:.4f} after",
+        *(f"  {one}: {_both(both)}" for one, both in accuracy["by_class"].items()),
+        f"{name}: of {facts['fitted_to']} labelled images, {facts['found_by_cross_validation']:.0%} are recognised by "
+        "a row fitted without them",
     ]
+    if found is None:
+        return [
+            *lines,
+            f"{name}: from {2 * ENOUGH} labelled images on, some are held out to tell how many are named right",
+        ]
+    return [
+        *lines,
+        f"{name}: {found['named']} of {found['images']} labelled images that were held out are named right, "
+        f"{found['estimate']:.0%} ({found['low']:.0%} to {found['high']:.0%})",
+    ]
+
+
+def _both(accuracy: Mapping[str, float | None]) -> str:
+    if accuracy["before"] is None:
+        return "no calibration image"
+    return f"{accuracy['before']:.4f}, {accuracy['after']:.4f}"

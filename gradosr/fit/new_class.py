@@ -54,6 +54,10 @@ class NewRow:
     found: float
     """Share of the labelled images of the new class that are given it by a row fitted without them."""
 
+    def takes(self, pictures: Pictures) -> NDArray[np.bool_]:
+        """Return which images are called the new class: those whose new logit is above the old ones, [B]."""
+        return np.asarray(pictures.features_BF @ self.weight_F + self.bias > pictures.logits_BK.max(1))
+
 
 def fit_new_row(pictures: Pictures) -> NewRow:
     """Fit the row with the ridge of the least cross-validated loss, and lower its bias until it takes few known images.

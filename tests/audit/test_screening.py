@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,6 +31,7 @@ from trickle import trickling
 
 from gradosr.audit import screening, webhook
 from gradosr.audit.nights import Counts, History, Night, Verdict
+from gradosr.audit.rows import id_of
 from gradosr.config import S3Settings, ScreenJob, Webhook, load_job
 from gradosr.errors import ConfigError, RunFailed, StoreError
 from gradosr.lab.seaweedfs import SeaweedFS
@@ -498,6 +499,7 @@ LISTED = ("_SUCCESS", "run.json", "parts/", "quarantine/", "groups/")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_nights_on_an_archive_that_grows(
     seaweedfs: SeaweedFS, store: Store, bucket: str, s3_settings: S3Settings, tmp_path: Path
 ) -> None:
@@ -521,7 +523,7 @@ def test_nights_on_an_archive_that_grows(
         path = f"/{bucket.removeprefix('s3://')}/archive/"
 
         def screen() -> tuple[int, dict[str, Any]]:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
             assert done.stdout, done.stderr
             return done.returncode, json.loads(done.stdout)
 
@@ -596,7 +598,12 @@ def test_nights_on_an_archive_that_grows(
     assert len(keys) == len(set(keys)) == 7 * 40 + 39 * 6 + 60
 
 
-def test_a_cluster_that_was_dismissed_by_name_is_no_new_class(tmp_path: Path) -> None:
+JUNK = ("old.tar#00000.jpg", "old.tar#00001.jpg", "old.tar#00002.jpg")
+
+
+@pytest.fixture
+def sizes(tmp_path: Path) -> Callable[..., list[int]]:
+    """Clusters that are new, for labels by key; the new night has 40 images of what three older ones show, JUNK."""
     draws, known = np.random.default_rng(0), calibration()
     junk, other = np.eye(8)[0], np.eye(8)[1]
 
@@ -610,21 +617,43 @@ def test_a_cluster_that_was_dismissed_by_name_is_no_new_class(tmp_path: Path) ->
         "fresh": part("fresh.tar", (junk, 40)),
     }
     uri = write_run(tmp_path / "run", parts, known, width=8)
-    job = ScreenJob.model_validate(
-        {
-            "bundle": "b",
-            "input": {"kind": "tar", "uri": "/archive/"},
-            "output": uri,
-            "gates": {"new_candidate_class": 10},
-            "dismissed": ["junk"],
-        }
-    )
+    job = {
+        "bundle": "b",
+        "input": {"kind": "tar", "uri": "/archive/"},
+        "output": uri,
+        "gates": {"new_candidate_class": 10},
+        "dismissed": ["junk"],
+    }
 
-    def sizes(labels: dict[str, str]) -> list[int]:
-        return screening._new_classes(job, Store(), uri, ["fresh"], ["window"], labels)
+    def new_classes(labels: dict[str, str], learned: Sequence[str] = ()) -> list[int]:
+        about = json.loads((tmp_path / "run/run.json").read_text()) | {"learned": [id_of(key) for key in learned]}
+        (tmp_path / "run/run.json").write_text(json.dumps(about))
+        return screening._new_classes(ScreenJob.model_validate(job), Store(), uri, ["fresh"], ["window"], labels)
 
-    first, second, third = (row["key"] for row in parts["old"][:3])
+    return new_classes
+
+
+def test_a_cluster_that_was_dismissed_by_name_is_no_new_class(sizes: Callable[..., list[int]]) -> None:
     assert sizes({}) == [40]
-    assert sizes({first: "junk", second: "junk", third: "junk"}) == []
-    assert sizes({first: "junk"}) == [40]  # it may be a slip
-    assert sizes({first: "junk", second: "junk", third: "owl"}) == [40]  # people disagree on what it is
+    assert sizes(dict.fromkeys(JUNK, "junk")) == []
+    assert sizes({JUNK[0]: "junk"}) == [40]  # it may be a slip
+    assert sizes(dict.fromkeys(JUNK[:2], "junk") | {JUNK[2]: "owl"}) == [40]  # people disagree on what it is
+
+
+def test_images_that_a_bundle_has_learned_from_tell_what_a_cluster_is_and_count_for_nothing_else(
+    sizes: Callable[..., list[int]],
+) -> None:
+    fresh = [f"fresh.tar#{place:05}.jpg" for place in range(5)]
+    assert sizes(dict.fromkeys(JUNK, "junk"), learned=JUNK) == []
+    assert sizes(dict.fromkeys(fresh, "owl"), learned=fresh) == [35]
+
+
+def test_labelled_images_are_among_those_that_are_clustered_however_many_there_are(
+    sizes: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_hash = sorted([*JUNK, *(f"fresh.tar#{place:05}.jpg" for place in range(40))], key=id_of)
+    last = by_hash[-3:]  # the first to be left out
+    monkeypatch.setattr(screening, "MOST_GROUPED", 70)  # of 88
+    (left,) = sizes({})
+    assert left < 40
+    assert sizes(dict.fromkeys(last, "junk")) == []

@@ -1,5 +1,6 @@
 """Every config in configs/ is true; tests/test_docs.py holds those of README and docs/."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,14 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_config_loads(path: Path) -> None:
     load_job(model_of(path.stem), str(path))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_field_that_a_config_leaves_to_its_reader_is_one(path: Path, tmp_path: Path) -> None:
+    text, offered = re.subn(r"^# (?=\w+: )", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert offered == (2 if path.name == "screen-nightly.yaml" else 0)
+    (tmp_path / path.name).write_text(text, encoding="utf-8")
+    load_job(model_of(path.stem), str(tmp_path / path.name))
 
 
 def model_of(name: str) -> type[FitJob | ScoreJob | OsrProtocol]:

@@ -12,20 +12,25 @@ import torch
 from gradosr.jobs.cli import run
 from hostile import tar
 from safetensors.torch import load_file, save_file
-from tiny import ARCH, CLASSES, TRANSFORM, labelled_tar, local_job, picture, plain, run_here
+from tiny import ARCH, CLASSES, TRANSFORM, labelled_tar, local_job, picture, plain, rows_of, run_here
 from tiny_net import tiny
 from torch.nn import functional as F
 
 from gradosr.audit import audit
+from gradosr.audit.proportions import wilson
+from gradosr.audit.rows import id_of
 from gradosr.bundle.bundle import load_bundle
 from gradosr.classifier.build import build_classifier
 from gradosr.classifier.widening import head_names, widened, wider_args
 from gradosr.config import AuditSettings, ComputeSettings, FitJob, Signals
+from gradosr.detectors import Observation
 from gradosr.errors import ClassifierError, ConfigError
 from gradosr.fit import extending
+from gradosr.fit.extending import Labelled, apart
 from gradosr.fit.fitting import fit
 from gradosr.fit.new_class import Pictures, _fitted, _weights, fit_new_row
-from gradosr.labels.folder import rows_of, write_labels
+from gradosr.labels.folder import rows_of as labels_of
+from gradosr.labels.folder import write_labels
 from gradosr.run.console import Notes
 from gradosr.scoring.compute import choose_compute
 from gradosr.scoring.observer import Observer
@@ -35,9 +40,9 @@ WHEN = np.datetime64("2026-11-28T00:00:00", "us").item()
 TRUST = ("--set", f"trust=[{ARCH}]")
 
 
-def opinions(folder: Path, labels: dict[str, str]) -> None:
+def opinions(folder: Path, labels: dict[str, str], run_name: str = "results") -> None:
     said = [{"key": key, "label": label, "who": "ann", "when": WHEN, "source": "csv"} for key, label in labels.items()]
-    write_labels(Store(), f"{folder}/results", rows_of(said))
+    write_labels(Store(), f"{folder}/{run_name}", labels_of(said))
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +97,7 @@ def test_a_bundle_knows_a_class_more_and_its_old_rows_are_as_they_were(
     assert accuracy["before"] >= accuracy["after"] >= accuracy["before"] - 0.05
     assert set(accuracy["by_class"]) == set(CLASSES)
     assert (facts["labels"], facts["found_by_cross_validation"] > 0.8) == (len(labelled), True)
+    assert (facts["fitted_to"], facts["held_out"]) == (len(labelled), None)
     old, new = (load_file(folder / name / "classifier.safetensors") for name in ("bundle", "extended"))
     assert all(
         torch.equal(new[name][: len(tensor)] if tensor.dim() else new[name], tensor) for name, tensor in old.items()
@@ -116,6 +122,46 @@ def test_scores_of_the_new_bundle_leave_its_labelled_images_out_of_rates(folder:
     facts = audit(Store(), f"{folder}/second", AuditSettings())
     assert facts["images"] == 50
     assert facts["notes"][0].startswith("30 images that the bundle has learned from")
+
+
+def strict(out: str) -> Any:
+    return json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_of_many_labelled_images_some_are_held_out_and_tell_how_many_the_new_class_names(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plains = plain_keys(folder)
+    opinions(folder, dict.fromkeys(plains, "blank"))
+    assert extend(folder, "--force", "--json") == 0
+    facts = strict(capsys.readouterr().out)
+    assert (facts["labels"], facts["fitted_to"], facts["held_out"]["images"]) == (40, 30, 10)
+    learned = json.loads((folder / "extended/bundle.json").read_text())["provenance"]["extended"]["ids"]
+    held_out = [key for key in plains if id_of(key) not in learned]
+    assert (len(learned), len(held_out)) == (30, 10)
+
+    job = local_job(folder, bundle=f"{folder}/extended", output=f"{folder}/second", signals="all")
+    run_here(job)
+    found = rows_of(folder / "second", ("key", "predicted_class"))
+    named = [found[key] == ("blank",) for key in held_out]
+    assert (facts["held_out"]["named"], facts["held_out"]["estimate"]) == (sum(named), sum(named) / 10)
+    assert (facts["held_out"]["low"], facts["held_out"]["high"]) == wilson(sum(named), 10)
+    assert audit(Store(), f"{folder}/second", AuditSettings())["images"] == 50  # rates leave out what fitted the row
+
+    opinions(folder, {key: "noise" for key in found if key not in plains}, "second")
+    paths = ("--run", f"{folder}/second", "--class", "noise", "--out", f"{folder}/third")
+    assert run(["extend", f"{folder}/extended", *paths, *TRUST, "--force", "--json"]) == 0
+    read = capsys.readouterr()
+    assert strict(read.out)["accuracy"]["by_class"]["blank"] == {"before": None, "after": None}
+    assert "  blank: no calibration image" in read.err
+
+
+def test_an_image_of_two_runs_is_held_out_of_both_or_of_none() -> None:
+    ids = [f"{place:016x}" for place in (*range(40), *range(40))]
+    seen = Observation(torch.zeros(80, 0), torch.zeros(80, 3))
+    held_out = apart(Labelled(ids, seen, torch.ones(80, dtype=torch.bool)))
+    assert held_out.tolist() == [place < 10 for place in (*range(40), *range(40))]
+    assert not apart(Labelled(ids[:39], seen, torch.ones(39, dtype=torch.bool))).any()  # too few would be left
 
 
 def test_a_loss_of_the_known_classes_is_refused_unless_forced(
@@ -197,8 +243,7 @@ def test_the_row_is_that_of_the_softmax_cross_entropy() -> None:
 def test_few_known_images_are_taken_and_new_ones_are_found() -> None:
     row = fit_new_row(pictures())
     fresh = pictures(seed=0, new=3000, known=20_000)
-    new_logit = fresh.features_BF @ row.weight_F + row.bias
-    taken = new_logit > fresh.logits_BK.max(1)
+    taken = row.takes(fresh)
     right = fresh.logits_BK.argmax(1) == fresh.known_B
     assert (taken & right)[~fresh.new_B].mean() < 0.02
     assert taken[fresh.new_B].mean() > 0.3
