@@ -4,16 +4,16 @@ import json
 
 import click
 
-from .cli import json_flag, labelled_runs, set_option
+from .cli import PLACE, json_flag, labelled_runs, set_option
 from .label import import_first, labels_option
 
 
 @click.command()
-@click.argument("bundle")
+@click.argument("bundle", type=PLACE)
 @labelled_runs
 @labels_option
 @click.option("--class", "name", required=True, metavar="NAME", help="The new class, as labels name it.")
-@click.option("--out", required=True, metavar="FOLDER", help="Folder or s3:// prefix of the new bundle.")
+@click.option("--out", type=PLACE, required=True, metavar="FOLDER", help="Folder or s3:// prefix of the new bundle.")
 @click.option(
     "--force", is_flag=True, help="Replace a bundle, and accept that known classes lose more than half a point."
 )

@@ -4,12 +4,12 @@ import json
 
 import click
 
-from .cli import json_flag, set_option
+from .cli import PLACE, json_flag, set_option
 
 
 @click.command()
-@click.argument("source")
-@click.argument("target")
+@click.argument("source", type=PLACE)
+@click.argument("target", type=PLACE)
 @set_option
 @json_flag
 def pack(source: str, target: str, overrides: tuple[str, ...], as_json: bool) -> None:
