@@ -4,7 +4,7 @@ The classifier gets one row more in its last layer (new_class.py). Then it is fi
 that the parent was fitted with, split as they were: its gradients depend on the new logits, so held-out images are
 observed again. Labelled images fit the new row alone. They do not calibrate, because they were chosen by their scores,
 and p-values hold only for images that are exchangeable with those that calibrate: the p-values of the new bundle
-are those of the parent's known classes, and the rate at which images of the new class are called unknown is not
+are those of the parent's known classes, and the rate at which images of the new class are over the threshold is not
 certified until it is fitted with held-out images of all classes.
 """
 

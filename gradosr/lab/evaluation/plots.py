@@ -66,7 +66,7 @@ def curves(rows: LabelledRows) -> dict[str, bytes]:
             if not called.all():
                 risk_axes.plot((~called).mean(), wrong[~called].mean(), **dot)
     roc_axes.plot([0, 1], [0, 1], color="0.8", linewidth=1)
-    roc_axes.set(xlabel="share of known images flagged", ylabel="share of unknown images found")
+    roc_axes.set(xlabel="share of known images over the threshold", ylabel="share of unknown images found")
     risk_axes.set(xlabel="coverage: share of all images accepted", ylabel="risk: share unknown or misclassified")
     for axes in (roc_axes, risk_axes):
         axes.legend(fontsize="x-small")
@@ -97,7 +97,7 @@ def _roc(axes: Any, protocol: OsrProtocol, task: TaskScores) -> None:
         false, true, _ = roc_curve(unknown, rows[name].to_numpy())
         axes.plot(false, true, label=name, linewidth=1)
     axes.plot([0, 1], [0, 1], color="0.8", linewidth=1)
-    axes.set(xlabel="share of known images flagged", ylabel="share of unknown images found")
+    axes.set(xlabel="share of known images over the threshold", ylabel="share of unknown images found")
     axes.legend(fontsize="x-small")
 
 
