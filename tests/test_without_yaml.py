@@ -100,9 +100,24 @@ WRONG = {
     "audit b --out ''": "Invalid value for '--out': empty; name a path or a URI",
     "score b photos --out r --set 'output=\"\"'": "output: empty; name a path or a URI",
     "score b s3:/bucket/x --out r": "s3:/bucket/x: did you mean s3://bucket/x?",
-    "audit s3:///x": "s3:///x/run.json: names no bucket; expected s3://BUCKET/KEY",
-    "score b s3:// --out r": "s3://: names no bucket; expected s3://BUCKET/KEY",
+    "audit s3:///x": "s3:///x/run.json: names no object: s3://BUCKET/KEY",
+    "score b s3:// --out r": "s3://: names no bucket: s3://BUCKET/KEY",
     "fit photos": "photos: a folder, where a config file is expected; `gradosr init` writes one",
+    "fit --arch resnet18 --weights w.safetensors --images photos --bundle x": (
+        "classifier.arch: resnet18: name its library as well, as in torchvision:resnet18"
+    ),
+    "fit --arch torchvision:resnet18 --weights w.safetensors --images photos/cat --bundle x": (
+        "photos/cat has no two folders of classes, by which images are labelled"
+    ),
+    "fit --arch torchvision:resnet18 --weights lfs.pt --images photos --bundle x": (
+        "lfs.pt: a pointer of Git LFS instead of the weights; `git lfs pull` fetches them"
+    ),
+    "fit --arch torchvision:resnet18 --weights w.safetensors --images photos --bundle fit.yaml": (
+        "fit.yaml/fit.json: a file stands where a folder is needed"
+    ),
+    "score b photos --out r": f"say so: --trust {ARCH}, or `trust: [{ARCH}]` in a config",
+    f"explain b photos --set trust=[{ARCH}]": "photos: a folder stands where a file is needed",
+    "pack photos photos": "photos: holds objects already",
     "frobnicate": "No such command 'frobnicate'. Commands: init, fit, check",
     "score fit.yaml": "fit.yaml: this is a fit config: `gradosr fit fit.yaml`",
     "fit score.yaml": "score.yaml: this is a score config: `gradosr score score.yaml`",
@@ -132,6 +147,9 @@ def test_a_mistake_on_the_command_line_is_told(command: str, here: Path, capsys:
     write(here / "screen.yaml", {**score, "gates": {"bad_images": 1}})
     write(here / "osr.yaml", {"tasks": [], "test": {}})
     (here / "new.zip").write_bytes(b"PK")
+    (here / "lfs.pt").write_text("version https://git-lfs.github.com/spec/v1\nsize 46830571\n")
+    if command in ("score b photos --out r", f"explain b photos --set trust=[{ARCH}]"):
+        make_bundle(Store(), "b")
     code, out, err = gradosr(capsys, *shlex.split(command))
     assert (code in (2, 4), out) == (True, "")
     assert WRONG[command] in " ".join(err.split())

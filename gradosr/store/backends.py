@@ -112,14 +112,12 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 def scheme_of(uri: str) -> Scheme:
-    """Look up the scheme of a URI. Raises ConfigError for one that is not in BACKENDS, file://HOST, or no bucket."""
+    """Look up the scheme of a URI. Raises ConfigError for one that is not in BACKENDS, and for file://HOST."""
     match = _SCHEME.match(uri)
     name = match[1] if match else ""
     if name not in BACKENDS or (name == "file" and not uri.startswith("file:///")):
         *forms, last = (scheme.form for scheme in BACKENDS.values())
         raise ConfigError(f"{uri}: not {', '.join(forms)} or {last}")
-    if BACKENDS[name].buckets and uri[len(name) + 3 :].partition("/")[0] == "":
-        raise ConfigError(f"{uri}: names no bucket; expected {BACKENDS[name].form}")
     return BACKENDS[name]
 
 
