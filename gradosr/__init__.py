@@ -5,6 +5,7 @@ Open-set recognition with gradient-based representations (Lee & AlRegib, ICIP 20
     bundle = gradosr.load("s3://models/animals-v3/")
     scored = bundle.score(["a.jpg", "b.png"])
     scored.to_pandas()
+    print(bundle.explain("a.jpg"))
 
 Nothing is imported before it is used.
 """
@@ -19,17 +20,20 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from gradosr.fit.python import fit
+    from gradosr.python.bundle import Bundle, load
+    from gradosr.python.explanations import Explanations
+    from gradosr.python.scored import Scored
     from gradosr.scoring.arrays import Detector
-    from gradosr.scoring.images import Bundle, Scored, load
 
     __version__: str
 
-__all__ = ["Bundle", "Detector", "Scored", "__version__", "fit", "load"]
+__all__ = ["Bundle", "Detector", "Explanations", "Scored", "__version__", "fit", "load"]
 _PLACES = {
-    "Bundle": "gradosr.scoring.images",
+    "Bundle": "gradosr.python.bundle",
     "Detector": "gradosr.scoring.arrays",
-    "Scored": "gradosr.scoring.images",
-    "load": "gradosr.scoring.images",
+    "Explanations": "gradosr.python.explanations",
+    "Scored": "gradosr.python.scored",
+    "load": "gradosr.python.bundle",
 }
 """Modules of the public names. `fit` is the package gradosr.fit, which can be called."""
 

@@ -5,23 +5,25 @@ from pathlib import Path, PurePath
 
 import click
 
-from .cli import json_flag, set_option
+from .cli import PLACE, Place, json_flag, set_option
 
 
 @click.command()
-@click.argument("results")
+@click.argument("results", type=PLACE)
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=Place(file_okay=False, path_type=Path),
     help="Folder for the report.  [default: the name of RESULTS and -audit, here]",
 )
-@click.option("--baseline", metavar="RESULTS", help="Earlier results of the same bundle, to tell what changed.")
+@click.option(
+    "--baseline", type=PLACE, metavar="RESULTS", help="Earlier results of the same bundle, to tell what changed."
+)
 @click.option(
     "--fdr",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Share of the flagged images that may be false alarms.  [default: 0.1]",
 )
-@click.option("--embeddings", metavar="FILE", help="Find clusters in these (Parquet: key, vector) instead.")
+@click.option("--embeddings", type=PLACE, metavar="FILE", help="Find clusters in these (Parquet: key, vector) instead.")
 @set_option
 @json_flag
 def audit(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .cli import DONE, FAILED, json_flag, set_option
+from .cli import DONE, FAILED, PLACE, Place, json_flag, set_option
 
 if TYPE_CHECKING:
     from gradosr.config import DeviceName, Precision
@@ -73,7 +73,7 @@ def engine(
 
 
 @bench.command(name="table")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, writable=True, path_type=Path))
+@click.argument("file", type=Place(exists=True, dir_okay=False, writable=True, path_type=Path))
 @runs_option
 @device_option
 def write_table(file: Path, runs: int, device: str) -> None:
@@ -90,7 +90,7 @@ def write_table(file: Path, runs: int, device: str) -> None:
 
 
 @bench.command(name="gpu")
-@click.argument("out", type=click.Path(dir_okay=False, writable=True, path_type=Path))
+@click.argument("out", type=Place(dir_okay=False, writable=True, path_type=Path))
 @click.option(
     "--seconds",
     default=240.0,
@@ -134,7 +134,7 @@ def bench_cost(
 @click.option("--workers", default=2, show_default=True, type=COUNT)
 @click.option(
     "--folder",
-    type=click.Path(exists=True, file_okay=False, writable=True),
+    type=Place(exists=True, file_okay=False, writable=True),
     help="Folder for archive and results during the measurement; default: the system's temporary folder.",
 )
 @json_flag
@@ -157,7 +157,7 @@ def bench_driver(shards: int, workers: int, folder: str | None, as_json: bool) -
 @click.option("--rows", default=10_000_000, show_default=True, type=COUNT)
 @click.option(
     "--folder",
-    type=click.Path(exists=True, file_okay=False, writable=True),
+    type=Place(exists=True, file_okay=False, writable=True),
     help="Folder for the results during the measurement; default: the system's temporary folder.",
 )
 @json_flag
@@ -180,7 +180,7 @@ def bench_audit(rows: int, folder: str | None, as_json: bool) -> None:
     type=click.Choice(["tar", "parquet"]),
     help="Kind of archive to generate.",
 )
-@click.option("--config", type=click.Path(), help="A score job whose archive and bundle are copied instead.")
+@click.option("--config", type=PLACE, help="A score job whose archive and bundle are copied instead.")
 @set_option
 @click.option("--workers", default=1, show_default=True, type=COUNT)
 @click.option("--threads", type=COUNT, help="Threads of each worker; default: an equal share of the machine's cores.")
@@ -192,7 +192,7 @@ def bench_audit(rows: int, folder: str | None, as_json: bool) -> None:
 )
 @click.option(
     "--folder",
-    type=click.Path(exists=True, file_okay=False, writable=True),
+    type=Place(exists=True, file_okay=False, writable=True),
     help="Folder for archive and results during the measurement; default: the system's temporary folder.",
 )
 @json_flag

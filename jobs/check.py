@@ -4,11 +4,11 @@ import json
 
 import click
 
-from .cli import json_flag, set_option
+from .cli import PLACE, json_flag, set_option
 
 
 @click.command()
-@click.argument("target", metavar="BUNDLE|CONFIG")
+@click.argument("target", type=PLACE, metavar="BUNDLE|CONFIG")
 @set_option
 @json_flag
 def check(target: str, overrides: tuple[str, ...], as_json: bool) -> None:

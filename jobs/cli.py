@@ -46,7 +46,7 @@ class Commands(click.Group):
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             import difflib
 
-            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            close = difflib.get_close_matches(args[0], (*COMMANDS, "--help", "--version"), n=1)
             hint = f" Did you mean {close[0]}?" if close else f" Commands: {', '.join(COMMANDS)}"
             raise click.UsageError(f"No such command {args[0]!r}.{hint}", ctx)
         return super().resolve_command(ctx, args)
@@ -73,7 +73,22 @@ def cli() -> None:
     """
 
 
-config_argument = click.argument("config", type=click.Path())
+class Place(click.Path):
+    """The type of a path or URI, which shells complete as they complete a file."""
+
+    def convert(
+        self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
+        """Refuse what nobody can mean; `--out "$OUT"` without OUT would else be the working directory."""
+        from gradosr.config.uris import fault_of
+
+        if fault := fault_of(os.fspath(value)):
+            self.fail(fault, param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PLACE = Place()
+config_argument = click.argument("config", type=PLACE)
 json_flag = click.option("--json", "as_json", is_flag=True, help="Print the facts as one JSON document on stdout.")
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a config field; repeatable; values are YAML."
@@ -86,6 +101,7 @@ print_config_option = click.option(
 labelled_runs = click.option(
     "--run",
     "runs",
+    type=PLACE,
     multiple=True,
     required=True,
     metavar="RESULTS",

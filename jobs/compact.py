@@ -4,12 +4,12 @@ import json
 
 import click
 
-from .cli import json_flag, set_option
+from .cli import PLACE, json_flag, set_option
 
 
 @click.command()
-@click.argument("results")
-@click.option("--out", required=True, metavar="FOLDER", help="A new folder or s3:// prefix for the files.")
+@click.argument("results", type=PLACE)
+@click.option("--out", type=PLACE, required=True, metavar="FOLDER", help="A new folder or s3:// prefix for the files.")
 @click.option(
     "--size", default="256MB", show_default=True, help="Approximate maximum size of a file, in bytes, KB, MB or GB."
 )

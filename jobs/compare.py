@@ -4,13 +4,13 @@ import json
 
 import click
 
-from .cli import json_flag, set_option
+from .cli import PLACE, json_flag, set_option
 
 
 @click.command()
-@click.argument("before")
-@click.argument("after")
-@click.option("--out", metavar="FILE.html", help="Page to write; it needs neither network nor server.")
+@click.argument("before", type=PLACE)
+@click.argument("after", type=PLACE)
+@click.option("--out", type=PLACE, metavar="FILE.html", help="Page to write; it needs neither network nor server.")
 @click.option("--images", is_flag=True, help="Show the images that change sides on the page, read from the archive.")
 @set_option
 @json_flag

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import click
 
+from .cli import Place
+
 KNOWN = ("0", "1", "2", "3", "4", "5")
 
 
@@ -20,7 +22,7 @@ KNOWN = ("0", "1", "2", "3", "4", "5")
     "--folder",
     default="demo",
     show_default=True,
-    type=click.Path(path_type=Path),
+    type=Place(path_type=Path),
     help="Folder for the demo's data, models and results.",
 )
 def demo(folder: Path) -> int:

@@ -5,16 +5,18 @@ from collections.abc import Mapping, Sequence
 
 import click
 
-from .cli import json_flag, set_option
+from .cli import PLACE, json_flag, set_option
 
 
 @click.command()
-@click.argument("target")
+@click.argument("target", type=PLACE)
 @click.option("--known", default="", help="Known classes, comma-separated; default: the bundle's.")
 @click.option(
     "--protocol", type=click.Choice(["osr"]), help="TARGET is a config of detectors and classifiers to compare."
 )
-@click.option("--out", metavar="DIR", help="Write roc.svg and risk-coverage.svg into this folder or s3:// prefix.")
+@click.option(
+    "--out", type=PLACE, metavar="DIR", help="Write roc.svg and risk-coverage.svg into this folder or s3:// prefix."
+)
 @set_option
 @json_flag
 def evaluate(

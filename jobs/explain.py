@@ -5,14 +5,16 @@ from pathlib import Path
 
 import click
 
-from .cli import json_flag, set_option
+from .cli import PLACE, Place, json_flag, set_option
 
 
 @click.command()
-@click.argument("bundle")
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE_OR_KEY...")
-@click.option("--run", metavar="RESULTS", help="Results of `gradosr score`; the images are then keys of their rows.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for a page and pictures.")
+@click.argument("bundle", type=PLACE)
+@click.argument("images", type=PLACE, nargs=-1, required=True, metavar="IMAGE_OR_KEY...")
+@click.option(
+    "--run", type=PLACE, metavar="RESULTS", help="Results of `gradosr score`; the images are then keys of their rows."
+)
+@click.option("--out", type=Place(file_okay=False, path_type=Path), help="Folder for a page and pictures.")
 @set_option
 @json_flag
 def explain(

@@ -4,22 +4,25 @@ import json
 
 import click
 
-from .cli import json_flag, labelled_runs, set_option
+from .cli import PLACE, json_flag, labelled_runs, set_option
+from .label import import_first, labels_option
 
 
 @click.command()
-@click.argument("bundle")
+@click.argument("bundle", type=PLACE)
 @labelled_runs
+@labels_option
 @click.option("--class", "name", required=True, metavar="NAME", help="The new class, as labels name it.")
-@click.option("--out", required=True, metavar="FOLDER", help="Folder or s3:// prefix of the new bundle.")
+@click.option("--out", type=PLACE, required=True, metavar="FOLDER", help="Folder or s3:// prefix of the new bundle.")
 @click.option(
     "--force", is_flag=True, help="Replace a bundle, and accept that known classes lose more than half a point."
 )
 @set_option
 @json_flag
 def extend(
-    bundle: str, runs: tuple[str, ...], name: str, out: str, force: bool, overrides: tuple[str, ...], as_json: bool
-) -> None:
+    bundle: str, runs: tuple[str, ...], file: str | None, name: str, out: str, force: bool,
+    overrides: tuple[str, ...], as_json: bool,
+) -> None:  # fmt: skip
     """Write a bundle like BUNDLE whose classifier knows one class more, from labels of runs (`gradosr label`).
 
     The old rows of the last layer stay; the detector is fitted anew, to the images that BUNDLE was fitted with.
@@ -41,6 +44,8 @@ def extend(
         check_new(store, out, ", or replace it with --force")
     for run in runs:
         read_about(store, run)
+    if file:
+        import_first(store, runs, file)
     from gradosr.fit.extending import extend as extend_bundle
     from gradosr.fit.extending import told
     from gradosr.run.console import Notes

@@ -5,7 +5,7 @@ from functools import partial
 
 import click
 
-from .cli import json_flag, print_config, print_config_option, set_option
+from .cli import PLACE, json_flag, print_config, print_config_option, set_option
 
 
 def _names(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[str, ...] | str | None:
@@ -24,23 +24,26 @@ def _share(_context: click.Context, _option: click.Parameter, value: str | None)
 
 
 @click.command()
-@click.argument("config", type=click.Path(), required=False)
+@click.argument("config", type=PLACE, required=False)
 @click.option("--arch", metavar="NAME", help="torchvision:NAME, timm:NAME, hf:FOLDER or package.module:factory.")
-@click.option("--weights", metavar="FILE", help="Weights: .safetensors, or a checkpoint of torch.")
+@click.option("--weights", type=PLACE, metavar="FILE", help="Weights: .safetensors, or a checkpoint of torch.")
 @click.option(
     "--classes",
     metavar="NAMES",
     callback=_names,
     help="Classes in logit order, A,B,C or the URI of a JSON list. Default: the folders of --images, sorted.",
 )
-@click.option("--images", metavar="URI", help="Known images: a folder of class folders, tar or Parquet files.")
+@click.option(
+    "--images", type=PLACE, metavar="URI", help="Known images: a folder of class folders, tar or Parquet files."
+)
 @click.option(
     "--held-out",
+    type=PLACE,
     metavar="SHARE|FILE",
     callback=_share,
     help="Images that the classifier was not trained on: a share, or a list of keys. Default without CONFIG: all.",
 )
-@click.option("--bundle", metavar="FOLDER", help="Folder or s3:// prefix to write the bundle to.")
+@click.option("--bundle", type=PLACE, metavar="FOLDER", help="Folder or s3:// prefix to write the bundle to.")
 @click.option("--force", is_flag=True, help="Replace a bundle, and accept class names that look exchanged.")
 @print_config_option
 @set_option

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import click
 
-from .cli import set_option
+from .cli import PLACE, Place, set_option
 
 
 @click.command()
 @click.argument("kind", required=False, type=click.Choice(["fit", "score", "screen"]))
-@click.argument("places", nargs=-1, metavar="[PLACE]...")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write.  [default: KIND.yaml]")
+@click.argument("places", type=PLACE, nargs=-1, metavar="[PLACE]...")
+@click.option("--out", type=Place(dir_okay=False, path_type=Path), help="File to write.  [default: KIND.yaml]")
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 @set_option
 def init(kind: str | None, places: tuple[str, ...], out: Path | None, force: bool, overrides: tuple[str, ...]) -> None:

@@ -7,22 +7,28 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .cli import json_flag, set_option
+from .cli import PLACE, Place, json_flag, set_option
 
 if TYPE_CHECKING:
     from gradosr.store import Store
 
 labels_option = click.option(
-    "--labels", "file", metavar="FILE", help="Labels that are imported into the run first, as `gradosr label` does."
+    "--labels",
+    "file",
+    type=PLACE,
+    metavar="FILE",
+    help="Labels that are imported into the run first, as `gradosr label` does.",
 )
 
 
 @click.command()
-@click.argument("results")
+@click.argument("results", type=PLACE)
 @click.option("--next", "number", type=click.IntRange(10, 1000), help="Choose this many images for labelling.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="New folder for the chosen images.")
+@click.option("--out", type=Place(file_okay=False, path_type=Path), help="New folder for the chosen images.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of the random half.")
-@click.option("--import", "file", metavar="FILE", help="Labels: CSV, Parquet, Label Studio's or FiftyOne's JSON.")
+@click.option(
+    "--import", "file", type=PLACE, metavar="FILE", help="Labels: CSV, Parquet, Label Studio's or FiftyOne's JSON."
+)
 @click.option("--who", metavar="NAME", help="Who labelled, where FILE does not tell.  [default: your login name]")
 @set_option
 @json_flag

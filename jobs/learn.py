@@ -4,15 +4,15 @@ import json
 
 import click
 
-from .cli import json_flag, labelled_runs, set_option
+from .cli import PLACE, json_flag, labelled_runs, set_option
 from .label import import_first, labels_option
 
 
 @click.command()
-@click.argument("bundle")
+@click.argument("bundle", type=PLACE)
 @labelled_runs
 @labels_option
-@click.option("--out", required=True, metavar="FOLDER", help="Folder or s3:// prefix of the new bundle.")
+@click.option("--out", type=PLACE, required=True, metavar="FOLDER", help="Folder or s3:// prefix of the new bundle.")
 @set_option
 @json_flag
 def learn(

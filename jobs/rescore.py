@@ -2,14 +2,20 @@
 
 import click
 
-from .cli import json_flag, set_option
+from .cli import PLACE, json_flag, set_option
 from .score import carry_out
 
 
 @click.command()
-@click.argument("results")
-@click.option("--bundle", required=True, metavar="BUNDLE", help="Bundle with the same classifier, as `learn` makes it.")
-@click.option("--out", required=True, metavar="OUTPUT", help="A new results folder or s3:// prefix.")
+@click.argument("results", type=PLACE)
+@click.option(
+    "--bundle",
+    type=PLACE,
+    required=True,
+    metavar="BUNDLE",
+    help="Bundle with the same classifier, as `learn` makes it.",
+)
+@click.option("--out", type=PLACE, required=True, metavar="OUTPUT", help="A new results folder or s3:// prefix.")
 @set_option
 @json_flag
 @click.option("--dry-run", is_flag=True, help="Report what would be done and about how long it would take.")

@@ -12,6 +12,7 @@ from .cli import (
     FAILED,
     INCOMPLETE,
     LOG_INTERVAL,
+    PLACE,
     Terminated,
     drained,
     json_flag,
@@ -31,9 +32,11 @@ T = TypeVar("T")
 
 
 @click.command()
-@click.argument("target", metavar="CONFIG|BUNDLE", type=click.Path())
-@click.argument("images", required=False)
-@click.option("--out", metavar="RESULTS", help="Results folder or s3:// prefix; required for BUNDLE IMAGES.")
+@click.argument("target", metavar="CONFIG|BUNDLE", type=PLACE)
+@click.argument("images", type=PLACE, required=False)
+@click.option(
+    "--out", type=PLACE, metavar="RESULTS", help="Results folder or s3:// prefix; required for BUNDLE IMAGES."
+)
 @click.option("--workers", metavar="N", type=click.IntRange(min=1), help="Number of workers. Default: all there is.")
 @click.option(
     "--trust", multiple=True, metavar="NAME", help="Code (package.module:factory) that BUNDLE may import; repeatable."

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .cli import address_option, json_flag, set_option
+from .cli import PLACE, address_option, json_flag, set_option
 
 if TYPE_CHECKING:
     from gradosr.results.status import RunStatus
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("target", required=False, metavar="[RUN_URI | JOB]")
+@click.argument("target", type=PLACE, required=False, metavar="[RUN_URI | JOB]")
 @address_option
 @set_option
 @json_flag

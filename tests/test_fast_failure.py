@@ -64,7 +64,14 @@ MISSING: dict[str, tuple[int, str]] = {
     "pack nowhere out": (4, "nowhere/: no such file or folder"),
     "compact noresults --out out": (4, NO_RESULTS),
     "bench job --config no.yaml": (2, "no.yaml: no such file"),
+    "audit a.bundle": (4, "a.bundle: a bundle, not results; `gradosr score` makes results with it"),
+    "status a.bundle": (4, "a.bundle: a bundle, not results; `gradosr score` makes results with it"),
+    "evaluate a.bundle": (4, "a.bundle: a bundle, not results; `gradosr score` makes results with it"),
+    "check results": (4, "results: results, not a bundle; `gradosr fit` makes one"),
+    "learn results --run results --out out": (4, "results: results, not a bundle; `gradosr fit` makes one"),
 }
+MARKS = {"a.bundle": "bundle.json", "results": "run.json"}
+"""Folders that commands take for something else, each with the file by which it is known."""
 RUN = """
 import contextlib, io, json, sys
 from gradosr.jobs.cli import run
@@ -81,12 +88,15 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, st
     folder = tmp_path_factory.mktemp("missing")
     for name, document in CONFIGS.items():
         (folder / name).write_text(yaml.safe_dump(document))
+    for name, mark in MARKS.items():
+        (folder / name).mkdir()
+        (folder / name / mark).touch()
     ran = subprocess.run(
         [sys.executable, "-c", RUN % (HEAVY,)], cwd=folder, input="\n".join(MISSING), capture_output=True, text=True,
         check=True, timeout=300,
     )  # fmt: skip
     assert not ran.stderr
-    assert sorted(path.name for path in folder.iterdir()) == sorted(CONFIGS)  # nothing was begun
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*CONFIGS, *MARKS])  # nothing was begun
     return dict(zip(MISSING, map(yaml.safe_load, ran.stdout.splitlines()), strict=True))
 
 

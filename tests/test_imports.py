@@ -12,7 +12,8 @@ JOBS = sorted((ROOT / "jobs").glob("*.py"))
 # From the bottom up; a package may import what stands before it.
 LAYERS = (
     "errors text versions", "config", "store", "archive", "gradients", "representations", "detectors", "classifier",
-    "bundle", "results", "scoring", "explanation", "run", "schedules", "audit", "labels", "comparison", "fit", "lab",
+    "bundle", "results", "scoring", "explanation", "run", "schedules", "audit", "labels", "comparison", "python",
+    "fit", "lab",
 )  # fmt: skip
 MOST_AT_THE_ROOT = 3
 MOST_LINES = 350

@@ -2,10 +2,8 @@
 
 import io
 import json
-import os
+import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from gradosr.jobs.cli import cli
 from safetensors.torch import save_file
 from test_jobs import fit_document, gradosr, write
 from tiny import ARCH, CLASSES, TRANSFORM, labelled_tar, make_bundle, picture
@@ -96,6 +93,31 @@ def test_the_kind_of_images_is_found_by_looking(kind: str, here: Path, capsys: p
 
 WRONG = {
     "scroe x.yaml": "No such command 'scroe'. Did you mean score?",
+    "help": "No such command 'help'. Did you mean --help?",
+    "score b new.zip --out r": "new.zip: by its name no image, tar or Parquet file",
+    "score b photos --out ''": "Invalid value for '--out': empty; name a path or a URI",
+    "score b '' --out r": "Invalid value for '[IMAGES]': empty; name a path or a URI",
+    "audit b --out ''": "Invalid value for '--out': empty; name a path or a URI",
+    "score b photos --out r --set 'output=\"\"'": "output: empty; name a path or a URI",
+    "score b s3:/bucket/x --out r": "s3:/bucket/x: did you mean s3://bucket/x?",
+    "audit s3:///x": "s3:///x/run.json: names no object: s3://BUCKET/KEY",
+    "score b s3:// --out r": "s3://: names no bucket: s3://BUCKET/KEY",
+    "fit photos": "photos: a folder, where a config file is expected; `gradosr init` writes one",
+    "fit --arch resnet18 --weights w.safetensors --images photos --bundle x": (
+        "classifier.arch: resnet18: name its library as well, as in torchvision:resnet18"
+    ),
+    "fit --arch torchvision:resnet18 --weights w.safetensors --images photos/cat --bundle x": (
+        "photos/cat has no two folders of classes, by which images are labelled"
+    ),
+    "fit --arch torchvision:resnet18 --weights lfs.pt --images photos --bundle x": (
+        "lfs.pt: a pointer of Git LFS instead of the weights; `git lfs pull` fetches them"
+    ),
+    "fit --arch torchvision:resnet18 --weights w.safetensors --images photos --bundle fit.yaml": (
+        "fit.yaml/fit.json: a file stands where a folder is needed"
+    ),
+    "score b photos --out r": f"say so: --trust {ARCH}, or `trust: [{ARCH}]` in a config",
+    f"explain b photos --set trust=[{ARCH}]": "photos: a folder stands where a file is needed",
+    "pack photos photos": "photos: holds objects already",
     "frobnicate": "No such command 'frobnicate'. Commands: init, fit, check",
     "score fit.yaml": "fit.yaml: this is a fit config: `gradosr fit fit.yaml`",
     "fit score.yaml": "score.yaml: this is a score config: `gradosr score score.yaml`",
@@ -124,11 +146,16 @@ def test_a_mistake_on_the_command_line_is_told(command: str, here: Path, capsys:
     write(here / "score.yaml", score)
     write(here / "screen.yaml", {**score, "gates": {"bad_images": 1}})
     write(here / "osr.yaml", {"tasks": [], "test": {}})
-    code, out, err = gradosr(capsys, *command.split())
+    (here / "new.zip").write_bytes(b"PK")
+    (here / "lfs.pt").write_text("version https://git-lfs.github.com/spec/v1\nsize 46830571\n")
+    if command in ("score b photos --out r", f"explain b photos --set trust=[{ARCH}]"):
+        make_bundle(Store(), "b")
+    code, out, err = gradosr(capsys, *shlex.split(command))
     assert (code in (2, 4), out) == (True, "")
     assert WRONG[command] in " ".join(err.split())
     assert "Traceback" not in err
     assert not (here / "r").exists()
+    assert not (here / "run.json").exists()
 
 
 # --- init ---
@@ -188,39 +215,3 @@ def test_init_without_anything_still_writes_a_config(
         assert gradosr(capsys, "init", kind) == (0, f"{kind}.yaml\n", "")
         assert "FILL IN" in (tmp_path / f"{kind}.yaml").read_text()
         yaml.safe_load((tmp_path / f"{kind}.yaml").read_text())
-
-
-# --- Completion ---
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_shell_is_told_how_to_complete(shell: str, tmp_path: Path) -> None:
-    command = [Path(sys.executable).with_name("gradosr")]
-    environment = {**os.environ, "_GRADOSR_COMPLETE": f"{shell}_source"}
-    script = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True).stdout
-    assert "gradosr" in script
-    if shutil.which(shell):
-        (tmp_path / "script").write_text(script)
-        subprocess.run([shell, "-n", str(tmp_path / "script")], check=True, timeout=60)
-
-
-@pytest.mark.parametrize(
-    ("words", "wanted"),
-    [("gradosr sc", {"score", "screen", "schedule", "schema"}), ("gradosr fit --we", {"--weights"}),
-     ("gradosr schema p", {"protocol"})],
-)  # fmt: skip
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_commands_flags_and_values_are_completed(shell: str, words: str, wanted: set[str]) -> None:
-    last = words.rpartition(" ")[2]
-    place = {"COMP_CWORD": last} if shell == "fish" else {"COMP_CWORD": str(words.count(" "))}
-    environment = {**os.environ, "_GRADOSR_COMPLETE": f"{shell}_complete", "COMP_WORDS": words, **place}
-    command = [Path(sys.executable).with_name("gradosr")]
-    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True).stdout
-    assert wanted <= {word for line in found.splitlines() for word in line.replace("\t", ",").split(",")}
-
-
-def test_every_flag_has_a_help_text() -> None:
-    for name in ("fit", "score", "init", "audit"):
-        command = cli.get_command(None, name)  # type: ignore[arg-type]
-        assert command
-        assert all(getattr(one, "help", "") for one in command.params if one.param_type_name == "option")

@@ -10,7 +10,7 @@ from gradosr.config import ImagesInput, ParquetInput, StoreFields, TarInput
 from gradosr.config.inputs import InputSettings
 from gradosr.config.settings import load_settings
 from gradosr.config.uris import absolute
-from gradosr.errors import InputError, NotFound
+from gradosr.errors import ConfigError, InputError, NotFound
 from gradosr.store import Store, join
 
 KINDS: tuple[type[InputSettings], ...] = (TarInput, ParquetInput, ImagesInput)
@@ -26,8 +26,14 @@ def store_of(overrides: Sequence[str]) -> Store:
 
 
 def source_at(uri: str, store: Store) -> dict[str, Any]:
-    """Return the settings of an input, kind and URI. Raises InputError if nothing there can be read, or NotFound."""
-    uri = absolute(uri)
+    """Return the settings of an input, kind and URI.
+
+    Raises InputError if nothing there can be read, NotFound, or ConfigError for what is no URI.
+    """
+    try:
+        uri = absolute(uri)
+    except ValueError as error:
+        raise ConfigError(f"images: {error}") from error
     kind = _by_ending(uri) or _by_content(uri, store)
     source = kind.model_fields["kind"].default
     check_found(kind(kind=source, uri=uri), store)
@@ -40,6 +46,11 @@ def _by_ending(uri: str) -> type[InputSettings] | None:
 
 
 def _by_content(uri: str, store: Store) -> type[InputSettings]:
+    if store.exists(uri):
+        raise InputError(
+            f"{uri}: by its name no image, tar or Parquet file; of an archive of another kind, name the "
+            "folder that it was unpacked to"
+        )
     names = (stored.uri.lower() for stored in islice(store.list(join(uri, "")), LOOKED_AT))
     found = Counter(kind for name in names if (kind := _by_ending(name)))
     if not found:

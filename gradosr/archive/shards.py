@@ -115,6 +115,16 @@ def check_found(source: InputSettings, store: Store) -> None:
     next(objects_of(source, store, None)[1])
 
 
+def check_empty(uri: str, store: Store) -> None:
+    """Raise InputError if a folder that is to be filled holds objects already."""
+    try:
+        taken = next(iter(store.list(join(uri, ""))), None)
+    except NotFound:  # a local folder that is created later
+        return
+    if taken is not None:
+        raise InputError(f"{uri}: holds objects already ({taken.uri}); choose a new folder")
+
+
 def locate(source: InputSettings, name: str, store: Store) -> StoredObject:
     """Find the object of the archive whose name, as text, is `name`: the name of a shard or the key of a single image.
 

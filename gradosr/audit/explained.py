@@ -26,10 +26,11 @@ from gradosr.audit.rows import RunTable, find, id_of
 from gradosr.config import ComputeSettings, ExplainSettings, Input
 from gradosr.errors import InputError
 from gradosr.explanation import Explainer
+from gradosr.scoring.columns import NON_FINITE
 from gradosr.store import Store
 
 _INPUT: TypeAdapter[Input] = TypeAdapter(Input)
-_LETTERS = 200
+NOT_FINITE = f"non_finite: {NON_FINITE}"
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,9 @@ def explain(
         some = readable[start : start + BATCH]
         inputs = torch.stack([to_input_size(pixels[name], transform) for name in some])
         for name, explanation in zip(some, explainer(inputs), strict=True):
+            if explanation is None:
+                found[name] = Explained(name, fault=NOT_FINITE)
+                continue
             box = seen_box(transform, *pixels[name].shape[1:])
             picture = Image.fromarray(pixels[name].permute(1, 2, 0).contiguous().numpy())
             picture.thumbnail((LARGER, LARGER))
@@ -114,7 +118,7 @@ def write(found: Sequence[Explained], bundle: str, out: Path) -> None:
     with written(out):
         for one in found:
             if one.picture and one.facts:
-                _overlaid(one.picture, one.facts["heat_map"]).save(out / f"{id_of(one.name)}.png")
+                overlaid(one.picture, one.facts["heat_map"]).save(out / f"{id_of(one.name)}.png")
         (out / "index.html").write_text(render(found, bundle), encoding="utf-8")
 
 
@@ -144,7 +148,8 @@ def _shown(one: Explained) -> dict[str, Any]:
     }
 
 
-def _overlaid(picture: Image.Image, heat: Mapping[str, Any] | None) -> Image.Image:
+def overlaid(picture: Image.Image, heat: Mapping[str, Any] | None) -> Image.Image:
+    """Return a picture with a heat map, if there is one, laid over the box that it is of."""
     if heat is None:
         return picture
     (width, height), (left, top, right, bottom) = picture.size, heat["box"]

@@ -62,7 +62,7 @@ class Explaining:
                     break
                 some = ids[start : start + BATCH]
                 found = explainer(torch.stack([self._inputs[one] for one in some]))
-                items |= {one: facts_of(why, self._boxes[one]) for one, why in zip(some, found, strict=True)}
+                items |= {one: facts_of(why, self._boxes[one]) for one, why in zip(some, found, strict=True) if why}
         except GradosrError as error:
             return None, [f"no image is explained: {first_line(error)}"]
         notes = [f"{len(items)} of {len(ids)} images are explained: the minute for that was over"]

@@ -28,12 +28,13 @@ def share(night: Mapping[str, Any]) -> str:
 
 
 def watched(night: Mapping[str, Any]) -> str:
-    """Return a warning if most of the new images are unknown and no gate has an absolute bound; empty if not."""
+    """Return a warning if most new images are unknown and no gate has an absolute bound; empty if not."""
     counts, found = night["counts"], night.get("unknown_share")
     much = found["low"] if found else counts["unknown"] / max(1, counts["images"])
     if much < MUCH or any(one["gate"] == "unknown_rate" for one in night["verdicts"]):
         return ""
+    what = "unknown" if found else "over the threshold"
     return (
-        "Most of the new images are unknown, and none of the gates that are set watches that. Set gates.unknown_rate "
+        f"Most of the new images are {what}, and none of the gates that are set watches that. Set gates.unknown_rate "
         "to the share of new images over the threshold that is still all right."
     )

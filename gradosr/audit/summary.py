@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from gradosr.text import printable
+from gradosr.text import plural, printable
 
 
 def summary(document: Mapping[str, Any]) -> str:
     """Summarise how much is unknown, what can be flagged, which clusters there are, and what changed."""
     bad, parts = document["rows"] - document["images"], document["results"]["parts"]
     lines = [
-        f"images          {document['images']:,} scored, {bad:,} without a score, in {parts:,} parts",
+        f"images          {document['images']:,} scored, {bad:,} without a score, in {plural(parts, 'part')}",
         f"over threshold  {document['unknown']:,} ({document['unknown_rate']:.1%})" + _expected(document),
         f"unknown         {_prevalence(document['prevalence'])}",
         *_by_labels(document["labels"]),

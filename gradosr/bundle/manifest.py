@@ -101,6 +101,8 @@ def read_manifest(store: Store, uri: str) -> tuple[Manifest, str]:
     try:
         body = store.read(join(uri, MANIFEST))
     except NotFound as error:
+        if store.exists(join(uri, "run.json")):
+            raise BundleError(f"{uri}: results, not a bundle; `gradosr fit` makes one") from error
         raise BundleError(f"{uri}: no bundle there (no {MANIFEST}); `gradosr fit` makes one") from error
     try:
         document = json.loads(body)

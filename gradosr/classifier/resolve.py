@@ -75,7 +75,9 @@ def class_names(job: FitJob, store: Store, folder: ModelFolder | None = None) ->
     """Return the classes in logit order. Raises ConfigError if none are named or `known` has others."""
     classes = resolve_names(job.classifier.classes, store) or (folder and folder.classes) or job.known
     if len(classes) < 2 or len(set(classes)) != len(classes):
-        raise ConfigError("classifier.classes or known: name at least two classes, each once, in logit order")
+        few = job.input.kind == "images" and folder is None and len(classes) < 2
+        why = f"; {job.input.uri} has no two folders of classes, by which images are labelled" if few else ""
+        raise ConfigError(f"classifier.classes or known: name at least two classes, each once, in logit order{why}")
     if other := [name for name in job.known if name not in classes]:
         raise ConfigError(f"known: {', '.join(other)} not among the classifier's classes ({', '.join(classes)})")
     return classes

@@ -69,6 +69,8 @@ def read_weights(store: Store, uri: str, entry: str | None = None) -> Weights:
     is damaged, holds objects, or has no weights, MachineFault where this machine lacks memory for it.
     """
     body = store.read(uri)
+    if body.startswith(b"version https://git-lfs"):
+        raise ClassifierError(f"{uri}: a pointer of Git LFS instead of the weights; `git lfs pull` fetches them")
     try:
         if uri.endswith(".safetensors"):
             return _picked(unpacked(body), uri, entry)

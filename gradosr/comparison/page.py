@@ -25,8 +25,8 @@ def render(document: Mapping[str, Any], pictures: Pictures | None) -> str:
         words=words,
         classes=[one for one in document["by_class"] if one["to_unknown"] or one["to_known"]],
         moved=[
-            ("to-unknown", "Known before, unknown after", document["to_unknown"]),
-            ("to-known", "Unknown before, known after", document["to_known"]),
+            ("to-unknown", "Under the threshold before, over it after", document["to_unknown"]),
+            ("to-known", "Over the threshold before, under it after", document["to_known"]),
         ],
         pictured=pictures is not None,
         picture=lambda row: report.tile(

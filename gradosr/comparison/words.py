@@ -9,7 +9,7 @@ from gradosr.text import printable
 FIGURES = (
     ("auroc", "AUROC"),
     ("found", "Unknown images found"),
-    ("false_alarms", "Known images called unknown"),
+    ("false_alarms", "Known images over the threshold"),
 )
 """Figures on labelled images, with their titles."""
 LEAST_P = 0.0001
@@ -30,14 +30,14 @@ def moved(document: Mapping[str, Any]) -> str:
     """Return the sentence on both directions."""
     table, rest = document["table"], document["rows"] - document["images"]
     told = (
-        f"Known before and unknown after: {plural(table['known']['unknown'], 'image')}; "
-        f"unknown before and known after: {count(table['unknown']['known'])}."
+        f"Under the threshold before and over it after: {plural(table['known']['unknown'], 'image')}; "
+        f"the other way round: {count(table['unknown']['known'])}."
     )
     return told + (f" Left out for want of a score: {plural(rest, 'row')}." if rest else "")
 
 
 def rates(document: Mapping[str, Any]) -> str:
-    """Return the false-alarm rates of the bundles, at which images are called unknown."""
+    """Return the false-alarm rates of the bundles, which set the thresholds."""
     before, after = (document[name]["false_alarm_rate"] for name in ("before", "after"))
     return percent(before) if before == after else f"{percent(before)} and {percent(after)}"
 

@@ -91,6 +91,9 @@ class NetworkSettings(Settings):
     @field_validator("arch")
     @classmethod
     def _absolute_folder(cls, arch: str) -> str:
+        if ":" not in arch:
+            forms = f"torchvision:{arch}, timm:{arch}, or package.module:factory"
+            raise ValueError(f"{arch or 'empty'}: name its library as well, as in {forms}")
         return FOLDER + absolute(arch.removeprefix(FOLDER)) if arch.startswith(FOLDER) else arch
 
     @property

@@ -19,7 +19,7 @@ _OF_IMAGES = ("precision", "features", "representation", "signals", "embedder", 
 
 
 class Sample(Settings):
-    """All unknown images and some of the others."""
+    """All images over the threshold and some of the others."""
 
     sample: Annotated[StrictInt, Field(ge=2)]
     """Number of other images of which one is drawn, by a hash of its key."""
@@ -36,16 +36,16 @@ class ScoreJob(Serving):
     """Number of workers; auto: one per GPU, or else by the cores of the cluster at the start; {min, max} for a cluster
     that grows."""
     features: Literal["none", "unknown", "all"] = "unknown"
-    """Rows for which the penultimate features are stored; an audit groups unknown images by them, and a screening finds
-    candidate classes."""
+    """Rows for which the penultimate features are stored; `unknown` are those over the threshold. An audit clusters
+    images by them, and a screening finds candidate classes."""
     representation: Literal["none", "unknown", "all"] = "none"
     """Rows for which the gradient representation is stored."""
     signals: Literal["none", "unknown", "all"] | Sample = "none"
     """Rows for which everything that the detector sees is stored, so that one can learn from labels and score again
-    without the images; {sample: N} stores it for the unknown images and for one in N of the others."""
+    without the images; {sample: N} stores it for images over the threshold and one in N of the others."""
     embedder: EmbedderSettings | None = None
-    """Second network, whose features are stored as `embedding`, in which an audit then finds clusters: of the unknown
-    images, and of the others for which `features` or `signals` are stored."""
+    """Second network, whose features are stored as `embedding`, in which an audit then finds clusters: of the
+    images over the threshold, and of the others for which `features` or `signals` are stored."""
     max_pixels: PositiveInt = MAX_PIXELS
     """Largest image, in pixels according to its header, that is decoded; others get status too_large."""
     max_attempts: PositiveInt = 3

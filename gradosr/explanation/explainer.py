@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradosr.bundle.bundle import Bundle, load_bundle, read_held_out
-from gradosr.config import ComputeSettings
+from gradosr.bundle.bundle import load_bundle, read_held_out
+from gradosr.bundle.manifest import HELD_OUT, read_manifest
+from gradosr.config import ComputeSettings, Precision
 from gradosr.detectors import Detector, Observation
 from gradosr.errors import BundleError
 from gradosr.explanation.heat import Heat, heat_maps
@@ -61,16 +62,16 @@ class Explanation:
 
 
 class Explainer:
-    """A bundle that explains its scores; on the CPU or a GPU, in float32."""
+    """A bundle that explains its scores."""
 
-    def __init__(self, bundle: Bundle, known: Observation | None, device: ComputeSettings) -> None:
-        """Prepare a bundle; `known` is what was seen of its held-out calibration images."""
-        self.bundle, self._scorer = bundle, Scorer(bundle, device)
-        self._detector: Detector = self._scorer.detector
+    def __init__(self, scorer: Scorer, known: Observation | None) -> None:
+        """Prepare a bundle; `known` is what was seen of its held-out calibration images, in the scorer's precision."""
+        self.bundle, self._scorer = scorer.bundle, scorer
+        self._detector: Detector = scorer.detector
         self._known_parts: Mapping[str, Floats] = {}
         self._known_norms_nC: Floats | None = None
         if known is not None:
-            found = {name: values.numpy() for name, values in bundle.detector.contributions(known).items()}
+            found = {name: values.numpy() for name, values in self.bundle.detector.contributions(known).items()}
             self._known_parts = {name: np.sort(values) for name, values in found.items()}
             self._known_norms_nC = np.sort(known.log_norms_BC.numpy(), 0)
 
@@ -81,14 +82,10 @@ class Explainer:
         Raises BundleError, ClassifierError or ConfigError, each in one line.
         """
         bundle = load_bundle(store, uri, trust)
-        try:
-            known = read_held_out(store, uri).calibration["float32"]
-        except BundleError:
-            known = None
-        return cls(bundle, known, device)
+        return cls(Scorer(bundle, device), read_known(store, uri, bundle.digest, device.precision))
 
-    def __call__(self, images_BCHW: Tensor) -> list[Explanation]:
-        """Explain uint8 images [B, 3, H, W] at the classifier's input size."""
+    def __call__(self, images_BCHW: Tensor) -> list[Explanation | None]:
+        """Explain uint8 images [B, 3, H, W] at the classifier's input size; None for one whose score is not finite."""
         scores, observer = self._scorer.score(images_BCHW), self._scorer.observer
         seen = observer(images_BCHW).observation
         with torch.no_grad():
@@ -106,6 +103,8 @@ class Explainer:
                 layers=tuple(self._layer(place, value) for place, value in enumerate(norms_BC[i])),
                 heat=maps[i],
             )
+            if scores.finite[i]
+            else None
             for i in range(len(images_BCHW))
         ]
 
@@ -116,6 +115,17 @@ class Explainer:
         known_nC = self._known_norms_nC
         known = None if known_nC is None or place >= known_nC.shape[1] else known_nC[:, place]
         return Measured(self._scorer.observer.coordinates[place], float(value), _below(known, value))
+
+
+def read_known(store: Store, uri: str, digest: str, precision: Precision) -> Observation | None:
+    """Read what was seen of a bundle's held-out calibration images; None if it was made before bundles kept that.
+
+    Raises BundleError if it is damaged, or if the bundle at the URI is not the one of this digest.
+    """
+    manifest, found = read_manifest(store, uri)
+    if found != digest:
+        raise BundleError(f"{uri}: replaced since it was loaded; load it again")
+    return read_held_out(store, uri).calibration[precision] if HELD_OUT in manifest.files else None
 
 
 def _below(known_n: Floats | None, value: float) -> float | None:

@@ -5,8 +5,8 @@ that the parent was fitted with, split as they were: its gradients depend on the
 observed again. Labelled images fit the new row alone; where there are enough of the new class, some of them are held
 out and tell how many are named right. They do not calibrate, because they were chosen by their scores, and p-values
 hold only for images that are exchangeable with those that calibrate: the p-values of the new bundle are those of the
-parent's known classes, and the rate at which images of the new class are called unknown is not certified until it is
-fitted with held-out images of all classes.
+parent's known classes, and the rate at which images of the new class are over the threshold is not certified until it
+is fitted with held-out images of all classes.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,20 +1,22 @@
 """`gradosr fit` for Python."""
 
+import os
+from dataclasses import replace
 from typing import Any
 
 from gradosr.archive.kinds import class_folders, source_at
-from gradosr.bundle.manifest import check_new
+from gradosr.bundle.manifest import check_new, read_manifest
 from gradosr.config import FitJob, StoreFields
 from gradosr.config.settings import validate_settings
 from gradosr.fit.fitting import fit as fit_job
 from gradosr.fit.fitting import record_job
 from gradosr.fit.preflight import check_given
+from gradosr.python.bundle import Bundle
 from gradosr.run.console import Notes
-from gradosr.scoring.images import Bundle
 from gradosr.store import Store
 
 
-def fit(images: str | None = None, *, force: bool = False, **settings: Any) -> Bundle:
+def fit(images: "str | os.PathLike[str] | None" = None, *, force: bool = False, **settings: Any) -> Bundle:
     """Fit a detector to a classifier, save the bundle, and return it ready to score.
 
     Settings are those of a fit config, with sections as dictionaries:
@@ -26,12 +28,13 @@ def fit(images: str | None = None, *, force: bool = False, **settings: Any) -> B
     the order of their names, where none are named. Messages go to stderr. Raises ConfigError, InputError or
     ClassifierError, each in one line; `force` replaces a bundle, and accepts names of classes that look exchanged.
     """
+    settings = {name: os.fspath(one) if isinstance(one, os.PathLike) else one for name, one in settings.items()}
     fields = validate_settings(
         StoreFields, {name: settings[name] for name in StoreFields.model_fields if name in settings}, "gradosr.fit"
     )
     store = Store(fields.store, fields.stores)
     if images is not None:
-        source = source_at(images, store)
+        source = source_at(os.fspath(images), store)
         settings = {"input": source, "held_out": 0.1 if settings.get("train") else 1} | settings
         classifier = dict(settings.get("classifier", {}))
         folders = class_folders(source["uri"], store) if source["kind"] == "images" else ()
@@ -45,4 +48,5 @@ def fit(images: str | None = None, *, force: bool = False, **settings: Any) -> B
     with Notes() as notes:
         made = fit_job(job, notes, force=force)
         made.save(store, job.bundle)
-    return Bundle(made, batch_size=job.batch_size)
+    _, digest = read_manifest(store, job.bundle)
+    return Bundle(replace(made, digest=digest), batch_size=job.batch_size, store=store, uri=job.bundle)

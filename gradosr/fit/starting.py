@@ -163,7 +163,7 @@ def _score(found: Found, store: Store) -> str:
         "#   gradosr score score.yaml",
         *_serving(found, store),
         _line("# workers: auto", "one per GPU, else one per core"),
-        _line("# features: unknown", "stored of unknown images, by which an audit groups them"),
+        _line("# features: unknown", "stored of images over the threshold, by which an audit clusters them"),
         _line("# signals: unknown", "stored to learn from labels later (`gradosr learn`)"),
         _line("# max_bad_images: 0.01", "a share or a number; with more, a finished run exits with 5"),
     ]
@@ -177,7 +177,7 @@ def _screen(found: Found, store: Store) -> str:
         *_serving(found, store),
         _line("timezone: UTC", "of the nights' names"),
         "gates:",
-        _line("  rate_increase: 0.02", "unknown images: surely 2 points more than on earlier nights"),
+        _line("  rate_increase: 0.02", "over the threshold: surely 2 points more than on earlier nights"),
         _line("  new_candidate_class: 100", "new images that look alike, and that earlier nights hardly had"),
         _line("  bad_images: 0.01", "a share of the new images, or a number"),
         _line("# webhook: {url: https://hooks.example.org/gradosr}", "told when a gate trips"),

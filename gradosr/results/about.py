@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from gradosr.bundle.manifest import MANIFEST
 from gradosr.errors import InputError, NotFound
 from gradosr.store import Store, join
 
@@ -19,6 +20,8 @@ def read_about(store: Store, uri: str) -> dict[str, Any]:
         added_later["learned"] = document.get("learned", [])
         return {"fingerprint": document["fingerprint"], "classes": document["classes"], **added_later}
     except NotFound as error:
+        if store.exists(join(uri, MANIFEST)):
+            raise InputError(f"{uri}: a bundle, not results; `gradosr score` makes results with it") from error
         raise InputError(f"{uri}: no results there ({error}); `gradosr score` makes them") from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{uri}: run.json is damaged; choose another output") from error

@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gradosr.errors import ConfigError, InputError, NotFound, RunFailed
+from gradosr.archive.shards import check_empty
+from gradosr.errors import ConfigError, InputError, RunFailed
 from gradosr.results.folder import RunFolder
 from gradosr.results.part import ROW_GROUP, SCHEMA_VERSION, SPOOL_BYTES
 from gradosr.store import Store, join
@@ -53,7 +54,7 @@ def compact(store: Store, results: str, target: str, size: int) -> dict[str, Any
     about, listing = folder.about(), folder.look()
     if not listing.finished:
         raise InputError(f"{results}: not a finished run (no _SUCCESS); run `gradosr score` to its end first")
-    _check_new(store, target)
+    check_empty(target, store)
     parts, expected = folder.table_parts(listing), _Sums()
     with _Keys() as keys:
         files = []
@@ -71,15 +72,6 @@ def compact(store: Store, results: str, target: str, size: int) -> dict[str, Any
     document = {**about, "parts": parts, "files": files, "rows": found.rows, "checksums": found.hexdigests()}
     store.write(join(target, MANIFEST), json.dumps(document, indent=2).encode())
     return document
-
-
-def _check_new(store: Store, target: str) -> None:
-    try:
-        taken = next(iter(store.list(join(target, ""))), None)
-    except NotFound:  # a local folder that is created later
-        return
-    if taken is not None:
-        raise InputError(f"{target}: holds objects already ({taken.uri}); choose a new folder")
 
 
 def _files(

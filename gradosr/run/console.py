@@ -164,7 +164,7 @@ def line(progress: Progress, recent: float | None = None) -> str:
     images = f"images {progress.images:,} ({_rate(_average(progress))}{lately})"
     parts = [f"shards {progress.done:,}/{progress.total:,}", images]
     if ok:
-        parts.append(f"unknown {progress.counts['unknown'] / ok:.1%}")
+        parts.append(f"over the threshold {progress.counts['unknown'] / ok:.1%}")
     if rows > ok:
         parts.append(f"bad images {rows - ok:,}")
     parts += [f"{fate} {n:,}" for fate, n in (("failed", progress.failed), ("quarantined", progress.quarantined)) if n]
@@ -254,7 +254,7 @@ def summary_report(summary: Summary) -> str:
     bad = ", ".join(f"{counts[status]:,} {status}" for status in STATUSES[1:] if counts.get(status))
     lines = [
         f"{head}; {printable(summary.output)} holds {plural(rows, 'row')} of {plural(summary.shards, 'shard')}: "
-        f"{ok:,} scored, {counts.get('unknown', 0):,} unknown" + (f", {bad}" if bad else "")
+        f"{ok:,} scored, {counts.get('unknown', 0):,} over the threshold" + (f", {bad}" if bad else "")
     ]
     for what, text in _PASSED_OVER.items():
         if kinds := summary.passed_over.get(what):

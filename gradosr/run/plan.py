@@ -183,7 +183,7 @@ def _usable(job: ScoreJob, store: Store) -> tuple[Manifest, dict[str, Any]]:
     if source not in LIBRARIES and manifest.arch not in job.trust:
         raise ConfigError(
             f"{job.bundle}: its architecture {manifest.arch} is code of its own; "
-            f"to import it, say so in the config: `trust: [{manifest.arch}]`"
+            f"to import it, say so: --trust {manifest.arch}, or `trust: [{manifest.arch}]` in a config"
         )
     check_precision(job.precision, manifest.precisions)
     return manifest, fingerprint_of(job, manifest, digest)

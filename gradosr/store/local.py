@@ -278,8 +278,10 @@ def _translated(uri: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise NotFound(f"{uri}: no such file or folder") from error
-    except NotADirectoryError as error:
+    except (NotADirectoryError, FileExistsError) as error:
         raise NotFound(f"{uri}: a file stands where a folder is needed") from error
+    except IsADirectoryError as error:
+        raise StoreError(f"{uri}: a folder stands where a file is needed") from error
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise NotFound(f"{uri}: a link that leads in circles") from error

@@ -152,6 +152,8 @@ class S3Backend:
     def _pages(self, uri: str, delimiter: str) -> Iterator[Page]:
         """Yield the answers to a LIST of everything that begins with `uri`, and stop at folders by a delimiter."""
         scheme, bucket, prefix = _split(uri)
+        if not bucket:
+            raise NotFound(f"{uri}: names no bucket: {scheme}://BUCKET/KEY")
         query: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": PAGE}
         if delimiter:
             query["Delimiter"] = delimiter

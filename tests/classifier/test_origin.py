@@ -108,7 +108,7 @@ def test_every_transform_of_torchvision_can_be_said(name):
     ],
 )
 def test_a_transform_left_out_is_the_one_of_timms_weights(name, args):
-    timm = pytest.importorskip("timm")
+    timm = pytest.importorskip("timm", reason="timm is not installed")
     transform = completed(arch=f"timm:{name}", args=args).classifier.transform
     config = timm.data.resolve_data_config(args, pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
     theirs = timm.data.create_transform(**config)
@@ -351,7 +351,7 @@ def test_classes_that_are_but_numbered_are_not_taken(transformers, tmp_path):
 
 
 def test_a_folder_of_timms_is_one_too(tmp_path):
-    timm = pytest.importorskip("timm")
+    timm = pytest.importorskip("timm", reason="timm is not installed")
     net = timm.create_model("resnet10t", num_classes=3).eval()
     cfg = {
         "input_size": [3, 96, 96],

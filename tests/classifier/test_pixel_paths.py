@@ -153,7 +153,7 @@ def test_what_the_library_adds_is_said_and_a_network_trained_here_is_left_alone(
 
 @pytest.fixture(scope="module")
 def timm():
-    return pytest.importorskip("timm")
+    return pytest.importorskip("timm", reason="timm is not installed")
 
 
 def distinct(timm: Any) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -181,7 +181,13 @@ def test_the_page_shows_all_and_runs_nothing_of_the_archive(make: Make, tmp_path
     assert not {"link", "iframe", "object", "embed", "img", "base"} & {tag for tag, _ in page.tags}
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
     found = compare(Store(), before, after)
-    for text in ("Known before, unknown after", "AUROC", "Unknown images found", "flatter it", "Bundle before"):
+    for text in (
+        "Under the threshold before, over it after",
+        "AUROC",
+        "Unknown images found",
+        "flatter it",
+        "Bundle before",
+    ):
         assert text in page.text
     assert f"{len(HOSTILE)} images of 400 change sides." in page.text
     assert "<script>alert(1)</script>.jpg" in page.text

@@ -8,10 +8,12 @@ import torch
 from test_learned import learned, seen
 from tiny import ARCH, CLASSES, CPU, make_bundle
 
-from gradosr.config import ComputeSettings
+from gradosr.bundle.bundle import load_bundle
 from gradosr.detectors import OneClassDetector
 from gradosr.detectors.baselines.logits import Energy
+from gradosr.errors import BundleError
 from gradosr.explanation import Explainer, Explanation, Measured
+from gradosr.explanation.explainer import read_known
 from gradosr.explanation.words import sentences, short
 from gradosr.scoring.scorer import Scorer
 from gradosr.store import Store
@@ -77,11 +79,28 @@ def test_an_image_unlike_the_known_ones_is_told_by_its_parts(place: str) -> None
 
 def test_a_bundle_without_held_out_images_explains_without_comparing(place: str, images: torch.Tensor) -> None:
     bundle = make_bundle(Store(), place)
-    (one, *_) = Explainer(bundle, None, ComputeSettings(device="cpu"))(images)
+    (one, *_) = Explainer(Scorer(bundle, CPU), None)(images)
     assert all(part.known_below is None for part in (*one.parts, *one.layers))
     assert sentences(one) == [
         "The bundle keeps nothing of its held-out images to compare with; the bars show what adds to the score."
     ]
+
+
+def test_a_score_that_is_not_finite_is_not_explained(tmp_path: Path) -> None:
+    arch, white = "tiny_net:bursting", torch.full((1, 3, 16, 16), 255, dtype=torch.uint8)
+    make_bundle(Store(), str(tmp_path), arch=arch)
+    explained = Explainer.load(Store(), str(tmp_path), (arch,), CPU)
+    found, missing = explained(torch.cat([white // 2, white]))
+    assert found is not None
+    assert missing is None
+
+
+def test_what_is_compared_with_comes_from_the_bundle_that_was_loaded(place: str, tmp_path: Path) -> None:
+    make_bundle(Store(), str(tmp_path), seed=1)
+    digest = load_bundle(Store(), place, (ARCH,)).digest
+    assert read_known(Store(), place, digest, "float32") is not None
+    with pytest.raises(BundleError, match="replaced since it was loaded; load it again"):
+        read_known(Store(), str(tmp_path), digest, "float32")
 
 
 def test_words_tell_what_stands_out_and_no_more() -> None:

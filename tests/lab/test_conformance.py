@@ -37,7 +37,7 @@ def test_an_architecture_with_recurrent_layers_is_exact_by_its_fallback() -> Non
 
 
 def test_the_lists_are_of_the_libraries() -> None:
-    timm = pytest.importorskip("timm")
+    timm = pytest.importorskip("timm", reason="timm is not installed")
     assert set(TIMM) <= set(timm.list_models())
     assert len(architectures("torchvision")) >= 80
     with pytest.raises(ConfigError):

@@ -177,6 +177,8 @@ def test_curves_are_written_as_pictures(tmp_path: Path, capsys: pytest.CaptureFi
     for path in (tmp_path / "curves").iterdir():
         assert ET.parse(path).getroot().tag.endswith("svg")
         assert path.stat().st_size < 300_000
+        assert "<!-- the run's threshold -->" in path.read_text()
+    assert "<!-- unknown score, AUROC " in (tmp_path / "curves" / "roc.svg").read_text()
     assert told(capsys, uri, "--protocol", "osr", "--out", "x")[0] == 2
 
 

@@ -61,7 +61,6 @@ def test_a_worker_evicted_for_memory_costs_time_not_the_run(tmp_path: Path) -> N
         if outcome := evicted(local_job(folder, workers=1), notes):
             break
     else:
-        # Ray evicts by the memory of the whole machine, which other programs move.
-        pytest.skip("others took or freed too much memory meanwhile")
+        pytest.skip("others took or freed too much memory meanwhile")  # Ray evicts by that of the whole machine
     assert (len(outcome.scored), outcome.quarantined, outcome.failed) == (4, {}, {})
     assert f"00001.tar: its worker was {EVICTED}" in notes.warnings

@@ -43,7 +43,7 @@ def test_a_line_says_where_the_run_stands() -> None:
     text = line(progress)
     assert "shards 10/40" in text
     assert "images 1,200 (120/s)" in text
-    assert "unknown 5.0%" in text
+    assert "over the threshold 5.0%" in text
     assert "bad images 200" in text
     assert "ETA 0:30" in text
     assert "workers 2" in text
@@ -120,7 +120,7 @@ def test_one_is_not_said_as_many() -> None:
     )  # fmt: skip
     one = summary(shards=1, scored=1, counts={"rows": 1, "ok": 1}, superseded=1, passed_over={"objects": {"txt": 1}})
     assert summary_report(one).splitlines() == [
-        "1 shard scored now; out holds 1 row of 1 shard: 1 scored, 0 unknown",
+        "1 shard scored now; out holds 1 row of 1 shard: 1 scored, 0 over the threshold",
         "1 other object of the input was left out: 1 txt",
         "1 outdated part moved to superseded/",
     ]
@@ -142,7 +142,7 @@ def test_a_terminal_shows_a_bar_and_the_facts_and_lines_that_stay(monkeypatch: p
     text = out.getvalue()
     assert "25%" in text
     assert "shards 10/40 | images 9" in text
-    assert "unknown 33.3% | failed 1" in text
+    assert "over the threshold 33.3% | failed 1" in text
     assert "\x1b[2J" not in text
     assert "\u202e" not in text
     assert "a\\x1b[2J\n" in text.replace("\r", "")
@@ -189,7 +189,7 @@ def test_a_summary_names_what_is_missing() -> None:
         summary(superseded=3, quarantined=("a.tar",), failed={f"b{i}.tar": "reset" for i in range(12)})
     )
     lines = text.splitlines()
-    assert lines[0] == "10 shards scored now; out holds 10 rows of 12 shards: 8 scored, 1 unknown, 2 empty"
+    assert lines[0] == "10 shards scored now; out holds 10 rows of 12 shards: 8 scored, 1 over the threshold, 2 empty"
     assert "3 outdated parts moved to superseded/" in lines
     assert "quarantined: a.tar (reason in quarantine/)" in lines
     assert "failed: b0.tar: reset" in lines

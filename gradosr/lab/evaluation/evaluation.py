@@ -24,14 +24,14 @@ class ScoreMetrics:
     macro_f1: float | None
     """Macro-F1 over the known classes and `unknown`, at a threshold with the run's false-alarm rate."""
     found: float | None
-    """Share of unknown images called unknown, at the same threshold."""
+    """Share of unknown images over the same threshold."""
     passes: float | None
     """Passes through the classifier per image, see `Signals.passes`; None if the bundle cannot be read."""
 
 
 @dataclass(frozen=True)
 class ClassRate:
-    """Share of a class's images that the calibrated threshold calls unknown, with its 95 % interval (Wilson)."""
+    """Share of a class's images over the calibrated threshold, with its 95 % interval (Wilson)."""
 
     name: str
     images: int
@@ -52,9 +52,9 @@ class Evaluation:
     closed_set_accuracy: float
     """Accuracy on known images, whatever their unknown score."""
     false_alarm_rate: float
-    """Share of known images called unknown by the calibrated threshold."""
+    """Share of known images over the calibrated threshold."""
     unknown_found: float | None
-    """Share of unknown images called unknown by the calibrated threshold."""
+    """Share of unknown images over the calibrated threshold."""
     scores: Mapping[str, ScoreMetrics]
     false_alarms_by_class: tuple[ClassRate, ...]
     """Known classes, that with the largest share first."""

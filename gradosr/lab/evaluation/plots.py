@@ -4,7 +4,7 @@ Importing this module raises ConfigError if matplotlib is not installed.
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from sklearn.metrics import roc_curve
 
 from gradosr.config import OsrProtocol
 from gradosr.errors import ConfigError, InputError
-from gradosr.lab.evaluation.metrics import Scores, risk_coverage
+from gradosr.lab.evaluation.metrics import Scores, auroc, risk_coverage
 from gradosr.lab.evaluation.protocol import TEST, TaskScores
 from gradosr.lab.evaluation.rows import OWN, LabelledRows
 
@@ -23,6 +23,11 @@ except ImportError as error:
 
 SHOWN = 8
 """Largest number of detectors in one plot."""
+SHARES = (-0.02, 1.02)
+"""Limits of an axis of shares, with room for a dot at either end."""
+DOT: Mapping[str, Any] = {"marker": "o", "color": "C0", "linestyle": "none", "zorder": 4, "clip_on": False}
+LEAST_COVERAGE = 0.01
+"""Coverage from which on risk is drawn; below it, a handful of images decides."""
 POINTS = 1000
 """Largest number of points of a run's curve, which could have one for each of millions of images."""
 
@@ -52,24 +57,31 @@ def curves(rows: LabelledRows) -> dict[str, bytes]:
     """
     if not rows.both:
         raise InputError(f"{rows.uri}: no labelled image is unknown, and a curve needs known and unknown ones")
-    unknown, called = rows.unknown, rows.called
-    wrong = unknown | ~rows.correct
+    unknown, wrong = rows.unknown, rows.unknown | ~rows.correct
     roc, risk = (Figure(figsize=(5, 4.5), layout="constrained") for _ in range(2))
     roc_axes, risk_axes = roc.add_subplot(), risk.add_subplot()
     for name, score in rows.scores.items():
+        style: dict[str, Any] = {"linewidth": 2 if name == OWN else 1, "zorder": 3 if name == OWN else 2}
         false, true, _ = roc_curve(unknown, score)
-        (line,) = roc_axes.plot(*_thinned(false, true), label=name, linewidth=1)
-        risk_axes.plot(*_thinned(*risk_coverage(score, wrong)), label=name, linewidth=1)
-        if name == OWN:
-            dot: dict[str, Any] = {"marker": "o", "color": line.get_color()}
-            roc_axes.plot(called[~unknown].mean(), called[unknown].mean(), **dot)
-            if not called.all():
-                risk_axes.plot((~called).mean(), wrong[~called].mean(), **dot)
-    roc_axes.plot([0, 1], [0, 1], color="0.8", linewidth=1)
-    roc_axes.set(xlabel="share of known images flagged", ylabel="share of unknown images found")
-    risk_axes.set(xlabel="coverage: share of all images accepted", ylabel="risk: share unknown or misclassified")
+        roc_axes.plot(*_thinned(false, true), label=f"{name}, AUROC {auroc(score, unknown):.3f}", **style)
+        coverage, share_wrong = risk_coverage(score, wrong)
+        kept = coverage >= LEAST_COVERAGE
+        risk_axes.plot(*_thinned(coverage[kept], share_wrong[kept]), label=name, **style)
+    called, dot = rows.called, {**DOT, "label": "the run's threshold"}
+    roc_axes.plot([0, 1], [0, 1], color="0.8", linewidth=1, zorder=1, label="chance")
+    roc_axes.plot(called[~unknown].mean(), called[unknown].mean(), **dot)
+    if not called.all():
+        risk_axes.plot((~called).mean(), wrong[~called].mean(), **dot)
+    roc_axes.set(xlabel="share of known images over the threshold", ylabel="share of unknown images found")
+    risk_axes.set(
+        xlabel="coverage: share of all images under the threshold", ylabel="risk: share of these that is wrong"
+    )
+    roc_axes.set(xlim=SHARES, ylim=SHARES, aspect="equal")
+    risk_axes.set(xlim=SHARES, ylim=(0, None))
     for axes in (roc_axes, risk_axes):
-        axes.legend(fontsize="x-small")
+        axes.grid(color="0.92", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.legend(fontsize="small")
     return {"roc.svg": _svg(roc), "risk-coverage.svg": _svg(risk)}
 
 
@@ -97,7 +109,7 @@ def _roc(axes: Any, protocol: OsrProtocol, task: TaskScores) -> None:
         false, true, _ = roc_curve(unknown, rows[name].to_numpy())
         axes.plot(false, true, label=name, linewidth=1)
     axes.plot([0, 1], [0, 1], color="0.8", linewidth=1)
-    axes.set(xlabel="share of known images flagged", ylabel="share of unknown images found")
+    axes.set(xlabel="share of known images over the threshold", ylabel="share of unknown images found")
     axes.legend(fontsize="x-small")
 
 

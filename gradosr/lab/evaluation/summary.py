@@ -18,13 +18,13 @@ def table(evaluation: Evaluation) -> str:
         numbers = f"{_number(m.auroc):>8}{_number(m.fpr95):>8}{_number(m.oscr):>8}{_number(m.macro_f1):>10}"
         lines.append(f"{name:15}{numbers}{_number(m.found):>8}{passes:>8}")
     lines += [
-        "found: share of unknown images called unknown, at the same rate of false alarms",
+        "found: share of unknown images over the threshold, at the same rate of false alarms",
         "passes: through the classifier per image, forward and, as far as they go, backward",
         "",
         f"{evaluation.known} known and {evaluation.unknown} unknown images, {evaluation.left_out} rows left out",
         f"{'closed-set accuracy of the known':{_WIDTH}} {_number(evaluation.closed_set_accuracy)}",
-        f"{'known called unknown (false alarms)':{_WIDTH}} {_number(evaluation.false_alarm_rate)}",
-        f"{'unknown called unknown':{_WIDTH}} {_number(evaluation.unknown_found)}",
+        f"{'known over the threshold (false alarms)':{_WIDTH}} {_number(evaluation.false_alarm_rate)}",
+        f"{'unknown over the threshold (found)':{_WIDTH}} {_number(evaluation.unknown_found)}",
         *_classes("false alarms by known class, most first", evaluation.false_alarms_by_class),
         *_classes("found by unknown class, fewest first", evaluation.found_by_class),
     ]

@@ -29,10 +29,10 @@ class DetectorMetrics:
     macro_f1: float
     """Macro-F1 over the known classes and `unknown`, at the calibrated threshold."""
     false_alarms: float
-    """Share of known images flagged at the calibrated threshold."""
+    """Share of known images over the calibrated threshold."""
     false_alarms_by_class: Mapping[str, float]
     found: float
-    """Share of unknown images flagged at the calibrated threshold."""
+    """Share of unknown images over the calibrated threshold."""
     far: Mapping[str, float]
     """AUROC of far images against the known test images."""
     far_macro_f1: Mapping[str, float]
@@ -69,16 +69,16 @@ def measure(protocol: OsrProtocol, scores: TaskScores) -> TaskMetrics:
     far_of = {name: {one: scores.of(one)[name].to_numpy() for one in far} for name in names}
     both, baselines, detectors = unknown.any(), _baselines(protocol, names), {}
     for name in names:
-        score, flagged = test[name].to_numpy(), scores.p_values(name) <= protocol.false_alarm_rate
-        decided, truth = np.where(flagged, "unknown", predicted), np.where(unknown, "unknown", labels)
+        score, over = test[name].to_numpy(), scores.p_values(name) <= protocol.false_alarm_rate
+        decided, truth = np.where(over, "unknown", predicted), np.where(unknown, "unknown", labels)
         detectors[name] = DetectorMetrics(
             auroc=auroc(score, unknown) if both else np.nan,
             fpr95=fpr_at_95_tpr(score, unknown) if both else np.nan,
             oscr=oscr(score, unknown, labels == predicted) if both else np.nan,
             macro_f1=macro_f1(list(truth), list(decided)) if both else np.nan,
-            false_alarms=float(flagged[~unknown].mean()),
-            false_alarms_by_class={k: float(flagged[labels == k].mean()) for k in scores.classes},
-            found=float(flagged[unknown].mean()) if both else np.nan,
+            false_alarms=float(over[~unknown].mean()),
+            false_alarms_by_class={k: float(over[labels == k].mean()) for k in scores.classes},
+            found=float(over[unknown].mean()) if both else np.nan,
             far={one: _auroc(known_of[name], far_of[name][one]) for one in far},
             far_macro_f1={one: _far_f1(protocol, scores, name, one, truth[~unknown], decided[~unknown]) for one in far},
         )
@@ -110,8 +110,8 @@ def _far_f1(
     protocol: OsrProtocol, scores: TaskScores, name: str, far: str, truth: NDArray[Any], decided: NDArray[Any]
 ) -> float:
     rows = scores.of(far)
-    flagged = scores.p_values(name, far) <= protocol.false_alarm_rate
-    calls = np.where(flagged, "unknown", np.array(rows["predicted"].to_pylist(), dtype=str))
+    over = scores.p_values(name, far) <= protocol.false_alarm_rate
+    calls = np.where(over, "unknown", np.array(rows["predicted"].to_pylist(), dtype=str))
     return macro_f1([*truth, *["unknown"] * len(calls)], [*decided, *calls])
 
 
@@ -151,7 +151,7 @@ def _tables(protocol: OsrProtocol, tasks: Sequence[TaskMetrics]) -> str:
         ("The first detector against the best baseline of each task", _against(protocol, open_tasks)),
         ("AUROC, far images against the test images of known classes", _far(protocol, tasks)),
         ("Macro-F1 over the known classes and unknown, of known test images and far images", _far_f1s(protocol, tasks)),
-        (f"Known test images flagged at p <= {protocol.false_alarm_rate:g}", _calibrated(protocol, tasks)),
+        (f"Known test images over the threshold, p <= {protocol.false_alarm_rate:g}", _calibrated(protocol, tasks)),
         ("AUROC of single coordinates, log of the squared norm", _coordinates(tasks)),
     ]
     return "\n\n".join(f"### {title}\n\n{body}" for title, body in sections if body) + "\n"

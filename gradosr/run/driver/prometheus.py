@@ -18,7 +18,7 @@ class RunMetrics:
         self._images = metrics.Counter(
             "gradosr_images_total", "Images in published parts, by status.", ("run", "status")
         )
-        self._unknown = metrics.Counter("gradosr_unknown_images_total", "Images called unknown.", ("run",))
+        self._unknown = metrics.Counter("gradosr_unknown_images_total", "Images over the threshold.", ("run",))
         self._shards = metrics.Counter(
             "gradosr_shards_total", "Shards by outcome: done, failed or quarantined.", ("run", "outcome")
         )

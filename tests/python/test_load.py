@@ -1,6 +1,7 @@
-"""Bundles and detectors in Python: images of every form are scored as a table of results has them."""
+"""Bundles in Python: images of every form are scored as a table of results has them."""
 
 import io
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image
 from tiny import ARCH, CLASSES, local_job, make_bundle, picture, rows_of, run_here, write_archive
 
 import gradosr
-from gradosr.errors import ConfigError, InputError, NotFound
+from gradosr.errors import ConfigError, NotFound
 from gradosr.results.part import schema
 from gradosr.store import Store
 
@@ -76,8 +77,8 @@ def test_a_result_is_a_table_and_shows_itself(bundle: gradosr.Bundle) -> None:
     assert [row["key"] for row in scored[2:5]] == ["2", "3", "4"]
     kinds = {one.name: one.type for one in schema()}
     assert {one.name: one.type for one in scored.to_arrow().schema}.items() <= kinds.items()
-    unknown = sum(row["is_unknown"] or False for row in scored)
-    assert repr(scored) == f"<gradosr.Scored 21 images, {unknown} unknown, 1 without a score>"
+    over = sum(row["is_unknown"] or False for row in scored)
+    assert repr(scored) == f"<gradosr.Scored 21 images, {over} over the threshold, 1 without a score>"
     shown = scored._repr_html_()
     assert shown.count("data:image/jpeg;base64,") == 12
     highest = max(range(20), key=lambda place: scored[place]["unknown_score"])
@@ -91,7 +92,7 @@ def test_a_hostile_name_is_text_in_html(bundle: gradosr.Bundle, tmp_path: Path) 
 
 
 def test_to_pandas(bundle: gradosr.Bundle) -> None:
-    pytest.importorskip("pandas")
+    pytest.importorskip("pandas", reason="pandas is not installed")
     assert bundle.score([picture(0)]).to_pandas()["predicted_class"].isin(CLASSES).all()
 
 
@@ -110,54 +111,31 @@ def test_what_is_no_image_is_told(bundle: gradosr.Bundle, image: Any, error: typ
         bundle.score([image])
 
 
-# --- Detectors over arrays ---
-
-
-def clouds(seed: int, centre: float, images: int = 300) -> tuple[Any, Any, Any]:
-    """Features, labels and logits of three Gaussian classes; `centre` moves them all."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 3, images)
-    features = rng.normal(size=(images, 8)) + 6 * np.eye(8)[labels] + centre * np.eye(8)[7]
-    return features, labels, features @ WEIGHT.T
-
-
-WEIGHT = np.eye(8)[:3]
-
-
-@pytest.mark.parametrize("kind", ["knn", "mahalanobis", "rmd", "vim", "scale"])
-def test_a_detector_over_features_finds_what_lies_elsewhere(kind: str) -> None:
-    features, labels, logits = clouds(0, 0)
-    detector = gradosr.Detector(kind).fit(features, labels, logits=logits, weight=WEIGHT)
-    known, far = clouds(1, 0), clouds(2, 12)
-    alarms = detector.predict(known[0], known[2]).mean()
-    assert alarms < 0.15
-    if kind not in ("scale", "rmd"):  # which look at the largest features, or at what tells the classes apart
-        assert detector.predict(far[0], far[2]).mean() > 0.9
-    assert detector.p_values(known[0], known[2]).dtype == np.float32
-
-
-@pytest.mark.parametrize("kind", ["msp", "max_logit", "energy", "gen", "openmax"])
-def test_a_detector_over_logits_finds_what_is_not_sure(kind: str) -> None:
-    _, labels, logits = clouds(0, 0)
-    detector = gradosr.Detector(kind, false_alarm_rate=0.1).fit(labels=labels, logits=logits)
-    unsure = np.random.default_rng(3).normal(size=(200, 3)) / 10
-    assert detector.score(logits=unsure).mean() > detector.score(logits=logits).mean()
-
-
-def test_mistakes_about_arrays_are_told() -> None:
-    features, labels, logits = clouds(0, 0)
-    for call, message in (
-        (lambda: gradosr.Detector("gaia_z"), "not a detector over arrays"),
-        (lambda: gradosr.Detector("knn").score(features), "fit it first"),
-        (lambda: gradosr.Detector("knn").fit(logits=logits), "knn: needs features"),
-        (lambda: gradosr.Detector("msp").fit(features), "msp: needs logits"),
-        (lambda: gradosr.Detector("mahalanobis").fit(features), "needs labels"),
-        (lambda: gradosr.Detector("vim").fit(features, labels, logits=logits), "vim: needs weight"),
-        (lambda: gradosr.Detector().fit(features[:, 0]), r"shape \[300\]; expected one row per image"),
-        (lambda: gradosr.Detector().fit(features * np.nan), "not finite"),
-        (lambda: gradosr.Detector().fit(features, labels[:5]), "5 labels of 300 images"),
+def test_mistakes_are_told_before_anything_is_scored(
+    bundle: gradosr.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("here.png").write_bytes(picture(0))
+    for words, message in (
+        ({"batch_size": 0}, "gradosr.load: batch_size: expected a number above 0, found 0"),
+        ({"device": "gpu"}, "gradosr.load: device: expected 'auto', 'cpu' or 'cuda', found 'gpu'"),
+        ({"trust": ARCH}, f"gradosr.load: trust: expected a list, found '{ARCH}'"),
+        ({"uri": ""}, "gradosr.load: bundle: empty; name a path or a URI"),
     ):
-        with pytest.raises(ConfigError, match=message):
-            call()
-    with pytest.raises(InputError, match="needs at least 19"):
-        gradosr.Detector().fit(features[:20])
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            gradosr.load(**{"uri": "nowhere", **words})  # type: ignore[arg-type]
+    for nothing in (None, 3):
+        with pytest.raises(TypeError, match=r"images: \w+ is no image, path, bytes, array or tensor, nor several"):
+            bundle.score(nothing)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="images: empty; name a path or a URI"):
+        bundle.score("")
+
+
+def test_a_bundle_may_be_a_path_and_is_found_again_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_bundle(Store(), "bundle")
+    loaded = gradosr.load(Path("bundle"), trust=(ARCH,))
+    monkeypatch.chdir("/")
+    assert loaded.explain(picture(0))[0]["parts"][0]["known_below"] is not None

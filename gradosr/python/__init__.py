@@ -1,0 +1,1 @@
+"""Bundles in Python: images of any form in, scores and explanations out, that show themselves in a notebook."""
