@@ -29,7 +29,7 @@ from gradosr.config.detectors import (
 )
 from gradosr.config.evaluate import EvaluateSettings
 from gradosr.config.extend import ExtendSettings
-from gradosr.config.fit import CompleteFitJob, FitJob
+from gradosr.config.fit import CalibrationKind, CompleteFitJob, FitJob
 from gradosr.config.inputs import MAX_PIXELS, ImagesInput, Input, LabelNames, ParquetInput, ResultsInput, TarInput
 from gradosr.config.load import KINDS, check_job, is_config, load_job
 from gradosr.config.pack import PackJob, pack_job
@@ -50,6 +50,7 @@ __all__ = [
     "Allowance",
     "AuditSettings",
     "BaselineSettings",
+    "CalibrationKind",
     "ClassifierSettings",
     "CompleteClassifier",
     "CompleteFitJob",

@@ -5,7 +5,9 @@ that the parent was fitted with, split as they were: its gradients depend on the
 observed again. Labelled images fit the new row alone. They do not calibrate, because they were chosen by their scores,
 and p-values hold only for images that are exchangeable with those that calibrate: the p-values of the new bundle
 are those of the parent's known classes, and the rate at which images of the new class are called unknown is not
-certified until it is fitted with held-out images of all classes.
+certified until it is fitted with held-out images of all classes. The new bundle is calibrated as the parent is; per
+class, images that are taken for the new one are compared with the calibration images that are, or with all of them if
+these are hardly any.
 """
 
 from collections.abc import Mapping, Sequence
@@ -153,6 +155,7 @@ def _job(parent: Bundle, name: str, out: str, settings: ExtendSettings) -> Compl
         "seed": origin["seed"],
         "detector": origin["detector"],
         "false_alarm_rate": manifest.false_alarm_rate,
+        "calibration": parent.calibrations["float32"].kind,
         "precisions": tuple(manifest.calibrations),
         "bundle": out,
     }
