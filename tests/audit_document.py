@@ -223,7 +223,7 @@ def document(rows: dict[str, list[dict[str, Any]]], folder: str) -> dict[str, An
         "false_alarm_rate": 0.05,
         "unknown": 7_310,
         "unknown_rate": 7_310 / 84_000,
-        "calibration": {"images": 20_000},
+        "calibration": {"images": 20_000, "kind": "pooled"},
         "labels": {
             "labelled": 260,
             "drawn": 240,

@@ -33,11 +33,12 @@ def rows(
 ) -> list[dict[str, Any]]:
     """One shard's rows, all ok; features [N, F] are kept of those over the threshold."""
     scores = np.asarray(scores, np.float32)
-    p_values = known.p_values(scores)
+    classes = np.arange(len(scores)) % len(CLASSES) if index is None else np.asarray(index)
+    p_values = known.p_values(scores, classes)
     made = []
     for place, (score, p_value) in enumerate(zip(scores.tolist(), p_values.tolist(), strict=True)):
         name = f"{place:05}.jpg" if names is None else names[place]
-        predicted = place % len(CLASSES) if index is None else index[place]
+        predicted = int(classes[place])
         unknown = bool(p_values[place] <= RATE)
         made.append(
             {
@@ -87,6 +88,8 @@ def write_run(
     if known is not None:
         counts, edges = known.histogram()
         summary = {"images": len(known.scores), "edges": edges.tolist(), "counts": counts.tolist()}
+        if known.kind == "per_class":
+            summary["by_class"] = {CLASSES[k]: len(own) for k, own in known.by_class.items()}
         about |= {"false_alarm_rate": RATE, "calibration": summary}
     (folder / "parts").mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps({"schema_version": 1, "fingerprint": fingerprint, **about}))

@@ -25,6 +25,7 @@ from gradosr.audit.known import bundle_of, read_known_images
 from gradosr.audit.material import embedded, stored, vectors_of
 from gradosr.audit.nearest import nearest
 from gradosr.audit.overview import map_of
+from gradosr.audit.p_values import PValues
 from gradosr.audit.prevalence import Prevalence, no_prevalence, share_of_unknown
 from gradosr.audit.rows import RunTable
 from gradosr.audit.space import Reference
@@ -135,17 +136,18 @@ def _found(
 ) -> Found:
     calibration = _calibration(table)
     sought = [] if verdicts is None else verdicts["key"].to_pylist()
-    images, own = calibration.images if calibration else None, settings.embeddings
-    tally = count(table, images, settings.group_sample, sought, vectors=None if own else vectors_of(table))
-    counts_N = None if tally.p_values is None or tally.p_values.strange else tally.p_values.counts
-    share, flags = _figures(tally, settings)
+    own = settings.embeddings
+    vectors = None if own else vectors_of(table)
+    tally = count(table, calibration, settings.group_sample, sought, vectors=vectors)
+    p_values = None if tally.p_values is None or tally.p_values.strange else tally.p_values.settled()
+    share, flags = _figures(tally, p_values, settings)
     known, rate, alarms = 1 - (share.estimate or 0.0), table.about["false_alarm_rate"], None
-    if counts_N is not None and rate is not None and tally.images:
-        alarms = FalseAlarms.of(counts_N, known, rate)
+    if p_values is not None and rate is not None and tally.images:
+        alarms = FalseAlarms.of(p_values, known, rate)
     compared = embedded(store, own, table, tally) if own else stored(table, tally, reference)
     groups = group(compared, alarms, settings.max_groups, table.kind, table.about["classes"])
     labels = by_labels(verdicts, tally.over) if sought else None
-    return Found(table, tally, calibration, counts_N, share, flags, groups, settings.max_groups, labels)
+    return Found(table, tally, calibration, p_values, share, flags, groups, settings.max_groups, labels)
 
 
 def _calibration(table: RunTable) -> CalibrationSummary | None:
@@ -156,12 +158,11 @@ def _calibration(table: RunTable) -> CalibrationSummary | None:
         raise InputError(f"{table.folder.uri}: run.json is damaged: its calibration is not one") from error
 
 
-def _figures(tally: Tally, settings: AuditSettings) -> tuple[Prevalence, Flags]:
+def _figures(tally: Tally, p_values: PValues | None, settings: AuditSettings) -> tuple[Prevalence, Flags]:
     """Compute the prevalence and the flags; without exactly countable p-values, return both empty with the reason."""
-    if tally.p_values is None or tally.p_values.strange:
+    if p_values is None:
         reason = UNCALIBRATED
         if tally.p_values:
             reason = f"{tally.p_values.strange} p-values are not of the recorded calibration; score into a new output"
         return no_prevalence(reason, settings.confidence), no_flags(reason, settings.fdr)
-    share = share_of_unknown(tally.p_values.counts, settings.confidence)
-    return share, certified(tally.p_values.counts, settings.fdr)
+    return share_of_unknown(p_values, settings.confidence), certified(p_values, settings.fdr)

@@ -6,12 +6,10 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from gradosr.audit.clusters import Groups
 from gradosr.audit.flags import Flags
 from gradosr.audit.histograms import p_value_histogram, score_histogram
+from gradosr.audit.p_values import PValues
 from gradosr.audit.places import MOST_PREFIXES
 from gradosr.audit.prevalence import Prevalence
 from gradosr.audit.proportions import wilson
@@ -33,8 +31,8 @@ class Found:
     table: RunTable
     tally: Tally
     calibration: CalibrationSummary | None
-    counts_N: NDArray[np.integer] | None
-    """Number of images with the p-value (j + 1) / N; None if the p-values do not belong to the recorded calibration."""
+    p_values: PValues | None
+    """The images by p-value; None if the p-values do not belong to the recorded calibration."""
     share: Prevalence
     flags: Flags
     groups: Groups
@@ -53,18 +51,18 @@ def document(found: Found, changed: Mapping[str, Any] | None, notes: Sequence[st
         "results": _results(table),
         "notes": [*notes, *_left_out(found)],
         **_counted(table, tally),
-        "calibration": {"images": found.calibration.images} if found.calibration else None,
+        "calibration": found.calibration and {"images": found.calibration.images, "kind": found.calibration.kind},
         "prevalence": asdict(found.share),
         "labels": found.labels,
-        "flags": {name: value for name, value in asdict(found.flags).items() if name != "rank"},
+        "flags": {name: value for name, value in asdict(found.flags).items() if name != "cut"},
         "histograms": {
             "unknown_score": score_histogram(tally.scores, found.calibration),
-            "p_value": p_value_histogram(found.counts_N, tally.p_histogram),
+            "p_value": p_value_histogram(found.p_values, tally.p_histogram),
         },
         **_rates(table, tally),
         "groups": _grouped(found.groups),
         "list": FLAGGED if found.flags.count else OVER,
-        # Both the flagged rows and those over the threshold are the rows with the highest scores.
+        # Both the flagged rows and those over the threshold are the rows with the lowest p-values.
         "highest": tally.highest[: found.flags.count or tally.unknown],
         "quarantined": _quarantined(table),
         "bad_images": tally.bad_images,

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gradosr.audit.p_values import PValues
+
 Floats = NDArray[np.float64]
 
 
@@ -24,13 +26,13 @@ class FalseAlarms:
     """Share of known images between two neighbouring edges, from 0 to 1; it never decreases."""
 
     @classmethod
-    def of(cls, counts_N: NDArray[np.integer], known: float, threshold: float) -> "FalseAlarms":
-        """Fit the model to counts by p-value (j + 1) / N up to the threshold; `known` is the share of known images."""
-        last = max(1, int(threshold * len(counts_N) + 1e-6))
-        ranks = np.unique(np.concatenate([[0], np.geomspace(1, last, 12).astype(int), [last]]))
-        found = np.add.reduceat(counts_N[:last].astype(np.int64), ranks[:-1])
-        expected = known * counts_N.sum() * np.diff(ranks) / len(counts_N)
-        return cls(ranks / len(counts_N), _never_falling(expected, found))
+    def of(cls, p_values: PValues, known: float, threshold: float) -> "FalseAlarms":
+        """Fit the model to the p-values up to the threshold; `known` is the share of known images."""
+        last = max(1, p_values.up_to(threshold))
+        ends = np.unique(np.concatenate([[0], np.geomspace(1, last, 12).astype(int), [last]]))
+        found = np.add.reduceat(p_values.images_V[:last], ends[:-1])
+        expected = known * p_values.images * np.diff(np.append(0, p_values.known_V)[ends])
+        return cls(np.append(0, p_values.values_V)[ends], _never_falling(expected, found))
 
     def __call__(self, p_values: Sequence[float]) -> Floats:
         """Return the probability that each image is known."""

@@ -1,9 +1,9 @@
 """Flagging of images as unknown so that, on average, at most a given share of the flags is false.
 
 The procedure of Benjamini & Hochberg (1995) is applied to split-conformal p-values. It controls the false discovery
-rate if the archive's known images are like those of the calibration (Bates et al., 2023, theorem 2). That holds on
-average over calibrations; a single calibration may do better or worse. It is computed from counts by p-value
-j / (n + 1), which is exact and needs no sorting of rows.
+rate if the archive's known images are like those of the calibration (Bates et al., 2023, theorem 2), pooled or per
+class (p_values.py). That holds on average over calibrations; a single calibration may do better or worse. It is
+computed from counts by p-value, which is exact and needs no sorting of rows.
 
 The smallest p-value is 1 / (n + 1), so k flagged images among m need 1 / (n + 1) <= level * k / m: rare unknown images
 in a huge archive need a large calibration, whatever the detector.
@@ -13,7 +13,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+
+from gradosr.audit.p_values import PValues
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,8 @@ class Flags:
     calibration_images: int | None
     reason: str | None
     """The reason that nothing is flagged; None if something is."""
-    rank: int = 0
-    """Images with a p-value of at most rank / (n + 1) are flagged."""
-
-    @property
-    def cut(self) -> float:
-        """A p-value between the largest that is flagged and the next possible one."""
-        return (self.rank + 0.5) / ((self.calibration_images or 0) + 1)
+    cut: float = 0.0
+    """A p-value between the largest that is flagged and the next possible one; 0 if nothing is flagged."""
 
 
 def no_flags(reason: str, level: float) -> Flags:
@@ -43,27 +39,27 @@ def no_flags(reason: str, level: float) -> Flags:
     return Flags(level, None, None, None, None, reason)
 
 
-def certified(counts_N: NDArray[np.integer], level: float) -> Flags:
-    """Flag images of an archive in which `counts_N[j]` images have the p-value (j + 1) / N.
-
-    N is the number of calibration images plus one.
-    """
-    images, n_plus_1 = int(counts_N.sum()), len(counts_N)
-    found_N = np.cumsum(counts_N)
-    passing = np.flatnonzero(found_N * level * n_plus_1 >= np.arange(1, n_plus_1 + 1) * images)
-    rank = int(passing[-1]) + 1 if images and len(passing) else 0
-    count = int(found_N[rank - 1]) if rank else 0
+def certified(found: PValues, level: float) -> Flags:
+    """Flag images of an archive by their p-values."""
+    images, smallest = found.images, float(found.values_V[0])
+    flagged_V = np.cumsum(found.images_V)
+    passing = np.flatnonzero(flagged_V * level >= found.values_V * images * (1 - 1e-12))
+    last = int(passing[-1]) if images and len(passing) else 0
+    count = int(flagged_V[last]) if images and len(passing) else 0
     if count:
-        return Flags(level, count, level * count, 1 / n_plus_1, n_plus_1 - 1, None, rank)
-    reason = _why_none(images, n_plus_1, level, int(counts_N[0]))
-    return Flags(level, 0, 0.0, 1 / n_plus_1, n_plus_1 - 1, reason)
+        below, above = np.append(found.values_V, 2.0)[last : last + 2]
+        cut = float(below + (above - below) / 4)  # in float32 it is not the next one, however near that is
+        return Flags(level, count, level * count, smallest, found.calibration_images, None, cut)
+    return Flags(level, 0, 0.0, smallest, found.calibration_images, _why_none(found, level))
 
 
-def _why_none(images: int, n_plus_1: int, level: float, smallest: int) -> str:
-    if not images:
+def _why_none(found: PValues, level: float) -> str:
+    if not found.images:
         return "no image has a score"
-    enough = math.ceil(images / (level * n_plus_1) - 1e-9)
+    enough = math.ceil(found.images * found.lowest / level - 1e-9)
+    whose = "calibration images of their predicted class" if found.per_class else "calibration images"
+    number = "" if found.per_class else f"{found.calibration_images:,} "
     return (
-        f"at no score are there {1 / level:.3g} times as many images as known ones alone would give: {smallest:,} "
-        f"score above all {n_plus_1 - 1:,} calibration images, and {enough:,} would have to"
+        f"at no score are there {1 / level:.3g} times as many images as known ones alone would give: {found.highest:,} "
+        f"score above all {number}{whose}, and {enough:,} would have to"
     )

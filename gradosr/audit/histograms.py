@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradosr.audit.p_values import PValues
 from gradosr.audit.tally import ScoreCells
 from gradosr.bundle.manifest import CalibrationSummary
 
@@ -53,14 +54,15 @@ def _rebinned(calibration: CalibrationSummary, edges: NDArray[np.float64]) -> ND
     return np.asarray(counts.astype(np.int64))
 
 
-def p_value_histogram(counts_N: NDArray[np.integer] | None, twentieths: NDArray[np.integer]) -> dict[str, Any]:
+def p_value_histogram(found: PValues | None, twentieths: NDArray[np.integer]) -> dict[str, Any]:
     """Return edges [n + 1] and archive counts [n] of the p-values.
 
-    `counts_N` counts images with the p-value (j + 1) / N, and bins are as fine as N allows. If it is None, the counts
-    in `twentieths` are used.
+    Bins are as fine as the possible p-values allow, and as wide as the share of known images that is expected in them.
+    Without p-values of the recorded calibration, the counts in `twentieths` are used.
     """
-    if counts_N is None:
+    if found is None:
         return {"edges": np.linspace(0, 1, 21).tolist(), "archive": twentieths.tolist()}
-    ranks = np.unique(np.linspace(0, len(counts_N), min(len(counts_N), 100) + 1).astype(int))
-    archive = np.add.reduceat(counts_N.astype(np.int64), ranks[:-1])
-    return {"edges": (ranks / len(counts_N)).tolist(), "archive": archive.tolist()}
+    possible = len(found.values_V)
+    ends = np.unique(np.linspace(0, possible, min(possible, 100) + 1).astype(int))
+    archive = np.add.reduceat(found.images_V, ends[:-1])
+    return {"edges": np.append(0, found.known_V)[ends].tolist(), "archive": archive.tolist()}

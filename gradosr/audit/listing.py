@@ -46,7 +46,7 @@ def look_alikes_of(document: Document) -> list[dict[str, Any]]:
 
 
 def rows_of(document: Document) -> list[dict[str, Any]]:
-    """Return every row shown on the page once, the highest score first, each with its cluster.
+    """Return every row shown on the page once, the lowest p-value first, each with its cluster.
 
     `tiled` tells whether its picture stands among its cluster's.
     """
@@ -67,7 +67,7 @@ def rows_of(document: Document) -> list[dict[str, Any]]:
             "tiled": row["id"] in tiled,
             "why": explained.get(row["id"], {}).get("short", ""),
         }
-        for row in sorted(rows.values(), key=lambda row: (-row["unknown_score"], row["key"]))
+        for row in sorted(rows.values(), key=lambda row: (row["p_value"], -row["unknown_score"], row["key"]))
     ]
 
 

@@ -7,7 +7,10 @@ With a share pi of unknown images, the share of the archive with p <= t is
 where K and G are those shares among known and among unknown images. K(t) = t up to the luck of the calibration: with n
 calibration images, K at t = j / (n + 1) follows Beta(j, n + 1 - j). The archive and the calibration are both finite
 samples, and the band around R(t) - t covers both. It is simulated: archives are drawn from a multinomial, calibrations
-from a Dirichlet distribution (the spacings of n uniform order statistics).
+from a Dirichlet distribution (the spacings of n uniform order statistics). With a calibration per class, K is the mean
+of the classes' own K, weighted by the share w of each predicted class in the archive; its expectation lies a little
+below t, as a class allows few p-values, and is used in place of t. It varies as in a pooled calibration of so many
+images that 1 / (n + 2) is the sum of w^2 / (n_k + 2).
 
 Low end: G <= 1, so pi >= (R - K) / (1 - K) at every t. The best t counts, and the band holds for all t at once. The
 only assumption is that the archive's known images are like those of the calibration.
@@ -34,6 +37,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gradosr.audit.p_values import PValues
 
 Floats = NDArray[np.float64]
 
@@ -78,18 +83,13 @@ def no_prevalence(reason: str, confidence: float) -> Prevalence:
     return Prevalence(None, None, None, None, confidence, METHOD, "", reason)
 
 
-def share_of_unknown(counts_N: NDArray[np.integer], confidence: float) -> Prevalence:
-    """Estimate the share of unknown images in an archive where `counts_N[j]` images have the p-value (j + 1) / N.
-
-    N is the number of calibration images plus one.
-    """
-    images, calibration = int(counts_N.sum()), len(counts_N) - 1
-    if not images:
+def share_of_unknown(found: PValues, confidence: float) -> Prevalence:
+    """Estimate the share of unknown images in an archive from the p-values of its images."""
+    if not found.images:
         return no_prevalence("no image has a score", confidence)
-    if calibration < FEWEST_IN_ALL:
-        few = f"{calibration} calibration images are too few for a share; fit with at least {FEWEST_IN_ALL}"
-        return no_prevalence(few, confidence)
-    archive = _Excess.of(counts_N)
+    archive = _Excess.of(found) if found.effective >= FEWEST_IN_ALL else None
+    if archive is None:
+        return no_prevalence(_too_few(found), confidence)
     half = (1 - confidence) / 2
     known = 1 - archive.lowest(archive.deviations(1.0), 1 - half)
     deviation_BT = archive.deviations(known)  # fewer known images have a smaller error
@@ -108,10 +108,19 @@ def share_of_unknown(counts_N: NDArray[np.integer], confidence: float) -> Preval
         tuning=(
             f"lambda {archive.grid_T[-1]:.3g}: estimate and high end hold where unknown images score above three "
             f"known images of five, or nearly so; band over {len(archive.grid_T)} thresholds from "
-            f"{archive.grid_T[0]:.3g}, from {SIMULATIONS} simulated archives of {images} and calibrations of "
-            f"{calibration} images"
+            f"{archive.grid_T[0]:.3g}, from {SIMULATIONS} simulated archives of {found.images} and calibrations of "
+            f"{found.effective:.0f} images"
         ),
     )
+
+
+def _too_few(found: PValues) -> str:
+    if found.per_class:
+        return (
+            "the predicted classes of this archive have too few calibration images each for a share: they are worth "
+            f"{found.effective:.0f} of a pooled calibration; hold out more, or fit with `calibration: pooled`"
+        )
+    return f"{found.calibration_images} calibration images are too few for a share; fit with at least {FEWEST_IN_ALL}"
 
 
 @dataclass(frozen=True)
@@ -119,25 +128,30 @@ class _Excess:
     """The excess of an archive's p-values up to each threshold over what known images alone would have."""
 
     images: int
-    n_plus_1: int
+    n_plus_1: float
     grid_T: Floats
+    """Expected shares of known images up to each threshold."""
     shares_C: Floats
     """Share of the archive's images in each cell."""
 
     @classmethod
-    def of(cls, counts_N: NDArray[np.integer]) -> "_Excess":
-        """Compute the excess at the thresholds j / N next below those of GRID.
+    def of(cls, found: PValues) -> "_Excess | None":
+        """Compute the excess at the possible p-values next below those of GRID; None if there are too few of them.
 
         Thresholds with fewer than FEWEST calibration images below them are left out.
         """
-        ranks = np.unique([int(t * len(counts_N)) for t in GRID])
-        ranks = ranks[ranks >= FEWEST]
-        cells_C = np.add.reduceat(counts_N.astype(np.int64), [0, *ranks])
-        return cls(int(counts_N.sum()), len(counts_N), ranks / len(counts_N), cells_C / counts_N.sum())
+        n_plus_1 = found.effective + 1
+        ends = np.unique([found.up_to(t) for t in GRID if t * n_plus_1 >= FEWEST - 1e-9])
+        known = np.append(0, found.known_V)[ends]
+        ends = ends[np.diff(known, prepend=0) > 0]
+        if len(ends) < -BEFORE:
+            return None
+        cells_C = np.add.reduceat(found.images_V, [0, *ends])
+        return cls(found.images, n_plus_1, found.known_V[ends - 1], cells_C / found.images)
 
     @property
     def excess_t(self) -> Floats:
-        """The excess R(t) - t at each threshold [T]."""
+        """The excess R(t) - K(t) at each threshold [T]."""
         return np.asarray(np.cumsum(self.shares_C)[:-1] - self.grid_T)
 
     def deviations(self, known: float) -> Floats:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gradosr.audit.text import count, interval, percent, plural
+from gradosr.audit.words import most_unknown
 
 Document = Mapping[str, Any]
 FIRST = 50
@@ -29,7 +30,9 @@ def _look(document: Document) -> dict[str, str | None] | None:
         images = sum(one["size"] for one in worth)
         return _step(f"Look at {which}.", f"They hold {plural(images, 'image')} that look alike.", "#groups")
     if document["unknown"]:
-        return _step("Look at the images with the highest scores.", "No cluster stands out among them.", "#flags")
+        return _step(
+            f"Look at the images with the {most_unknown(document)}.", "No cluster stands out among them.", "#flags"
+        )
     return None
 
 

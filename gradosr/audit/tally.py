@@ -1,7 +1,7 @@
 """Counting of a run's table in one pass, with memory that does not grow with the table.
 
-Counts are exact. Lists are bounded; their rows are chosen by content (highest score, smallest hash of the key, first in
-their shard), never by the order in which threads read parts, so that the same table gives the same audit.
+Counts are exact. Lists are bounded; their rows are chosen by content (lowest p-value, smallest hash of the key, first
+in their shard), never by the order in which threads read parts, so that the same table gives the same audit.
 """
 
 import threading
@@ -14,9 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from gradosr.audit.p_values import PValueCounts
 from gradosr.audit.places import Days, Prefixes, days_of, shard_folder
 from gradosr.audit.proportions import wilson
 from gradosr.audit.rows import OpenPart, RunTable, id_of, key_hash, shown
+from gradosr.bundle.manifest import CalibrationSummary
 from gradosr.results.part import stored_numbers
 
 COUNTED = ("key", "shard", "row", "status", "predicted_index", "unknown_score", "p_value", "is_unknown")
@@ -53,27 +55,6 @@ class ScoreCells:
         ordered = (cells.astype(np.uint32) << np.uint32(shift)) | np.uint32(1 << (shift - 1))
         bits = np.where(ordered >> 31 == 1, ordered ^ np.uint32(1 << 31), ~ordered)
         return bits.astype(np.uint32).view(np.float32).astype(np.float64), self.counts[cells]
-
-
-class PValueCounts:
-    """Exact counts of images by p-value j / (n + 1), with j from 1.
-
-    n is the number of calibration images; float32 p-values can be told apart for up to 4 million of them.
-    """
-
-    def __init__(self, calibration_images: int) -> None:
-        self.counts = np.zeros(calibration_images + 1, np.int64)
-        self.strange = 0
-        """Number of p-values that no calibration of n images can give."""
-
-    def add(self, p_values: NDArray[np.float32]) -> None:
-        """Add p-values to the counts."""
-        exact = p_values.astype(np.float64) * len(self.counts)
-        ranks = np.rint(exact)
-        valid = (np.abs(exact - ranks) < 0.25) & (ranks >= 1) & (ranks <= len(self.counts))
-        self.strange += int((~valid).sum())
-        cells, counts = np.unique(ranks[valid].astype(np.int64), return_counts=True)
-        self.counts[cells - 1] += counts
 
 
 class Sample:
@@ -127,8 +108,8 @@ class Tally:
 
     def __init__(
         self,
-        classes: int,
-        calibration_images: int | None,
+        classes: Sequence[str],
+        calibration: CalibrationSummary | None,
         kind: str,
         sample: int,
         sought: Collection[str] = (),
@@ -149,10 +130,10 @@ class Tally:
         self._sought = pa.array(sorted(sought), pa.string())
         self.statuses, self.unknown = Counter[str](), 0
         self.scores = ScoreCells()
-        self.p_values = PValueCounts(calibration_images) if calibration_images is not None else None
+        self.p_values = PValueCounts(calibration, classes) if calibration else None
         self.p_histogram = np.zeros(20, np.int64)
         """Counts of all p-values in twentieths, for a run whose calibration is not recorded."""
-        self.by_class = np.zeros((classes, 2), np.int64)
+        self.by_class = np.zeros((len(classes), 2), np.int64)
         """Images and unknown images by predicted class [K, 2]."""
         self.by_shard: dict[str, list[int]] = {}
         self.prefixes, self.days = Prefixes(kind), Days()
@@ -161,12 +142,10 @@ class Tally:
         """Rows over the threshold."""
         self.known = Sample(0 if vectors == "features" else MOST_KNOWN)
         """Rows that are surely known."""
-        self._vectors = vectors
-        self.without_vectors = 0
+        self._vectors, self.without_vectors = vectors, 0
         """Number of rows over the threshold whose vectors are wanted and not stored."""
         self._highest: pa.Table | None = None
-        self._bad: list[tuple[str, int, dict[str, Any]]] = []
-        self._lock = threading.Lock()
+        self._bad, self._lock = list[tuple[str, int, dict[str, Any]]](), threading.Lock()
 
     def read(self, part: str, opened: OpenPart) -> None:
         """Count the rows of one part."""
@@ -239,7 +218,7 @@ class Tally:
         self.unknown += int(unknown.sum())
         self.scores.add(rows["unknown_score"].to_numpy())
         if self.p_values is not None:
-            self.p_values.add(p_values)
+            self.p_values.add(p_values, index)
         self.p_histogram += np.histogram(p_values, np.linspace(0, 1, 21))[0]
         classes = len(self.by_class)
         self.by_class[:, 0] += np.bincount(index, minlength=classes)[:classes]
@@ -253,11 +232,12 @@ class Tally:
 
     def _keep_highest(self, rows: pa.Table) -> None:
         if self._highest is not None and len(self._highest) == HIGHEST:
-            rows = rows.filter(pc.greater_equal(rows["unknown_score"], self._highest["unknown_score"][-1]))
+            rows = rows.filter(pc.less_equal(rows["p_value"], self._highest["p_value"][-1]))
         if len(rows):
             rows = rows.select(DESCRIBED)
             both = rows if self._highest is None else pa.concat_tables([self._highest, rows])
-            order = [("unknown_score", "descending"), ("key", "ascending")]
+            # In a pooled calibration this is the order of the scores.
+            order = [("p_value", "ascending"), ("unknown_score", "descending"), ("key", "ascending")]
             self._highest = both.take(pc.select_k_unstable(both, min(HIGHEST, len(both)), order)).combine_chunks()
 
     def _add_bad(self, rows: pa.Table) -> None:
@@ -279,13 +259,13 @@ class Tally:
 
     @property
     def highest(self) -> list[dict[str, Any]]:
-        """The rows with the highest unknown scores, highest first."""
+        """The rows with the lowest p-values, lowest first, and the highest unknown scores first among equal ones."""
         return [] if self._highest is None else described(self._highest)
 
 
 def count(
     table: RunTable,
-    calibration_images: int | None,
+    calibration: CalibrationSummary | None,
     sample: int,
     sought: Collection[str] = (),
     *,
@@ -293,8 +273,8 @@ def count(
     first: Collection[str] = (),
 ) -> Tally:
     """Count all parts of a table in one pass; the other arguments are as in `Tally`."""
-    classes = len(table.about["classes"])
-    tally = Tally(classes, calibration_images, table.kind, sample, sought, vectors=vectors, first=first)
+    classes = table.about["classes"]
+    tally = Tally(classes, calibration, table.kind, sample, sought, vectors=vectors, first=first)
     table.each(tally.read)
     return tally
 

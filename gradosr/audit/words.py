@@ -132,7 +132,16 @@ def count_small(number: float | None) -> str:
 def highest_title(document: Document) -> str:
     """Return the title of the list of images."""
     total = document["flags"]["count"]
-    return f"Images, of {plural(total, 'flagged image')}" if total else "Images with the highest unknown scores"
+    return f"Images, of {plural(total, 'flagged image')}" if total else f"Images with the {most_unknown(document)}"
+
+
+def most_unknown(document: Document) -> str:
+    """Return what the images have that are listed first."""
+    return (
+        "lowest p-values"
+        if (document.get("calibration") or {}).get("kind") == "per_class"
+        else "highest unknown scores"
+    )
 
 
 def clusters_found(document: Document) -> str:

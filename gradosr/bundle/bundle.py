@@ -3,7 +3,8 @@
     bundle.json               architecture, transform, classes, detector, provenance, digests of the rest
     classifier.safetensors    weights
     detector.safetensors      the detector's arrays
-    calibration.safetensors   unknown scores of held-out known images, ascending, by precision
+    calibration.safetensors   unknown scores of held-out known images, ascending, by precision; with a calibration per
+                              class, their predicted classes too
     signals.safetensors       everything seen of the held-out known images, to learn from labels; scoring needs none
     known.parquet             a few of them to look at: picture, key and features, by class; scoring needs none
 
@@ -65,7 +66,8 @@ class Bundle:
         """Write all files of the bundle, bundle.json last."""
         bodies = {CLASSIFIER: _packed(self.classifier.state_dict())}
         if self.held_out:
-            bodies[HELD_OUT] = _packed(self.held_out.tensors())
+            per_class = self.calibrations["float32"].kind == "per_class"
+            bodies[HELD_OUT] = _packed(self.held_out.tensors(predicted=per_class))
         if self.examples:
             bodies[EXAMPLES] = self.examples.body()
         _write(store, uri, bodies, self.manifest, self.detector, self.calibrations)
@@ -84,7 +86,7 @@ class Bundle:
             "classes": list(self.manifest.classes),
             "detector": self.manifest.detector,
             "false_alarm_rate": rate,
-            "threshold": self.calibrations["float32"].threshold(rate),
+            "threshold": self.calibrations["float32"].thresholds(rate, self.manifest.classes),
             **{key: self.manifest.provenance.get(key) for key in keys},
         }
 
@@ -120,26 +122,43 @@ def _write(
 ) -> None:
     bodies = bodies | {
         DETECTOR: _packed(detector.arrays()),
-        CALIBRATION: _packed({_array(one): torch.from_numpy(found.scores) for one, found in calibrations.items()}),
+        CALIBRATION: _packed({name: one for pair in calibrations.items() for name, one in _tensors(*pair).items()}),
     }
     for name, body in bodies.items():
         store.write(join(uri, name), body)
     digests = {name: hashlib.sha256(body).hexdigest() for name, body in bodies.items()}
-    others = {precision: _summary(one) for precision, one in calibrations.items()}
+    others = {precision: _summary(one, manifest.classes) for precision, one in calibrations.items()}
     summary = others.pop("float32")
     update = {"files": digests, "calibration": summary, "calibrations": others}
     store.write(join(uri, MANIFEST), json.dumps(manifest.model_copy(update=update).document(), indent=2).encode())
 
 
-def _summary(calibration: Calibration) -> CalibrationSummary:
+def _summary(calibration: Calibration, classes: tuple[str, ...]) -> CalibrationSummary:
     counts, edges = calibration.histogram()
+    by_class = {classes[k]: len(scores) for k, scores in calibration.by_class.items()}
     return CalibrationSummary(
-        images=len(calibration.scores), edges=tuple(map(float, edges)), counts=tuple(map(int, counts))
+        images=len(calibration.scores),
+        edges=tuple(map(float, edges)),
+        counts=tuple(map(int, counts)),
+        by_class=None if calibration.kind == "pooled" else by_class,
     )
 
 
-def _array(precision: Precision) -> str:
-    return "scores" if precision == "float32" else f"scores.{precision}"
+def _tensors(precision: Precision, calibration: Calibration) -> dict[str, Tensor]:
+    found = {_array("scores", precision): torch.from_numpy(calibration.scores)}
+    if calibration.predicted is not None:
+        found[_array("predicted", precision)] = torch.from_numpy(calibration.predicted)
+    return found
+
+
+def _calibration(tensors: Mapping[str, Tensor], precision: Precision) -> Calibration:
+    predicted = tensors.get(_array("predicted", precision))
+    scores = tensors[_array("scores", precision)].numpy()
+    return Calibration(scores, None if predicted is None else predicted.numpy())
+
+
+def _array(name: str, precision: Precision) -> str:
+    return name if precision == "float32" else f"{name}.{precision}"
 
 
 def _packed(tensors: dict[str, Tensor]) -> bytes:
@@ -170,7 +189,7 @@ def load_detector(store: Store, uri: str) -> DetectorOnly:
     arrays, scores = (_unpacked(store, uri, name, manifest) for name in (DETECTOR, CALIBRATION))
     try:
         detector = restore(manifest.detector, arrays)
-        calibrations = {one: Calibration(scores[_array(one)].numpy()) for one in manifest.precisions}
+        calibrations = {one: _calibration(scores, one) for one in manifest.precisions}
     except KeyError as error:
         raise BundleError(f"{uri}: array {error} is missing") from error
     return DetectorOnly(manifest, detector, calibrations, digest)

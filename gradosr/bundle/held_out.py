@@ -24,8 +24,12 @@ class HeldOut:
     calibration: Mapping[Precision, Observation]
     """Images that no detector is fitted to, as seen in each precision."""
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return what a bundle stores: the labels, and each signal in float16, [B, N]."""
+    def tensors(self, *, predicted: bool = False) -> dict[str, Tensor]:
+        """Return what a bundle stores: the labels, and each signal in float16, [B, N].
+
+        With `predicted`, the predicted classes of the calibration images as well, which logits rounded to float16 do
+        not always tell.
+        """
         seen = {"fitting": self.fitting, **{f"calibration.{name}": one for name, one in self.calibration.items()}}
         most = torch.finfo(torch.float16).max
         signals = {
@@ -33,12 +37,17 @@ class HeldOut:
             for use, observation in seen.items()
             for name, values_BN in observation.signals().items()
         }
+        if predicted:
+            signals |= {f"predicted.{name}": one.logits_BK.argmax(1).int() for name, one in self.calibration.items()}
         return signals | {"labels": self.fitting_labels_B.int()}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], precisions: tuple[Precision, ...]) -> "HeldOut":
         """Read back `tensors`. Raises KeyError for one that is missing."""
         calibration = {one: _observation(tensors, f"calibration.{one}.") for one in precisions}
+        for one, seen in calibration.items():
+            if f"predicted.{one}" in tensors:
+                calibration[one] = seen.taken_for(tensors[f"predicted.{one}"].long())
         return cls(_observation(tensors, "fitting."), tensors["labels"].long(), calibration)
 
 

@@ -5,9 +5,9 @@ import json
 from collections.abc import Collection
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import SerializerFunctionWrapHandler, ValidationError, model_serializer
 
-from gradosr.config import OutputEntry, Precision, Signals, TransformSettings
+from gradosr.config import CalibrationKind, OutputEntry, Precision, Signals, TransformSettings
 from gradosr.config.faults import one_fault
 from gradosr.config.settings import Settings
 from gradosr.errors import BundleError, ConfigError, NotFound, first_line
@@ -30,6 +30,18 @@ class CalibrationSummary(Settings):
     """Edges of unknown scores, ascending and evenly spaced; higher = more unknown."""
     counts: tuple[int, ...]
     """Number of calibration images between neighbouring edges."""
+    by_class: dict[str, int] | None = None
+    """With a calibration per class, the images of each class that has one of its own; the others are compared with all.
+    None, and not written, if the calibration is pooled."""
+
+    @property
+    def kind(self) -> CalibrationKind:
+        """The kind of calibration, as in the config of a fit job."""
+        return "pooled" if self.by_class is None else "per_class"
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, content: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in content(self).items() if value is not None}
 
 
 class Manifest(Signals):

@@ -31,7 +31,7 @@ from gradosr.config.detectors import (
 from gradosr.config.embedder import EmbedderSettings
 from gradosr.config.evaluate import EvaluateSettings
 from gradosr.config.extend import ExtendSettings
-from gradosr.config.fit import CompleteFitJob, FitJob
+from gradosr.config.fit import CalibrationKind, CompleteFitJob, FitJob
 from gradosr.config.inputs import MAX_PIXELS, ImagesInput, Input, LabelNames, ParquetInput, ResultsInput, TarInput
 from gradosr.config.load import KINDS, check_job, is_config, load_job
 from gradosr.config.pack import PackJob, pack_job
@@ -52,6 +52,7 @@ __all__ = [
     "Allowance",
     "AuditSettings",
     "BaselineSettings",
+    "CalibrationKind",
     "ClassifierSettings",
     "CompleteClassifier",
     "CompleteFitJob",

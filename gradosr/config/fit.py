@@ -11,6 +11,8 @@ from gradosr.config.inputs import MAX_PIXELS, Input
 from gradosr.config.store import StoreFields
 from gradosr.config.uris import Uri
 
+CalibrationKind = Literal["pooled", "per_class"]
+
 
 class FitJob(StoreFields):
     """Fit a detector to a classifier (trained by this job or elsewhere) and save both as a bundle."""
@@ -31,6 +33,10 @@ class FitJob(StoreFields):
     """Unknown detector to fit."""
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of known images that may be called unknown: is_unknown means p_value <= this rate."""
+    calibration: CalibrationKind = "pooled"
+    """Held-out known images that an image's p-value compares it with: all of them, so that false_alarm_rate holds for
+    known images on average (`pooled`), or those of the same predicted class, so that it holds for each predicted class
+    by itself (`per_class`). Per class, every class that is predicted needs 1 / false_alarm_rate - 1 such images."""
     precisions: tuple[Literal["tf32", "bfloat16"], ...] = ()
     """Precisions, besides float32, that score jobs may use with the bundle. The detector is calibrated in each of them,
     because p-values hold only in the precision of their calibration; each costs another pass over those images."""

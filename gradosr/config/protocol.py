@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt, model_validator
 from gradosr.config.classifier import ClassifierSettings, TrainSettings
 from gradosr.config.compute import DeviceName
 from gradosr.config.detectors import Detector, ObjectiveName
-from gradosr.config.fit import FitJob
+from gradosr.config.fit import CalibrationKind, FitJob
 from gradosr.config.inputs import MAX_PIXELS, Input
 from gradosr.config.settings import Settings
 from gradosr.config.store import StoreFields
@@ -58,6 +58,8 @@ class OsrProtocol(StoreFields):
     """Results folder; running the same command again continues an unfinished run."""
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of known images that may be called unknown, where a threshold is measured."""
+    calibration: CalibrationKind = "pooled"
+    """Kind of calibration where p-values are measured, as in FitJob."""
     resamplings: PositiveInt = 1000
     """Number of resamplings for the bootstrap intervals."""
     batch_size: PositiveInt = 128
@@ -102,6 +104,7 @@ class OsrProtocol(StoreFields):
             held_out=task.held_out,
             detector=detector,
             false_alarm_rate=self.false_alarm_rate,
+            calibration=self.calibration,
             bundle=self.output,
             **{name: getattr(self, name) for name in ("batch_size", "device", "max_pixels", "seed", "store", "stores")},
         )

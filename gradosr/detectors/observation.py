@@ -77,6 +77,15 @@ class Observation:
         watched = {name: values_B1.squeeze(1) for name, values_B1 in own.items()}
         return cls(log_norms_BC, logits_BK, features_BF, middle_BM, watched)
 
+    def taken_for(self, predicted_B: Tensor) -> "Observation":
+        """Return the observation with the logits of the predicted classes raised above all others.
+
+        Rounded to float16, logits may be equal that were not. The predicted class then is no longer certain from them,
+        and detectors go by it.
+        """
+        highest_B1 = torch.nextafter(self.logits_BK.amax(1, keepdim=True), torch.tensor(torch.inf))
+        return replace(self, logits_BK=self.logits_BK.scatter(1, predicted_B[:, None], highest_B1))
+
     def __getitem__(self, rows: Tensor) -> "Observation":
         return self._with_each(lambda values: values[rows])
 

@@ -6,7 +6,9 @@ observed again. Labelled images fit the new row alone; where there are enough of
 out and tell how many are named right. They do not calibrate, because they were chosen by their scores, and p-values
 hold only for images that are exchangeable with those that calibrate: the p-values of the new bundle are those of the
 parent's known classes, and the rate at which images of the new class are over the threshold is not certified until it
-is fitted with held-out images of all classes.
+is fitted with held-out images of all classes. The new bundle is calibrated as the parent is; per class, images
+that are taken for the new one are compared with the calibration images that are, or with all of them if these are
+hardly any.
 """
 
 from collections.abc import Mapping, Sequence
@@ -185,6 +187,7 @@ def _job(parent: Bundle, name: str, out: str, settings: ExtendSettings) -> Compl
         "seed": origin["seed"],
         "detector": origin["detector"],
         "false_alarm_rate": manifest.false_alarm_rate,
+        "calibration": parent.calibrations["float32"].kind,
         "precisions": tuple(manifest.calibrations),
         "bundle": out,
     }

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from gradosr.archive.decoded import DecodedImages
 from gradosr.archive.pixel_file import Images
 from gradosr.bundle.bundle import Bundle
-from gradosr.bundle.calibration import Calibration, check_enough
 from gradosr.bundle.held_out import HeldOut
 from gradosr.bundle.manifest import Manifest
 from gradosr.classifier.build import probabilities
@@ -34,6 +33,7 @@ from gradosr.config import (
 from gradosr.config import Detector as DetectorSettings
 from gradosr.detectors import ClassSplit, Detector, Known, Observation, detector_class
 from gradosr.errors import ClassifierError, ConfigError
+from gradosr.fit.calibrating import calibrate, check_calibration, compared_with_all
 from gradosr.fit.examples import examples
 from gradosr.fit.guards import (
     Calls,
@@ -90,7 +90,7 @@ def prepare(
     keep_training = job.train is not None or isinstance(job.detector, TransferSettings)
     seen = Meter(notes, "reading the known images").add
     known = read_known(job, store, decoded or DecodedImages(store), classes, keep_training=keep_training, seen=seen)
-    check_enough(known.counts()["calibration"], job.false_alarm_rate)
+    check_calibration(job, known, classes)
     notes.say(f"{len(classes)} known classes; images: {_listed(known.counts())}")
     if (size := known.pixels.nbytes) >= LARGE:
         notes.say(f"their pixels lie in a temporary file in {gettempdir()} until the end: {size / 1e6:,.1f} MB")
@@ -139,9 +139,11 @@ def fit_prepared(ready: Ready, notes: Notes, *, force: bool = False) -> Bundle:
     observed: dict[Precision, Observation] = {"float32": calibration}
     observed |= {precision: _observe_again(ready, precision) for precision in job.precisions}
     calibrations = {
-        precision: Calibration.of(detector.score(seen).cpu().numpy(), job.false_alarm_rate)
+        precision: calibrate(detector, seen, job.calibration, job.false_alarm_rate, classes)
         for precision, seen in observed.items()
     }
+    if told := compared_with_all(calibrations["float32"], classes):
+        notes.say(printable(told))
     rows = fitting.finite()
     kept = {precision: seen[seen.finite()] for precision, seen in observed.items()}
     held_out = HeldOut(fitting[rows], known.of(FITTING).labels_N.to(rows.device)[rows], kept)

@@ -16,7 +16,15 @@ from gradosr.archive.readers import every_image
 from gradosr.bundle.bundle import load_bundle
 from gradosr.classifier.build import input_size, probabilities
 from gradosr.classifier.resolve import bring, complete
-from gradosr.config import CompleteFitJob, ComputeSettings, FitJob, ScoreJob, Serving, TransformSettings
+from gradosr.config import (
+    CalibrationKind,
+    CompleteFitJob,
+    ComputeSettings,
+    FitJob,
+    ScoreJob,
+    Serving,
+    TransformSettings,
+)
 from gradosr.errors import InputError
 from gradosr.gradients.explain import FALLBACK
 from gradosr.gradients.forms import wait
@@ -55,6 +63,7 @@ class Inspection:
     features: int | None
     """Number of penultimate features; None if the logits do not come from a linear layer."""
     detector: str
+    calibration: CalibrationKind
     objectives: tuple[str, ...]
     device: str
     precision: str
@@ -90,6 +99,7 @@ def check_bundle(job: Serving) -> Inspection:
         arch=manifest.arch,
         classes=manifest.classes,
         detector=manifest.detector,
+        calibration=bundle.calibrations[job.precision].kind,
         precision=job.precision,
         images_per_second=rate,
         peak_memory_bytes=memory,
@@ -122,6 +132,7 @@ def check_fit(job: FitJob, notes: Notes) -> Inspection:
         arch=settings.arch,
         classes=classes,
         detector=job.detector.kind,
+        calibration=job.calibration,
         precision="float32",
         images_per_second=rate,
         peak_memory_bytes=memory,
@@ -197,6 +208,7 @@ def report(found: Inspection) -> str:
         "classes": f"{len(found.classes)}: {_named(found.classes)}",
         "transform": str(found.transform),
         "detector": f"{found.detector} of {objectives}{layers}",
+        "calibration": "" if found.calibration == "pooled" else "per predicted class",
         "rules": rules,
         "slow": f"{_named(found.fallback)} (no rule: image by image)" if found.fallback else "",
         "features": "none: no linear layer makes the logits" if found.features is None else str(found.features),

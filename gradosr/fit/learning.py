@@ -13,11 +13,11 @@ import torch
 
 from gradosr.audit.rows import OpenPart, RunTable, id_of
 from gradosr.bundle.bundle import DetectorOnly, load_detector, read_held_out
-from gradosr.bundle.calibration import Calibration
 from gradosr.bundle.held_out import HeldOut
 from gradosr.detectors import Detector, Observation
 from gradosr.detectors.learned import LearnedDetector, View
 from gradosr.errors import InputError
+from gradosr.fit.calibrating import calibrate
 from gradosr.fit.correction import Examples, choose_penalty, cross_validated, fit_correction
 from gradosr.labels import read_labels, verdicts
 from gradosr.scoring.rescoring import observation_of, signal_columns
@@ -50,9 +50,9 @@ def learn(store: Store, bundle: str, runs: Sequence[str], out: str) -> dict[str,
     if isinstance(old.detector, LearnedDetector):
         base, kind = old.detector.base, old.detector.kind
     detector, penalty = _corrected(base, kind, held_out, labelled)
-    rate = old.manifest.false_alarm_rate
+    rate, classes = old.manifest.false_alarm_rate, old.manifest.classes
     calibrations = {
-        precision: Calibration.of(detector.score(seen).numpy(), rate)
+        precision: calibrate(detector, seen, old.calibrations["float32"].kind, rate, classes)
         for precision, seen in held_out.calibration.items()
     }
     unknown = int(labelled.unknown_B.sum())
@@ -64,7 +64,7 @@ def learn(store: Store, bundle: str, runs: Sequence[str], out: str) -> dict[str,
     }
     manifest = old.manifest.model_copy(update={"detector": "learned", "provenance": provenance})
     DetectorOnly(manifest, detector, calibrations, "").save_beside(store, bundle, out)
-    return {"bundle": out, **facts, "threshold": calibrations["float32"].threshold(rate)}
+    return {"bundle": out, **facts, "threshold": calibrations["float32"].thresholds(rate, classes)}
 
 
 def _corrected(

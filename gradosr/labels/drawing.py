@@ -6,8 +6,8 @@ One round, of n images, among the images of the table that were neither handed o
 2. what is left is divided at fixed p-values into H strata of N_h images, two of them over the threshold and three
    below; n_h are drawn from each by simple random sampling without replacement (those with the smallest random
    numbers). n_h grows with the square root of N_h (power allocation: Bankier 1988, The American Statistician 42), so
-   that few images over the threshold do not get few draws; p-values order images as scores do, and their edges need no
-   look at the table.
+   that few images over the threshold do not get few draws; p-values order images as scores do (with a calibration per
+   class, images of one predicted class), and their edges need no look at the table.
 
 Several rounds make one sample of the same kind, because the edges stay: let t be the place of the lowest of the last
 round's highest scores. All images above t have been handed out. Below t the images drawn from a stratum so far are a

@@ -42,6 +42,9 @@ class Detector:
     """Share of the images given to `fit` that calibrates."""
     seed: int = 0
     """Seed of the split."""
+    per_class: bool = False
+    """Whether an image is compared with the calibration images of its own predicted class alone, that of its largest
+    logit; logits are needed then. See `calibration` of a fit job."""
     _fitted: Any = field(default=None, init=False, repr=False)
     _calibration: Any = field(default=None, init=False, repr=False)
 
@@ -84,29 +87,39 @@ class Detector:
         if not len(fitting):
             raise InputError(f"{len(seen)} images: none are left to fit to")
         self._fitted = detector_class(self.kind).fit(Known(seen[fitting], labels_B[fitting], head), None)
-        self._calibration = Calibration.of(self._fitted.score(seen[calibrating]).numpy(), self.false_alarm_rate)
+        known = seen[calibrating]
+        classes = [f"class {k}" for k in range(known.logits_BK.shape[1])]
+        self._calibration = Calibration.of(
+            self._fitted.score(known).numpy(), self.false_alarm_rate, self._predicted(known), classes
+        )
         return self
 
     def score(self, features: ArrayLike | None = None, logits: ArrayLike | None = None) -> NDArray[np.float32]:
         """Return unknown scores [B]; higher = more unknown."""
-        if self._fitted is None:
-            raise ConfigError("Detector: fit it first")
-        scores_B: NDArray[np.float32] = self._fitted.score(self._observation(features, logits)).float().numpy()
-        return scores_B
+        return self._scored(self._observation(features, logits))
 
     def p_values(self, features: ArrayLike | None = None, logits: ArrayLike | None = None) -> NDArray[np.float32]:
         """Return p-values [B]; small = unlike the known images."""
-        scores_B = self.score(features, logits)
-        p_values_B: NDArray[np.float32] = self._calibration.p_values(scores_B)
+        seen = self._observation(features, logits)
+        p_values_B: NDArray[np.float32] = self._calibration.p_values(self._scored(seen), self._predicted(seen))
         return p_values_B
 
     def predict(self, features: ArrayLike | None = None, logits: ArrayLike | None = None) -> NDArray[np.bool_]:
         """Tell for each image whether it is called unknown, [B]."""
         return self.p_values(features, logits) <= self.false_alarm_rate
 
+    def _scored(self, seen: Observation) -> NDArray[np.float32]:
+        if self._fitted is None:
+            raise ConfigError("Detector: fit it first")
+        scores_B: NDArray[np.float32] = self._fitted.score(seen).float().numpy()
+        return scores_B
+
+    def _predicted(self, seen: Observation) -> NDArray[np.int64] | None:
+        return seen.logits_BK.argmax(1).numpy() if self.per_class else None
+
     def _observation(self, features: ArrayLike | None, logits: ArrayLike | None) -> Observation:
         needed = [("features", features)] if self.kind in OF_FEATURES else []
-        needed += [("logits", logits)] if self.kind not in OF_FEATURES or self.kind in ("vim",) else []
+        needed += [("logits", logits)] if self.kind not in OF_FEATURES or self.kind == "vim" or self.per_class else []
         if missing := [name for name, values in needed if values is None]:
             raise ConfigError(f"{self.kind}: needs {' and '.join(missing)}")
         features_BF = None if features is None else _matrix(features)

@@ -156,7 +156,8 @@ def rescored(part: Shard, rows: pa.RecordBatch, bundle: DetectorOnly, precision:
             raise InputError(f"{part.uri}: {missing} scored images without stored signals; {HOW}")
         score_B[has_signals_B] = bundle.detector.score(observation_of(seen)).numpy()
     finite_B = np.isfinite(score_B)
-    p_value_B = bundle.calibrations[precision].p_values(score_B)
+    predicted_B = rows["predicted_index"].fill_null(-1).to_numpy()
+    p_value_B = bundle.calibrations[precision].p_values(score_B, predicted_B)
     unknown_B = pa.array(p_value_B <= bundle.manifest.false_alarm_rate, mask=~finite_B)
     columns = dict(zip(rows.schema.names, rows.columns, strict=True))
     columns |= {
@@ -183,15 +184,8 @@ def signal_columns(columns: pa.Schema) -> list[str]:
 
 
 def observation_of(seen: pa.RecordBatch) -> Observation:
-    """Return what was seen of images whose signals are stored, [S].
-
-    Rounded to float16, logits may be equal that were not. The predicted class then is no longer certain from them, and
-    detectors go by it: the class in the table is raised over the others.
-    """
+    """Return what was seen of images whose signals are stored, [S]; their predicted classes are those of the table."""
     names = signal_columns(seen.schema)
     signals = {name: torch.from_numpy(stored_numbers(seen[name]).astype(np.float32)) for name in names}
-    logits_SK = signals["logits"]
-    predicted_S1 = torch.from_numpy(seen["predicted_index"].to_numpy().astype(np.int64))[:, None]
-    highest_S1 = logits_SK.amax(1, keepdim=True)
-    logits_SK.scatter_(1, predicted_S1, torch.nextafter(highest_S1, torch.tensor(torch.inf)))
-    return Observation.from_signals(signals)
+    predicted_S = torch.from_numpy(seen["predicted_index"].to_numpy().astype(np.int64))
+    return Observation.from_signals(signals).taken_for(predicted_S)

@@ -39,7 +39,7 @@ class Scores:
     unknown_score: Floats
     """Score of the detector; higher = more unknown."""
     p_value: Floats
-    """Split-conformal p-value; small = unlike the known images."""
+    """Split-conformal p-value; small = unlike the known images, or those of its predicted class (calibration.py)."""
     is_unknown: NDArray[np.bool_]
     representation_BC: Floats
     signals: Mapping[str, NDArray[np.float16]]
@@ -124,10 +124,11 @@ class Pending:
         finite, predicted, confidence, max_logit, energy, unknown_score = first_B6.T.contiguous().numpy()
         finite = finite != 0
         unknown_score = np.where(finite, unknown_score, np.float32(np.nan))
-        p_value = self.calibration.p_values(unknown_score)
+        predicted_index = predicted.astype(np.int32)
+        p_value = self.calibration.p_values(unknown_score, predicted_index)
         return Scores(
             finite=finite,
-            predicted_index=predicted.astype(np.int32),
+            predicted_index=predicted_index,
             confidence=confidence,
             max_logit=max_logit,
             energy=energy,

@@ -17,6 +17,7 @@ from gradosr.audit import audit, words
 from gradosr.audit.false_alarms import FalseAlarms
 from gradosr.audit.flags import certified
 from gradosr.audit.histograms import score_histogram
+from gradosr.audit.p_values import PValues
 from gradosr.audit.places import Days, Prefixes, folder_of
 from gradosr.audit.prevalence import share_of_unknown
 from gradosr.audit.proportions import difference, holm, p_of_difference, wilson
@@ -51,7 +52,7 @@ def drawn(seed: int, n: int, known: int, unknown: int, shift: float) -> tuple[np
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.2, 0.5])
 def test_the_interval_covers_the_true_share(shift: float, share: float) -> None:
     found = [
-        share_of_unknown(drawn(seed, 1500, 5000 - int(5000 * share), int(5000 * share), shift)[0], 0.95)
+        share_of_unknown(PValues.pooled(drawn(seed, 1500, 5000 - int(5000 * share), int(5000 * share), shift)[0]), 0.95)
         for seed in range(40)
     ]
     assert sum(one.low <= share <= one.high for one in found) >= 35  # of 40, at 95 %
@@ -64,7 +65,7 @@ def test_the_interval_covers_the_true_share(shift: float, share: float) -> None:
 def test_the_interval_knows_of_a_small_calibration_and_of_a_small_archive() -> None:
     def width(n: int, images: int) -> float:
         counts, *_ = drawn(1, n, images * 4 // 5, images // 5, 4.0)
-        found = share_of_unknown(counts, 0.95)
+        found = share_of_unknown(PValues.pooled(counts), 0.95)
         return found.high - found.low
 
     assert width(200, 100_000) > 3 * width(20_000, 100_000)
@@ -73,23 +74,23 @@ def test_the_interval_knows_of_a_small_calibration_and_of_a_small_archive() -> N
 
 def test_the_same_counts_give_the_same_figures() -> None:
     counts, *_ = drawn(3, 500, 900, 100, 2.0)
-    assert share_of_unknown(counts, 0.9) == share_of_unknown(counts, 0.9)
+    assert share_of_unknown(PValues.pooled(counts), 0.9) == share_of_unknown(PValues.pooled(counts), 0.9)
 
 
 def test_no_share_of_too_few() -> None:
-    assert share_of_unknown(np.array([3] * 20), 0.95).reason == (
+    assert share_of_unknown(PValues.pooled(np.array([3] * 20)), 0.95).reason == (
         "19 calibration images are too few for a share; fit with at least 100"
     )
-    assert share_of_unknown(np.zeros(1000, int), 0.95).reason == "no image has a score"
+    assert share_of_unknown(PValues.pooled(np.zeros(1000, int)), 0.95).reason == "no image has a score"
 
 
 def test_an_archive_of_unknown_images_alone_and_of_very_known_ones() -> None:
     counts = np.zeros(1000, int)
     counts[0] = 5000
-    assert share_of_unknown(counts, 0.95).low > 0.99
+    assert share_of_unknown(PValues.pooled(counts), 0.95).low > 0.99
     counts = np.zeros(1000, int)
     counts[-1] = 5000
-    found = share_of_unknown(counts, 0.95)
+    found = share_of_unknown(PValues.pooled(counts), 0.95)
     assert (found.estimate, found.low, found.high, found.lower_bound) == (0, 0, 0, 0)
 
 
@@ -102,15 +103,15 @@ def test_flags_are_those_of_benjamini_and_hochberg_on_sorted_rows() -> None:
         p_values = np.sort((ranks + 1) / n_plus_1)
         passing = np.flatnonzero(p_values <= 0.1 * np.arange(1, len(ranks) + 1) / len(ranks))
         expected = 0 if not len(passing) else int((p_values <= p_values[passing[-1]]).sum())
-        found = certified(counts, 0.1)
-        assert found.count == expected == (((ranks + 1) / n_plus_1) <= found.cut).sum() * bool(found.rank)
+        found = certified(PValues.pooled(counts), 0.1)
+        assert found.count == expected == (((ranks + 1) / n_plus_1) <= found.cut).sum()
 
 
 def test_the_share_of_false_flags_keeps_its_level() -> None:
     false, share = [], []
     for seed in range(60):
-        counts, ranks, _ = drawn(seed, 1500, 4000, 1000, 4.0)
-        flagged = ranks < certified(counts, 0.1).rank
+        counts, ranks, n_plus_1 = drawn(seed, 1500, 4000, 1000, 4.0)
+        flagged = (ranks + 1) / n_plus_1 <= certified(PValues.pooled(counts), 0.1).cut
         false.append(flagged[:4000].sum() / max(1, flagged.sum()))
         share.append(flagged[4000:].mean())
     assert np.mean(false) <= 0.12
@@ -119,21 +120,21 @@ def test_the_share_of_false_flags_keeps_its_level() -> None:
 
 def test_what_the_calibration_cannot_certify_is_said_with_the_number_that_could() -> None:
     counts, *_ = drawn(0, 100, 99_900, 100, 6.0)
-    found = certified(counts, 0.1)
+    found = certified(PValues.pooled(counts), 0.1)
     assert found.count == 0
     assert found.smallest_p_value == 1 / 101
     assert "at no score are there 10 times as many images as known ones alone would give" in str(found.reason)
     enough = int(str(found.reason).rpartition(", and ")[2].split()[0].replace(",", ""))
     counts[[0, 50]] += np.array([1, -1]) * (enough - 1 - counts[0])  # with as many images in all
-    assert certified(counts, 0.1).count == 0
+    assert certified(PValues.pooled(counts), 0.1).count == 0
     counts[[0, 50]] += 1, -1
-    assert certified(counts, 0.1).count == enough
+    assert certified(PValues.pooled(counts), 0.1).count == enough
 
 
 def test_the_expected_number_of_false_flags() -> None:
     counts = np.zeros(1000, int)
     counts[0], counts[500] = 100, 900
-    found = certified(counts, 0.1)
+    found = certified(PValues.pooled(counts), 0.1)
     assert (found.count, found.expected_false, found.reason) == (100, 10, None)
 
 
@@ -317,7 +318,7 @@ def test_no_groups_without_features_and_how_to_get_them(tmp_path: Path) -> None:
 
 def test_false_alarms_add_up_to_what_known_images_alone_would_have() -> None:
     counts, ranks, n_plus_1 = drawn(5, 2000, 20_000, 2000, 3.0)
-    alarms = FalseAlarms.of(counts, 20_000 / 22_000, RATE)
+    alarms = FalseAlarms.of(PValues.pooled(counts), 20_000 / 22_000, RATE)
     over = ranks[ranks + 1 <= RATE * n_plus_1]
     expected = alarms((over + 1) / n_plus_1).sum()
     assert expected == pytest.approx(20_000 * RATE, rel=0.1)
@@ -550,7 +551,7 @@ def test_the_command_audits_what_score_wrote(tmp_path: Path, capsys: pytest.Capt
     assert code == 0
     assert "24 scored" in shown
     document = json.loads((out / "audit.json").read_text())
-    assert document["calibration"] == {"images": 40}
+    assert document["calibration"] == {"images": 40, "kind": "pooled"}
     assert document["false_alarm_rate"] == RATE
     assert sum(document["histograms"]["unknown_score"]["calibration"]) == 40
     assert document["results"]["bundle"] == document["results"]["fingerprint"]["bundle"]

@@ -1,5 +1,6 @@
 """Bundles: the same scores after saving and loading, and one clear line for every way to damage one."""
 
+import dataclasses
 import hashlib
 import json
 import pickletools
@@ -12,10 +13,11 @@ from tiny import CPU, fit_one_class
 
 from gradosr.bundle.bundle import Bundle, load_bundle
 from gradosr.bundle.calibration import Calibration
+from gradosr.bundle.held_out import HeldOut
 from gradosr.bundle.manifest import Manifest
 from gradosr.classifier.build import build_classifier
 from gradosr.config import Signals, TransferSettings, TransformSettings
-from gradosr.detectors import ClassSplit, TransferDetector
+from gradosr.detectors import ClassSplit, Observation, TransferDetector
 from gradosr.errors import BundleError, ClassifierError, ConfigError
 from gradosr.scoring.compute import Compute
 from gradosr.scoring.observer import Observer
@@ -312,3 +314,50 @@ def test_a_bundle_that_names_a_factory_imports_nothing_unless_trusted(saved, tmp
 def test_a_bundle_that_would_fetch_something_is_refused(saved, changes):
     rewrite(saved, **changes)
     assert refused(ConfigError, saved).endswith("would fetch or read files; give classifier.weights instead")
+
+
+# --- A calibration per class ---
+
+
+def per_class_of(bundle):
+    """The bundle, calibrated per class on scores of two classes; of the third none."""
+    rng = np.random.default_rng(0)
+    calibrations = {
+        precision: Calibration.of(rng.normal(size=60), 0.1, rng.integers(0, 2, 60), bundle.manifest.classes)
+        for precision in ("float32", "bfloat16")
+    }
+    return dataclasses.replace(bundle, calibrations=calibrations)
+
+
+def test_a_calibration_per_class_is_kept_in_each_precision(one_class, tmp_path, local):
+    bundle = per_class_of(one_class)
+    bundle.save(local, f"{tmp_path}/bundle")
+    loaded = load_bundle(local, f"{tmp_path}/bundle")
+    scores, predicted = np.linspace(-3, 3, 90), np.arange(90) % 3
+    for precision, calibration in bundle.calibrations.items():
+        again = loaded.calibrations[precision]
+        assert again.kind == "per_class"
+        np.testing.assert_array_equal(again.p_values(scores, predicted), calibration.p_values(scores, predicted))
+        summary = {"float32": loaded.manifest.calibration, **loaded.manifest.calibrations}[precision]
+        assert summary.by_class == {name: len(calibration.by_class[k]) for k, name in enumerate(("ant", "bee"))}
+        assert sum(summary.by_class.values()) == summary.images == 60
+    assert loaded.facts()["threshold"].keys() == {"ant", "bee", "Käfer"}
+    assert loaded.facts() == bundle.facts()
+
+
+def test_a_pooled_bundle_is_written_as_it_always_was(saved):
+    document = json.loads((saved / "bundle.json").read_text())
+    assert document["calibration"].keys() == {"images", "edges", "counts"}
+    assert "calibrations" not in document
+    assert safetensors.torch.load((saved / "calibration.safetensors").read_bytes()).keys() == {"scores"}
+
+
+def test_logits_that_rounding_makes_equal_keep_their_predicted_class(tmp_path):
+    logits_BK = torch.tensor([[10.0, 10.001, 0.0], [3.0, 1.0, 2.0]])
+    assert logits_BK.half().argmax(1).tolist() == [0, 0]
+    seen = Observation(torch.zeros(2, 0), logits_BK)
+    held_out = HeldOut(seen, torch.tensor([0, 1]), {"float32": seen})
+    again = HeldOut.from_tensors(held_out.tensors(predicted=True), ("float32",)).calibration["float32"]
+    assert again.logits_BK.argmax(1).tolist() == [1, 0]
+    torch.testing.assert_close(again.logits_BK, logits_BK, rtol=1e-3, atol=0)
+    assert "predicted.float32" not in held_out.tensors()  # a pooled bundle is written as before

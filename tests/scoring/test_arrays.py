@@ -57,3 +57,24 @@ def test_mistakes_about_arrays_are_told() -> None:
             call()
     with pytest.raises(InputError, match="needs at least 19"):
         gradosr.Detector().fit(features[:20])
+
+
+def test_a_detector_over_arrays_may_be_calibrated_per_class() -> None:
+    features, labels, logits = clouds(0, 0, 600)
+    spread = features * (1 + 2 * (labels == 2))[:, None]  # images of one class lie farther apart
+    others, of, their_logits = clouds(1, 0, 600)
+    others = others * (1 + 2 * (of == 2))[:, None]
+    alarms = {
+        per_class: [
+            gradosr.Detector("mahalanobis", per_class=per_class, false_alarm_rate=0.1)
+            .fit(spread, labels, logits=logits)
+            .predict(others[of == k], their_logits[of == k])
+            .mean()
+            for k in range(3)
+        ]
+        for per_class in (False, True)
+    }
+    assert max(alarms[False]) > 0.2 > min(alarms[True]) > 0.03
+    assert max(alarms[True]) < 0.2
+    with pytest.raises(ConfigError, match="knn: needs logits"):
+        gradosr.Detector("knn", per_class=True).fit(features, labels)

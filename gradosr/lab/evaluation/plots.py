@@ -129,7 +129,7 @@ def _scores(axes: Any, protocol: OsrProtocol, task: TaskScores) -> None:
 
 def _p_values(axes: Any, protocol: OsrProtocol, task: TaskScores) -> None:
     first, unknown = next(iter(protocol.detectors)), _unknown(task)
-    p_values = task.p_values(first)
+    p_values = task.p_values(protocol, first)
     for name, rows in (("known", ~unknown), ("unknown", unknown)):
         if not rows.any():
             continue

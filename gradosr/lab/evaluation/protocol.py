@@ -58,10 +58,19 @@ class TaskScores:
         """Select the rows of a set."""
         return self.rows.filter(pa.array(np.array(self.rows["set"].to_pylist()) == name))
 
-    def p_values(self, detector: str, name: str = TEST) -> NDArray[np.float32]:
-        """Compute the p-values of a set's images from the scores of the task's calibration images."""
-        calibration = Calibration(np.sort(self.of(CALIBRATED)[detector].to_numpy()))
-        return calibration.p_values(self.of(name)[detector].to_numpy())
+    def p_values(self, protocol: OsrProtocol, detector: str, name: str = TEST) -> NDArray[np.float32]:
+        """Compute the p-values of a set's images from the scores of the task's calibration images.
+
+        Raises InputError if these are too few.
+        """
+        known, asked = self.of(CALIBRATED), self.of(name)
+        predicted = self._predicted(known) if protocol.calibration == "per_class" else None
+        rate = protocol.false_alarm_rate
+        calibration = Calibration.of(known[detector].to_numpy(), rate, predicted, self.classes)
+        return calibration.p_values(asked[detector].to_numpy(), self._predicted(asked))
+
+    def _predicted(self, rows: pa.Table) -> NDArray[np.integer]:
+        return np.array([self.classes.index(name) for name in rows["predicted"].to_pylist()], np.int64)
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,7 @@ def is_baseline(settings: Detector) -> bool:
 
 def _made_of(protocol: OsrProtocol, task: OsrTask) -> str:
     left_out = {"store", "stores", "tasks", "train", "detectors", "output", "device", "resamplings", "batch_size"}
-    left_out |= {"data"}
+    left_out |= {"data", "calibration"}  # which no score depends on
     document = protocol.model_dump(mode="json", exclude=left_out)
     document |= {"task": task.model_dump(mode="json")}
     document |= {"detectors": {name: one.model_dump(mode="json") for name, one in detectors_of(protocol, task).items()}}

@@ -69,7 +69,7 @@ def measure(protocol: OsrProtocol, scores: TaskScores) -> TaskMetrics:
     far_of = {name: {one: scores.of(one)[name].to_numpy() for one in far} for name in names}
     both, baselines, detectors = unknown.any(), _baselines(protocol, names), {}
     for name in names:
-        score, over = test[name].to_numpy(), scores.p_values(name) <= protocol.false_alarm_rate
+        score, over = test[name].to_numpy(), scores.p_values(protocol, name) <= protocol.false_alarm_rate
         decided, truth = np.where(over, "unknown", predicted), np.where(unknown, "unknown", labels)
         detectors[name] = DetectorMetrics(
             auroc=auroc(score, unknown) if both else np.nan,
@@ -110,7 +110,7 @@ def _far_f1(
     protocol: OsrProtocol, scores: TaskScores, name: str, far: str, truth: NDArray[Any], decided: NDArray[Any]
 ) -> float:
     rows = scores.of(far)
-    over = scores.p_values(name, far) <= protocol.false_alarm_rate
+    over = scores.p_values(protocol, name, far) <= protocol.false_alarm_rate
     calls = np.where(over, "unknown", np.array(rows["predicted"].to_pylist(), dtype=str))
     return macro_f1([*truth, *["unknown"] * len(calls)], [*decided, *calls])
 
