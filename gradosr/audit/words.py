@@ -18,7 +18,10 @@ def headline(document: Document) -> str:
     if prevalence["estimate"] is None:
         return "How much of this archive is unknown to the classifier cannot be said."
     if prevalence["low"] < _FLOOR:
-        return f"At most {percent(prevalence['high'])} of this archive is unknown to the classifier; it may be none."
+        return (
+            f"This archive scores like known images: at most {percent(prevalence['high'])} of it is unknown to the "
+            "classifier, unless that scores like known images, too."
+        )
     return f"About {percent(prevalence['estimate'])} of this archive is unknown to the classifier."
 
 

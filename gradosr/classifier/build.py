@@ -68,7 +68,10 @@ def check_args(arch: str, args: Mapping[str, Any]) -> None:
 def _factory(arch: str, trusted: Collection[str]) -> Any:
     """Return the callable package.module:factory; like python -m, it can be imported from the working directory."""
     if arch not in trusted:
-        raise ConfigError(f"{arch}: not trusted; a bundle imports no code unless the config says `trust: [{arch}]`")
+        raise ConfigError(
+            f"{arch}: not trusted; a bundle imports no code unless told: `trust: [{arch}]` in a config, or --set "
+            f"'trust=[{arch}]'"
+        )
     module, _, name = arch.partition(":")
     import_from_here()
     try:

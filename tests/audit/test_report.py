@@ -214,7 +214,7 @@ def test_a_calibration_that_certifies_nothing_is_told_with_the_reason(document: 
 def test_an_interval_that_reaches_zero_claims_nothing(document: dict[str, Any]) -> None:
     document["prevalence"] |= {"estimate": 0.002, "low": 0.0, "high": 0.011, "lower_bound": 0.0}
     said = shown(document)
-    assert "At most 1.1 % of this archive is unknown to the classifier; it may be none." in said
+    assert "This archive scores like known images: at most 1.1 % of it is unknown to the classifier, unless" in said
     assert "that any image is unknown cannot be shown" in said
 
 

@@ -300,7 +300,8 @@ def test_a_bundle_that_names_a_factory_imports_nothing_unless_trusted(saved, tmp
     )
     rewrite(saved, arch="bundled_nets:net")
     assert refused(ConfigError, saved, trust=("bundled_nets:other",)) == (
-        "bundled_nets:net: not trusted; a bundle imports no code unless the config says `trust: [bundled_nets:net]`"
+        "bundled_nets:net: not trusted; a bundle imports no code unless told: "
+        "`trust: [bundled_nets:net]` in a config, or --set 'trust=[bundled_nets:net]'"
     )
     assert not (tmp_path / "imported").exists()
     loaded = load_bundle(Store(), str(saved), ("bundled_nets:net",))

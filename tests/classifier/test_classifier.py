@@ -93,7 +93,8 @@ def test_args_reach_the_architecture():
         (
             "os:system",
             {"command": "touch ran"},
-            "os:system: not trusted; a bundle imports no code unless the config says `trust: [os:system]`",
+            "os:system: not trusted; a bundle imports no code unless told: "
+            "`trust: [os:system]` in a config, or --set 'trust=[os:system]'",
         ),
     ],
 )
