@@ -178,7 +178,7 @@ def heat_image(heat: Mapping[str, Any]) -> Image.Image:
     share = values.astype(np.float64) / 255
     green = 220 * np.clip(2 - 2 * share, 0, 1)
     colours = np.stack([np.full_like(share, 235), green, np.zeros_like(share), 190 * share], 2)
-    return Image.fromarray(colours.round().astype(np.uint8), "RGBA")
+    return Image.fromarray(colours.round().astype(np.uint8))
 
 
 def _known(pictures: Pictures, one: str) -> str | None:

@@ -28,10 +28,6 @@ class EmbedderSettings(NetworkSettings):
 
     @model_validator(mode="after")
     def _whole(self) -> "EmbedderSettings":
-        if not all(self.arch.partition(":")):
-            raise ValueError(
-                f"arch {self.arch}: expected torchvision:NAME, timm:NAME, hf:URI or package.module:factory"
-            )
         if not self.own_code and not self.trained:
             raise ValueError(f"{self.arch} needs weights; nothing is downloaded")
         if self.own_code and self.transform is None:

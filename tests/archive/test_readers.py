@@ -406,7 +406,10 @@ def test_kinds_of_parquet_columns(read, kind, labels, path):
         paths = pa.array(["a.png", None, "b.jpg"])
         paths = paths.dictionary_encode() if pa.types.is_dictionary(path) else paths
         images = pa.StructArray.from_arrays([images, paths], ["bytes", "path"])
-    data = parquet_file({"img": images, "y": labels}, row_group_size=3)  # pyarrow cuts no views within structs
+    try:
+        data = parquet_file({"img": images, "y": labels}, row_group_size=3)  # pyarrow cuts no views within structs
+    except pa.ArrowNotImplementedError as error:
+        pytest.skip(f"this pyarrow writes no such column: {error}")
     rows = read(data, "s.parquet", image_column="img", label_column="y")
     assert [(row.data, row.label, row.source) for row in rows] == [
         (CAT, "cat", path and "a.png"),

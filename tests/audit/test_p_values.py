@@ -192,4 +192,4 @@ def test_a_page_lists_the_images_of_the_lowest_p_values(tmp_path: Path) -> None:
     assert words.most_unknown(found) == "lowest p-values"
     page = (tmp_path / "out" / "index.html").read_text()
     assert "an image compared with those of its predicted class" in page
-    assert "of known images unknown, in each predicted class" in page
+    assert "of known images are over it, in each predicted class" in page

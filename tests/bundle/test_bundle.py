@@ -261,9 +261,8 @@ def test_a_changed_file_is_named(saved, name):
 @pytest.mark.parametrize("name", sorted(FILES - {"bundle.json"}))
 def test_a_file_of_another_kind_is_named(saved, name):
     replace_file(saved, name, b"garbage")
-    assert refused(BundleError, saved) == (
-        f"{saved}/{name}: not a safetensors file: Error while deserializing: header too small"
-    )
+    told = refused(BundleError, saved).replace("HeaderTooSmall", "header too small")  # as older safetensors has it
+    assert told == f"{saved}/{name}: not a safetensors file: Error while deserializing: header too small"
 
 
 @pytest.mark.parametrize(

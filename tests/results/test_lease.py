@@ -73,7 +73,7 @@ def record(place: tuple[Store, str]) -> LeaseRecord:
 
 
 def until(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not happened():
         assert time.monotonic() < deadline
         time.sleep(0.02)

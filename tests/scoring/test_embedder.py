@@ -333,7 +333,7 @@ def squeezed(folder: Path) -> dict[str, object]:
     [
         ("no weights", "torchvision:mobilenet_v3_small needs weights; nothing is downloaded"),
         ("no transform", "tiny_net:tiny needs a transform, as it cannot say what images its weights were made for"),
-        ("no source", "arch mobilenet: expected torchvision:NAME"),
+        ("no source", "mobilenet: name its library as well"),
         (
             "not trusted",
             r"embedder.arch: tiny_net:keyed is code of its own; .* `trust: \[tiny_net:keyed\]`",
