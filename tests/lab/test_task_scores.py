@@ -61,7 +61,7 @@ def test_p_values_are_those_of_the_kind_of_calibration(kind: str) -> None:
         made.p_values(asked, "one_class"), by_definition(made, per_class=kind == "per_class"), rtol=1e-6
     )
     measured = measure(asked, made)
-    assert "Known test images flagged at p <= 0.1" in markdown(asked, [measured])
+    assert "Known test images over the threshold, p <= 0.1" in markdown(asked, [measured])
     alarms = measured.detectors["one_class"].false_alarms_by_class
     assert (alarms["dog"] - alarms["cat"] > 0.1) == (kind == "pooled")
 

@@ -346,7 +346,7 @@ def proxy(seaweedfs: SeaweedFS) -> Iterator[FaultProxy]:
 def faulty(proxy: FaultProxy, bucket: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Store, str]:
     """A run behind the proxy, with short pauses."""
     monkeypatch.setattr(s3, "BACKOFF_SECONDS", 0.01)
-    settings = S3Settings(endpoint_url=proxy.endpoint_url, addressing_style="path", read_timeout=1)
+    settings = S3Settings(endpoint_url=proxy.endpoint_url, addressing_style="path", read_timeout=10)
     return Store(settings), f"{bucket}/run"
 
 
