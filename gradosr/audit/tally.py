@@ -7,6 +7,7 @@ in their shard), never by the order in which threads read parts, so that the sam
 import threading
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -57,16 +58,25 @@ class ScoreCells:
         return bits.astype(np.uint32).view(np.float32).astype(np.float64), self.counts[cells]
 
 
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """Rows of one part that a sample wanted when it saw them; most of them give way to others."""
+
+    rows: pa.Table
+    modified: int | None
+    """The time at which their shard was last modified."""
+
+
 class Sample:
     """A sample of rows, those with the smallest hashes of their keys, with vectors if these are wanted."""
 
-    def __init__(self, limit: int, first: Collection[str] = ()) -> None:
-        """Choose `limit` rows, those with the keys `first` before all others."""
-        self.limit, self._first = limit, frozenset(first)
+    def __init__(self, limit: int, kind: str, first: Collection[str] = ()) -> None:
+        """Choose `limit` rows of an input of this kind, those with the keys `first` before all others."""
+        self.limit, self._kind, self._first = limit, kind, frozenset(first)
         self.considered = 0
         """Number of rows that could have been chosen."""
         self._bound = (1 << 64) - 1
-        self._chunks: list[tuple[NDArray[np.uint64], list[dict[str, Any]], NDArray[np.float16]]] = []
+        self._chunks: list[tuple[NDArray[np.uint64], list[tuple[_Source, int]], NDArray[np.float16]]] = []
         self._held = 0
 
     def wanted(self, keys: pa.ChunkedArray) -> tuple[NDArray[np.intp], NDArray[np.uint64]]:
@@ -77,9 +87,12 @@ class Sample:
         places = np.flatnonzero(ids <= np.uint64(self._bound))
         return places, ids[places]
 
-    def add(self, ids: NDArray[np.uint64], rows: list[dict[str, Any]], vectors_NF: NDArray[np.float16]) -> None:
-        """Add rows that `wanted` has chosen."""
-        self._chunks.append((ids, rows, vectors_NF))
+    def add(
+        self, ids: NDArray[np.uint64], rows: pa.Table, modified: int | None, vectors_NF: NDArray[np.float16]
+    ) -> None:
+        """Add rows that `wanted` has chosen, all of one shard that was last modified at `modified`."""
+        source = _Source(rows.select(DESCRIBED), modified)
+        self._chunks.append((ids, [(source, place) for place in range(len(rows))], vectors_NF))
         self._held += len(ids)
         if self._held > 2 * self.limit:
             self._settle()
@@ -90,7 +103,14 @@ class Sample:
             return [], np.empty((0, 0), np.float16)
         self._settle()
         _, rows, vectors_NF = self._chunks[0]
-        return rows, vectors_NF
+        of_source: dict[_Source, list[int]] = {}
+        for position, (source, _) in enumerate(rows):
+            of_source.setdefault(source, []).append(position)
+        described: dict[int, dict[str, Any]] = {}
+        for source, positions in of_source.items():
+            taken = source.rows.take([rows[position][1] for position in positions])
+            described |= zip(positions, dated(taken, self._kind, source.modified), strict=True)
+        return [described[position] for position in range(len(rows))], vectors_NF
 
     def _settle(self) -> None:
         ids = np.concatenate([ids for ids, *_ in self._chunks])
@@ -138,9 +158,9 @@ class Tally:
         self.by_shard: dict[str, list[int]] = {}
         self.prefixes, self.days = Prefixes(kind), Days()
         self.part_rows: dict[str, int] = {}
-        self.sample = Sample(sample, first)
+        self.sample = Sample(sample, kind, first)
         """Rows over the threshold."""
-        self.known = Sample(0 if vectors == "features" else MOST_KNOWN)
+        self.known = Sample(0 if vectors == "features" else MOST_KNOWN, kind)
         """Rows that are surely known."""
         self._vectors, self.without_vectors = vectors, 0
         """Number of rows over the threshold whose vectors are wanted and not stored."""
@@ -185,8 +205,8 @@ class Tally:
 
     def _chosen(
         self, sample: Sample, opened: OpenPart, number: int, rows: pa.Table, places: NDArray[np.intp]
-    ) -> tuple[NDArray[np.uint64], list[dict[str, Any]], NDArray[np.float16]] | None:
-        """Return hashes, rows and vectors of those rows of a group that a sample wants, without the lock."""
+    ) -> tuple[NDArray[np.uint64], pa.Table, int | None, NDArray[np.float16]] | None:
+        """Return the arguments of `Sample.add` for those rows of a group that a sample wants, without the lock."""
         if not sample.limit or not len(places):
             return None
         chosen, ids = sample.wanted(rows["key"].take(places))
@@ -199,7 +219,7 @@ class Tally:
             if not valid.any():
                 return None
             ids, taken, vectors_NF = ids[valid], taken.filter(pa.array(valid)), stored_numbers(vectors)
-        return ids, dated(taken, self.prefixes.kind, opened.modified), vectors_NF
+        return ids, taken, opened.modified, vectors_NF
 
     def _add(self, rows: pa.Table, modified: int | None) -> None:
         self.rows += len(rows)

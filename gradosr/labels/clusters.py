@@ -9,7 +9,7 @@ from gradosr.audit.clusters import group
 from gradosr.audit.known import bundle_of, read_known_images
 from gradosr.audit.material import stored, vectors_of
 from gradosr.audit.rows import RunTable
-from gradosr.audit.tally import DESCRIBED, Sample, count, dated
+from gradosr.audit.tally import DESCRIBED, Sample, count
 from gradosr.config import AuditSettings
 from gradosr.store import Store
 
@@ -43,8 +43,7 @@ def _add(sample: Sample, table: RunTable, rows: Sequence[Mapping[str, Any]], vec
             values = found[vectors][0].values
             if values is not None:
                 first = np.zeros(1, np.uint64)  # no hash is smaller, so it stays
-                own = dated(found, table.kind, opened.modified)
-                sample.add(first, own, values.to_numpy(zero_copy_only=False)[None])
+                sample.add(first, found, opened.modified, values.to_numpy(zero_copy_only=False)[None])
 
 
 def in_order(

@@ -251,6 +251,7 @@ def test_clusters_are_found_in_the_users_embeddings(folder: Path, tmp_path: Path
     assert (len(tops), min(tops)) == (3, 1.0)  # also those that the classifier takes for dogs
 
 
+@pytest.mark.slow
 def test_clusters_are_found_in_the_embeddings_that_a_run_stores(tmp_path: Path, known: Reference) -> None:
     uri, truth = run_of(tmp_path / "run", known, embedder="timm:other")
     found = audited(uri, tmp_path / "out")

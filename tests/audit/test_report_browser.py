@@ -108,6 +108,7 @@ def test_it_is_short_before_anything_is_opened(open_page: Callable[..., Any], wi
     assert open_page(width).evaluate("document.documentElement.scrollHeight") < 4000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_axe_finds_nothing(open_page: Callable[..., Any], width: int, scheme: str) -> None:

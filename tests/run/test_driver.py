@@ -127,6 +127,7 @@ def test_a_lost_worker_costs_time_not_shards(
     assert_same(rows_of(tmp_path / "results"), clean)
 
 
+@pytest.mark.slow
 def test_a_part_is_put_while_the_next_shard_is_scored_and_before_the_one_after_is_begun(
     job: ScoreJob, tmp_path: Path, clean: dict[str, tuple[object, ...]]
 ) -> None:
@@ -281,6 +282,7 @@ def until(holds: Callable[[], bool], shown: Callable[[], object]) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_images_of_a_shard_at_work_are_counted_while_it_is(job: ScoreJob, tmp_path: Path) -> None:
     plan, told = prepare(job), list[tuple[int, float]]()
 
@@ -328,6 +330,7 @@ def test_prometheus_is_served_what_the_run_did(job: ScoreJob, tmp_path: Path) ->
     assert last.done_bytes == last.total_bytes == sum(path.stat().st_size for path in (tmp_path / "archive").iterdir())
 
 
+@pytest.mark.slow
 def test_workers_read_groups_of_images_from_their_pieces(tmp_path: Path) -> None:
     for seed in range(5):
         Store().write(f"{tmp_path}/archive/{seed}.png", picture(seed))
