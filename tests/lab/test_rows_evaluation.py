@@ -168,6 +168,7 @@ def test_the_bundle_tells_what_its_detector_costs(tmp_path: Path, capsys: pytest
     assert (code, err) == (2, f"gradosr: bundle: {tmp_path}/moved is not the bundle that the run was scored with")
 
 
+@pytest.mark.slow
 def test_curves_are_written_as_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     uri = made_run(tmp_path / "run", ["cat", "plane", "dog"] * 700)
     code, out, _ = told(capsys, uri, "--out", tmp_path / "curves")

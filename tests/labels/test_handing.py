@@ -156,6 +156,7 @@ def test_two_people_who_draw_at_once_share_no_image(scored, tmp_path):
     assert sheets[0] != sheets[1]
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket(scored, gradosr, bucket, tmp_path):
     for path in Path(scored.uri).rglob("*"):
         if path.is_file():

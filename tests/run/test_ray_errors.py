@@ -76,6 +76,7 @@ def once(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "quarantined", "failed"),
     [
@@ -101,6 +102,7 @@ def test_a_run_survives_what_is_not_its_end(
         assert [reason[: len(want)] for reason, want in zip(found.values(), wanted, strict=True)] == wanted
 
 
+@pytest.mark.slow
 def test_what_ends_a_run_ends_it_in_one_line(cluster: None, job: ScoreJob, monkeypatch: pytest.MonkeyPatch) -> None:
     once(monkeypatch, exceptions.RaySystemError("the head is gone"))
     with pytest.raises(RunFailed, match=r"^Ray: .*the head is gone.*the same command goes on$") as caught:

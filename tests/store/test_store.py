@@ -393,6 +393,7 @@ def test_a_lost_store_is_not_taken_for_a_damaged_tar(
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["trickle"], indirect=True)
 def test_no_answer_that_trickles_is_waited_for(faulty: Place, proxy: FaultProxy, small_parts: int) -> None:
     """Neither in its head nor in its body, whatever was asked."""
@@ -606,6 +607,7 @@ def public(bucket: str, s3_settings: S3Settings) -> str:
     return bucket
 
 
+@pytest.mark.slow
 def test_a_public_bucket_is_read_without_keys(
     store: Store, public: str, s3_settings: S3Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
