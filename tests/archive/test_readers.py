@@ -409,7 +409,9 @@ def test_kinds_of_parquet_columns(read, kind, labels, path):
     try:
         data = parquet_file({"img": images, "y": labels}, row_group_size=3)  # pyarrow cuts no views within structs
     except pa.ArrowNotImplementedError as error:
-        pytest.skip(f"this pyarrow writes no such column: {error}")
+        if "_view" not in str(error):
+            raise
+        pytest.skip(f"this pyarrow writes no such column: {error}")  # 18, the lowest, has no views in Parquet
     rows = read(data, "s.parquet", image_column="img", label_column="y")
     assert [(row.data, row.label, row.source) for row in rows] == [
         (CAT, "cat", path and "a.png"),

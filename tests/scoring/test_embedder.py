@@ -64,7 +64,7 @@ def mobile(folder: Path, classes: int = 7, headless: bool = False) -> tuple[dict
 
 
 def given(network: nn.Module, seeds: list[int], transform: TransformSettings = OWN) -> np.ndarray:
-    """What a network makes of pictures, one by one."""
+    """Return a network's output for pictures, each passed by itself."""
     pixels = [to_input_size(decode(picture(seed), MAX_PIXELS).pixels, transform) for seed in seeds]
     with torch.no_grad():
         return torch.cat([network(normalise(one[None], transform)) for one in pixels]).numpy()
